@@ -1,0 +1,157 @@
+"""A `RunConfig` becomes everything that training needs, and the config as it was resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lrtrain.config.duration import Duration
+from lrtrain.config.schema import RunConfig
+from lrtrain.data.batches import Batches
+from lrtrain.data.build import Pipeline, make_pipeline, open_source
+from lrtrain.data.default_transforms import PHOTO
+from lrtrain.data.order import steps_per_epoch
+from lrtrain.data.source import Source
+from lrtrain.engine.mix import make_mix
+from lrtrain.engine.precision import Precision, choose_device, choose_precision, make_deterministic
+from lrtrain.engine.state import LossSums, TrainState
+from lrtrain.engine.train import Recipe
+from lrtrain.errors import ConfigError
+from lrtrain.models.build import BuiltModel, build_model
+from lrtrain.optim.build import build_optimizer, momentum_of
+from lrtrain.optim.groups import ParamGroup, make_groups
+from lrtrain.schedule.plan import GroupLR, Plan, make_plan
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run, ready to start: `config` is the config as resolved."""
+
+    config: RunConfig
+    source: Source
+    pipeline: Pipeline
+    batches: Batches
+    built: BuiltModel
+    groups: tuple[ParamGroup, ...]
+    plan: Plan
+    state: TrainState
+    recipe: Recipe
+    device: torch.device
+
+
+def build(config: RunConfig, *, load_weights: bool = True) -> Job:
+    """Open the data, build model, optimizer and plan.
+
+    Args:
+        config: the run.
+        load_weights: False where the model's state comes from a checkpoint.
+
+    Raises:
+        LrtrainError: whatever is wrong, before anything is trained or written.
+    """
+    device = choose_device(config.device, config.where("device"))
+    precision = choose_precision(config.precision, device)
+    make_deterministic(device, config.deterministic is True)
+    source = open_source(config.dataset, config.seed, config.where)
+    per_epoch = _steps_per_epoch(config, source)
+    built, groups, optimizer, plan = _planned(config, source, device, per_epoch, load_weights)
+    mean_std = None if built.mean is None or built.std is None else (built.mean, built.std)
+    pipeline = make_pipeline(source, config.dataset, seed=config.seed, where=config.where, mean_std=mean_std,
+                             photo_size=built.input_size or PHOTO)
+    batches = Batches(pipeline, batch_size=config.batch_size, where=config.where, drop_last=config.drop_last,
+                      workers=config.workers, cache=config.cache, device=device, channels_last=True)
+    state = TrainState(
+        model=built.module,
+        forward=torch.compile(built.module) if config.compile else built.module,  # type: ignore[arg-type]
+        optimizer=optimizer,
+        parameter_names=tuple(name for group in groups for name in group.parameter_names),
+        losses=LossSums(torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)),
+        ema=None if config.ema is None else AveragedModel(
+            built.module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True),  # type: ignore[no-untyped-call]
+        scaler=torch.amp.GradScaler(device.type) if precision == "fp16" else None,
+        live=plan.start_live(),
+    )
+    recipe = _recipe(config, plan, precision, source)
+    return Job(_resolved(config, device, precision, pipeline), source, pipeline, batches, built, groups, plan, state,
+               recipe, device)
+
+
+def plan_only(config: RunConfig) -> Plan:
+    """The plan of a run, for which weights are not loaded and images not read."""
+    source = open_source(config.dataset, config.seed, config.where)
+    return _planned(config, source, torch.device("cpu"), _steps_per_epoch(config, source), load_weights=False)[3]
+
+
+def _planned(config: RunConfig, source: Source, device: torch.device, per_epoch: int,
+             load_weights: bool) -> tuple[BuiltModel, tuple[ParamGroup, ...], Optimizer, Plan]:
+    built = build_model(config.model, len(source.classes), source.channels, config.seed, config.where, load_weights)
+    built.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    groups = make_groups(built.module, config.optimizer, config.where)
+    optimizer = build_optimizer(groups, config.optimizer, device, config.where)
+    plan = make_plan(config, _group_lrs(config, groups, optimizer, per_epoch), per_epoch)
+    return built, groups, optimizer, plan
+
+
+def _steps_per_epoch(config: RunConfig, source: Source) -> int:
+    images = len(source.train)
+    steps = steps_per_epoch(images, config.batch_size, config.drop_last)
+    if steps == 0:
+        raise ConfigError(f"batch_size {config.batch_size} is more than the {images} training images, and drop_last is on",
+                          config.where("batch_size"), f"at most {images}, or drop_last: false")
+    return steps
+
+
+def _group_lrs(config: RunConfig, groups: Sequence[ParamGroup], optimizer: Optimizer, per_epoch: int) -> list[GroupLR]:
+    total = config.steps or (config.epochs or 0) * per_epoch
+    return [
+        GroupLR(group.name, group.lr, momentum_of(own),
+                0 if group.frozen_until is None else min(group.frozen_until.to_steps(per_epoch, total), total))
+        for group, own in zip(groups, optimizer.param_groups, strict=True)
+    ]
+
+
+def _recipe(config: RunConfig, plan: Plan, precision: Precision, source: Source) -> Recipe:
+    def steps(duration: Duration, *loc: str) -> int:
+        count = duration.to_steps(plan.steps_per_epoch, plan.total_steps)
+        if count == 0:
+            raise ConfigError(f"{'.'.join(loc)}: {duration} is less than half a step", config.where(*loc), "1step or more")
+        return count
+
+    return Recipe(
+        seed=config.seed,
+        total_steps=plan.total_steps,
+        log_every=steps(config.log_every, "log_every"),
+        eval_every=steps(config.eval_every, "eval_every"),
+        checkpoint_every=steps(config.checkpoint.every, "checkpoint", "every"),
+        precision=precision,
+        val_images=len(source.val),
+        accumulate=config.accumulate,
+        clip_norm=config.clip_norm,
+        label_smoothing=config.label_smoothing,
+        mix=make_mix(config.mixup, config.cutmix, len(source.classes)),
+        best=config.checkpoint.best,
+        early_stop=config.early_stop,
+        plateau=None if plan.live_from is None else config.schedule[-1].monitor or "val_loss",
+        live_from=plan.live_from or 0,
+    )
+
+
+def _resolved(config: RunConfig, device: torch.device, precision: Precision, pipeline: Pipeline) -> RunConfig:
+    """The config with everything decided that was automatic, and paths that hold from any folder."""
+    data: dict[str, Any] = config.dump()
+    data["device"] = str(device)
+    data["precision"] = precision
+    data["deterministic"] = device.type == "cpu" or config.deterministic is True
+    data["dataset"]["transforms"] = pipeline.resolved_transforms
+    for section, key in (("dataset", "root"), ("model", "weights")):
+        if key in data[section]:
+            data[section][key] = str(Path(data[section][key]).expanduser().resolve())
+    resolved = RunConfig.model_validate(data)
+    resolved._document = config._document
+    return resolved

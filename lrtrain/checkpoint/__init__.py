@@ -1,0 +1,1 @@
+"""One safe directory format: safetensors beside a manifest, committed by rename. No pickle."""

@@ -1,0 +1,100 @@
+"""`lrtrain evaluate RUN`: loss and accuracy of what a run has saved."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
+
+from lrtrain.build import Job, build
+from lrtrain.checkpoint import format
+from lrtrain.config.schema import RunConfig
+from lrtrain.data.batches import Batch
+from lrtrain.engine.evaluate import evaluate
+from lrtrain.engine.events import Metrics
+from lrtrain.engine.state import load_module
+from lrtrain.errors import CheckpointError, DataError, printable
+from lrtrain.sinks.console import Screen
+from lrtrain.sinks.run_dir import RunDir, write_atomically
+
+MOST_CLASSES = 50
+
+
+def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None) -> None:
+    """Evaluate one split with one checkpoint; print, and write JSON where asked."""
+    job = build(config, load_weights=False)
+    checkpoint = _checkpoint(RunDir(path), which)
+    if checkpoint.manifest.get("classes") != list(job.source.classes):
+        raise CheckpointError("the dataset's classes are not those that the run was trained on", str(checkpoint.path))
+    load_module(job.state.evaluated, checkpoint, "model" if job.state.ema is None else "ema")
+    metrics, seen, right = _measure(job, split)
+    screen = Screen()
+    screen.facts([("run", f"{path}, {checkpoint.path.name} ({which})"), ("split", f"{split}, {metrics.images:,} images"),
+                  ("loss", f"{metrics.loss:.4f}"), ("acc1", f"{metrics.acc1:.4f}"), ("acc5", f"{metrics.acc5:.4f}")])
+    screen.print()
+    screen.print(_by_class(job.source.classes, seen, right))
+    if json is not None:
+        by_class = {name: {"images": n, "acc1": k / n if n else None}
+                    for name, n, k in zip(job.source.classes, seen, right, strict=True)}
+        write_atomically(json, json_module.dumps(
+            {"run": str(path), "checkpoint": checkpoint.path.name, "step": checkpoint.step, "split": split,
+             "images": metrics.images, "loss": metrics.loss, "acc1": metrics.acc1, "acc5": metrics.acc5,
+             "classes": by_class}, indent=1) + "\n")
+        screen.print(f"\nwrote {json}")
+
+
+def _measure(job: Job, split: str) -> tuple[Metrics, list[int], list[int]]:
+    classes = len(job.source.classes)
+    seen, right = torch.zeros(classes, dtype=torch.int64), torch.zeros(classes, dtype=torch.int64)
+
+    def count(logits: Tensor, batch: Batch) -> None:
+        labels = batch.labels.cpu()
+        seen.add_(torch.bincount(labels, minlength=classes))
+        right.add_(torch.bincount(labels[logits.argmax(1).cpu() == labels], minlength=classes))
+
+    images = {"train": job.source.train, "val": job.source.val, "test": job.source.test}[split]
+    if images is None:
+        raise DataError(f"the dataset has no {split} split beside the one that is evaluated while training",
+                        hint="--split val")
+    steps = evaluate(job.state.evaluated, job.batches.evaluate(split), len(images), job.recipe.precision, each=count)
+    with tqdm(total=len(images), desc="evaluating", unit="img", leave=False, disable=None, dynamic_ncols=True) as bar:
+        metrics = _exhaust(steps, bar)
+    job.batches.close()
+    return metrics, seen.tolist(), right.tolist()
+
+
+def _exhaust(steps: Iterator[Any], bar: tqdm[Any]) -> Metrics:
+    while True:
+        try:
+            bar.update(next(steps).done - bar.n)
+        except StopIteration as end:
+            metrics: Metrics = end.value
+            return metrics
+
+
+def _checkpoint(run_dir: RunDir, which: str) -> format.Checkpoint:
+    path = format.pointed(run_dir.checkpoints, which)
+    if path is None:
+        raise CheckpointError(f"the run has no {which} checkpoint yet", str(run_dir.checkpoints),
+                              "--checkpoint last" if which == "best" else None)
+    return format.open_checkpoint(path)
+
+
+def _by_class(classes: Sequence[str], seen: Sequence[int], right: Sequence[int]) -> Table:
+    """Accuracy by class, the worst first."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("class", overflow="fold")
+    table.add_column("images", justify="right")
+    table.add_column("acc1", justify="right")
+    rows = sorted((k / n if n else 1.0, name, n) for name, n, k in zip(classes, seen, right, strict=True))
+    for accuracy, name, n in rows[:MOST_CLASSES]:
+        table.add_row(printable(name), f"{n:,}", f"{accuracy:.4f}" if n else "")
+    if len(rows) > MOST_CLASSES:
+        table.add_row(f"and {len(rows) - MOST_CLASSES} more", "", "")
+    return table

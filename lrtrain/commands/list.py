@@ -1,0 +1,27 @@
+"""`lrtrain list KIND` shows names and their arguments."""
+
+from __future__ import annotations
+
+import sys
+
+from lrtrain import lookup
+
+_KINDS: dict[str, lookup.Kind] = {"models": "model", "schedules": "scheduler", "optimizers": "optimizer",
+                                  "datasets": "dataset", "transforms": "transform"}
+_MORE = {
+    "models": "timm/<name> with the extra: pip install 'lrtrain[timm]'",
+    "schedules": "warmup: 5ep before a single one; a list of phases in sequence",
+}
+
+
+def run(plural: str) -> None:
+    """Print one name a line with its arguments; required ones are marked."""
+    kind = _KINDS[plural]
+    names = lookup.names(kind)
+    width = max(map(len, names))
+    out = sys.stdout
+    for name in names:
+        takes = lookup.arguments(kind, name)
+        words = [key if default is not None else f"{key}*" for key, default in (takes.defaults if takes else {}).items()]
+        out.write(f"{name:{width}}  {', '.join(words)}".rstrip() + "\n")
+    out.write("\n* has no default" + (f". Also: {_MORE[plural]}" if plural in _MORE else "") + ". pkg.mod:attr: your own.\n")

@@ -1,0 +1,88 @@
+"""`lrtrain preview`: the LR of every group at every step, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from lrtrain.build import plan_only
+from lrtrain.config.duration import Duration
+from lrtrain.config.schema import RunConfig
+from lrtrain.errors import ConfigError, EnvironmentFault, printable
+from lrtrain.schedule.csv import write_csv
+from lrtrain.schedule.figure import save_curve
+from lrtrain.schedule.plan import Plan
+from lrtrain.sinks.console import Screen, number
+from lrtrain.sinks.plan_view import curve_series, show_curve
+
+MOST_ROWS = 20
+
+
+def run(config: RunConfig, csv: Path | None, plot: Path | None, at: Sequence[str]) -> None:
+    """Show, write and draw the plan."""
+    times = [(text, _duration(text)) for text in at]
+    plan = plan_only(config)
+    screen = Screen()
+    if times:
+        _show_at(plan, times, screen)
+    else:
+        for span in plan.phases:
+            screen.print(span.words)
+        show_curve(plan, screen, height=10)
+        screen.print()
+        screen.print(_table(plan))
+    if csv is not None:
+        try:
+            with csv.open("w", encoding="utf-8", newline="") as file:
+                write_csv(plan, file)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot write: {error.strerror}", str(csv)) from error
+        screen.print(f"\nwrote {plan.total_steps:,} rows to {csv}")
+    if plot is not None:
+        momentum = None if plan.curve.momentum is None else {"momentum": plan.curve.momentum[:, 0]}
+        save_curve(plot, curve_series(plan, most=12), plan.steps_per_epoch, momentum=momentum,
+                   title=f"{config.optimizer.name}, {plan.total_steps:,} steps", live_from=plan.live_from,
+                   phases=[(span.name, span.start, span.stop) for span in plan.phases])
+        screen.print(f"\ndrew {plot}")
+
+
+def _duration(text: str) -> Duration:
+    try:
+        return Duration.parse(text)
+    except ValueError as error:
+        raise ConfigError(str(error), f"--at {text}", "such as --at 3.5ep, --at 300step or --at 10%") from None
+
+
+def _show_at(plan: Plan, times: Sequence[tuple[str, Duration]], screen: Screen) -> None:
+    for text, duration in times:
+        t = duration.to_steps(plan.steps_per_epoch, plan.total_steps)
+        if t >= plan.total_steps:
+            raise ConfigError(f"{text} is step {t:,}, after the run's last, {plan.total_steps - 1:,}", f"--at {text}",
+                              f"the run is {plan.total_steps / plan.steps_per_epoch:g}ep long; steps count from 0")
+        for group, lr in zip(plan.groups, plan.lrs(t, plan.start_live()), strict=True):
+            name = "" if len(plan.groups) == 1 else f"  {group.name}"
+            screen.print(f"{text}  step {t:,}{name}  LR {lr!r}")
+
+
+def _table(plan: Plan) -> Table:
+    """The LR that each epoch starts and ends with; epochs in between are left out where there are many."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("epoch", justify="right")
+    table.add_column("steps", justify="right")
+    columns = {column: group.name for group, column in reversed(list(zip(plan.groups, plan.curve.columns, strict=True)))}
+    shown = sorted(columns)[:4]
+    for column in shown:
+        table.add_column("LR" if len(columns) == 1 else f"LR {printable(columns[column])}", overflow="fold")
+    if plan.curve.momentum is not None:
+        table.add_column("momentum")
+    starts = list(range(0, plan.total_steps, plan.steps_per_epoch))
+    every = -(-len(starts) // MOST_ROWS)
+    for i in sorted({*range(0, len(starts), every), len(starts) - 1}):
+        start, stop = starts[i], min(starts[i] + plan.steps_per_epoch, plan.total_steps)
+        cells = [f"{number(plan.curve.lr[start, c])} -> {number(plan.curve.lr[stop - 1, c])}" for c in shown]
+        if plan.curve.momentum is not None:
+            cells.append(f"{number(plan.curve.momentum[start, 0])} -> {number(plan.curve.momentum[stop - 1, 0])}")
+        table.add_row(str(i + 1), f"{start:,}..{stop - 1:,}", *cells)
+    return table

@@ -1,0 +1,105 @@
+"""`lrtrain range-test`: sweep the LR, show the loss, suggest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_module
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+from tqdm import tqdm
+
+from lrtrain.build import build
+from lrtrain.commands.start import Start
+from lrtrain.errors import EnvironmentFault
+from lrtrain.range_test.figure import draw_range_test, save_range_test
+from lrtrain.range_test.suggest import Suggestions, smooth, suggest
+from lrtrain.range_test.sweep import Sweep, sweep
+from lrtrain.sinks.console import Screen, number
+from lrtrain.sinks.run_dir import write_atomically
+
+CHOSEN = "valley"
+WORDS = {
+    "valley": "in the longest fall of the loss",
+    "steepest": "where the loss falls fastest",
+    "slide": "coming from the right, where the slope steadies",
+    "minimum_tenth": "a tenth of where the loss is lowest",
+}
+
+
+def run(start: Start, lrs: NDArray[np.float64], mode: str, out: Path | None, json: Path | None) -> None:
+    """Run the test; write range-test.png and range-test.json."""
+    config, steps = start.config, len(lrs)
+    folder = out or Path("runs") / f"{start.name}-range-test"
+    job = build(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot make the folder: {error.strerror}", str(folder)) from error
+    with tqdm(total=steps, desc="range test", unit="step", leave=False, disable=None, dynamic_ncols=True) as bar:
+        result = sweep(job, lrs, lambda step: bar.update())
+    job.batches.close()
+    smoothed = smooth(result.losses)
+    suggestions = suggest(result.lrs, result.losses, steps)
+    screen = Screen()
+    screen.print(draw_range_test(result.lrs, smoothed, suggestions, width=min(screen.width, 100), unicode=screen.unicode))
+    screen.print()
+    screen.print(_table(suggestions))
+    _tell(screen, result, suggestions, start.path)
+    write_atomically(folder / "range-test.json", _json(result, smoothed.tolist(), suggestions, mode))
+    if json is not None:
+        write_atomically(json, _json(result, smoothed.tolist(), suggestions, mode))
+    save_range_test(folder / "range-test.png", result.lrs, result.losses, smoothed, suggestions,
+                    title=f"{config.model.name} on {config.dataset.name}, {config.optimizer.name}", chosen=CHOSEN)
+    screen.print(f"\nplot      {folder / 'range-test.png'}\nevidence  {json or folder / 'range-test.json'}")
+
+
+def _tell(screen: Screen, result: Sweep, suggestions: Suggestions, config_path: Path | None) -> None:
+    screen.print()
+    if result.stopped:
+        screen.print(f"stopped at step {len(result.losses)} of {result.planned}: {result.stopped}")
+    same = result.state_before == result.state_after
+    screen.print("model, optimizer and random state are as before the test" if same
+                 else "warning: the test has changed model, optimizer or random state; this is a bug in lrtrain")
+    chosen = getattr(suggestions, CHOSEN)
+    if suggestions.caution:
+        screen.print(f"caution: {suggestions.caution}", "yellow")
+    if chosen is not None:
+        config = f" {config_path}" if config_path else ""
+        screen.print(f"next: lrtrain fit{config} --set optimizer.lr={chosen:.2g}", "bold")
+
+
+def _table(suggestions: Suggestions) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("suggestion")
+    table.add_column("LR", justify="right")
+    table.add_column("")
+    for name, words in WORDS.items():
+        value = getattr(suggestions, name)
+        table.add_row(name, "none" if value is None else number(value), words, style="bold" if name == CHOSEN else None)
+    return table
+
+
+def _json(result: Sweep, smoothed: Sequence[float], suggestions: Suggestions, mode: str) -> str:
+    def finite(values: Sequence[float]) -> list[float | None]:
+        return [value if math.isfinite(value) else None for value in values]
+
+    evidence: dict[str, Any] = {
+        "mode": mode,
+        "steps_planned": result.planned,
+        "stopped": result.stopped,
+        "lr": result.lrs.tolist(),
+        "loss": finite(result.losses.tolist()),
+        "smoothed": finite(smoothed),
+        "suggestions": dataclasses.asdict(suggestions),
+        "chosen": CHOSEN,
+        "state_sha256": {"before": result.state_before, "after": result.state_after},
+    }
+    return json_module.dumps(evidence, indent=1, allow_nan=False) + "\n"
+
+

@@ -1,0 +1,35 @@
+"""Signals ask training to stop at the next step; a second one stops at once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 75}
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], str | None]]:
+    """Inside, the yielded function answers the name of the signal that asked to stop, or None.
+
+    A signal that the parent process has set to be ignored (nohup) stays ignored.
+    """
+    received: list[str] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise SystemExit(EXIT_CODES[received[0]])
+        received.append(signal.Signals(number).name)
+
+    before = {}
+    for name in EXIT_CODES:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, on_signal)
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

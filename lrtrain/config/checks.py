@@ -1,0 +1,159 @@
+"""Names and arguments are held against what is installed, values against each other; torch is not imported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from lrtrain import lookup
+from lrtrain.config.messages import belongs, number_hint, shortened
+from lrtrain.config.schema import Dataset, Group, Model, Named, Optimizer, Phase, RunConfig
+from lrtrain.config.yaml import Document, Loc
+from lrtrain.errors import Problem
+
+# Lengths that the phase determines, filled in when absent.
+HORIZONS = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps", "ConstantLR": "total_iters",
+            "LinearLR": "total_iters", "PolynomialLR": "total_iters"}
+# torch's own arguments that a config may leave out, or not give at all.
+_FILLED = {"CosineAnnealingLR": ("T_max",), "OneCycleLR": ("max_lr",), "CyclicLR": ("max_lr",)}
+_RANGES = {"momentum": (0, 1), "betas": (0, 1), "weight_decay": (0, math.inf), "alpha": (0, 1)}
+
+
+def check_names(document: Document) -> list[Problem]:
+    """Every name that cannot be found and every argument that what is named does not take."""
+    problems: list[Problem] = []
+    for kind, section, loc, data in _sections(document.data):
+        name = data.get("name")
+        if isinstance(name, str):
+            problems += _check_section(kind, section, loc, name, data, document)
+    return problems
+
+
+def _sections(data: dict[str, Any]) -> Iterator[tuple[lookup.Kind, type[Named], Loc, dict[str, Any]]]:
+    kinds: dict[str, tuple[lookup.Kind, type[Named]]] = {
+        "model": ("model", Model), "dataset": ("dataset", Dataset), "optimizer": ("optimizer", Optimizer)}
+    for key, (kind, section) in kinds.items():
+        yield from ((kind, section, loc, item) for loc, item in _mappings(data.get(key), (key,)))
+    for loc, item in _mappings(data.get("schedule"), ("schedule",)):
+        yield "scheduler", Phase, loc, item
+    dataset = data.get("dataset")
+    transforms = dataset.get("transforms") if isinstance(dataset, dict) else None
+    for split, items in (transforms if isinstance(transforms, dict) else {}).items():
+        for loc, item in _mappings(items, ("dataset", "transforms", split)):
+            yield "transform", Named, loc, item
+
+
+def _mappings(value: Any, loc: Loc) -> list[tuple[Loc, dict[str, Any]]]:
+    """The mappings in a value that may be a name, a mapping, or a list of such."""
+    if isinstance(value, list):
+        return [found for i, item in enumerate(value) for found in _mappings(item, (*loc, i))]
+    if isinstance(value, str):
+        return [(loc, {"name": value})]
+    return [(loc, value)] if isinstance(value, dict) else []
+
+
+def _check_section(kind: lookup.Kind, section: type[Named], loc: Loc, name: str, data: dict[str, Any],
+                   document: Document) -> list[Problem]:
+    unknown = lookup.why_unknown(kind, name)
+    if unknown is not None:
+        return [Problem(unknown[0], document.where(*loc), unknown[1])]
+    fields = {field.alias or key for key, field in section.model_fields.items()}
+    given = {key: value for key, value in data.items() if key not in fields}
+    problems = [problem for key, value in given.items() for problem in _check_number(key, value, (*loc, key), document)]
+    takes = lookup.arguments(kind, name)
+    if takes is None or name in ("SequentialLR", "ChainedScheduler"):
+        return problems
+    if not takes.open:
+        problems += [_unknown_argument(kind, name, key, (*loc, key), tuple(takes.defaults), fields, document)
+                     for key in given if key not in takes.defaults]
+    filled = _FILLED.get(name, ())
+    problems += [Problem(f"{name} needs {key}", document.where(*loc), f"such as {key}: ...; it has no default")
+                 for key in takes.required if key not in data and key not in filled and not (kind == "optimizer" and key == "lr")]
+    return problems
+
+
+def _unknown_argument(kind: str, name: str, key: str, loc: Loc, takes: tuple[str, ...], fields: set[str],
+                      document: Document) -> Problem:
+    others = [argument for argument in takes if argument not in fields]
+    guess = lookup.closest(key, [*others, *sorted(fields)])
+    home = belongs(key)
+    if key == "learning_rate" and kind == "optimizer":
+        guess = "lr"
+    if guess is not None:
+        hint = f"did you mean {guess!r}?"
+        if guess == HORIZONS.get(name):
+            hint += f" When absent it is the phase's length{_length(document, loc)}."
+        others = [argument for argument in others if argument != guess]
+    elif home is not None and not home.startswith({"scheduler": "schedule"}.get(kind, kind)):
+        hint = f"it belongs elsewhere: {home}."
+    else:
+        hint = ""
+    also = f" Also takes: {', '.join(others)}" if others and guess else f" It takes: {', '.join(others)}" if others else ""
+    return Problem(f"{name} has no argument {key!r}", document.where(*loc), (hint + also).strip() or None)
+
+
+def _length(document: Document, loc: Loc) -> str:
+    phase: Any = document.data
+    for part in loc[:-1]:
+        phase = phase[part]
+    length = phase.get("for")
+    if length is None and loc[0] == "schedule" and len(loc) == 2 and isinstance(document.data.get("epochs"), int):
+        length = f"{document.data['epochs']}ep"
+    return f", {length}" if isinstance(length, str) and length != "rest" else ""
+
+
+def _check_number(key: str, value: Any, loc: Loc, document: Document) -> Iterator[Problem]:
+    values = value if isinstance(value, list) else [value]
+    for item in values:
+        if isinstance(item, float) and not math.isfinite(item):
+            yield Problem(f"{key} must be a finite number; got {item}", document.where(*loc))
+        elif isinstance(item, str) and (hint := number_hint(item)) and key not in ("lr_lambda", "scale_fn"):
+            yield Problem(f"{key} must be a number; got {shortened(item)}", document.where(*loc), hint)
+        elif key in _RANGES and isinstance(item, int | float) and not isinstance(item, bool):
+            low, high = _RANGES[key]
+            if not low <= item < high:
+                yield Problem(f"{key} must be at least {low} and less than {high}; got {item}", document.where(*loc))
+
+
+def check_values(config: RunConfig) -> list[Problem]:
+    """Contradictions between values that are each allowed."""
+    return [problem for check in (_check_run, _check_model, _check_groups) for problem in check(config)]
+
+
+def _check_run(config: RunConfig) -> Iterator[Problem]:
+    if config.epochs is not None and config.steps is not None:
+        yield Problem(f"epochs: {config.epochs} and steps: {config.steps} both give the run's length",
+                      config.where("steps"), "keep one of them")
+    if config.epochs is None and config.steps is None:
+        yield Problem("the run has no length", config.where(), "give epochs: 30 or steps: 20000")
+    if config.batch_size % config.accumulate:
+        yield Problem(f"accumulate: {config.accumulate} does not divide batch_size: {config.batch_size}",
+                      config.where("accumulate"),
+                      "batch_size is the whole batch of a step, which accumulate splits into equal parts")
+    for key in ("eval_every", "log_every"):
+        if getattr(config, key).value == 0:
+            yield Problem(f"{key} must be longer than zero", config.where(key))
+    if config.checkpoint.every.value == 0:
+        yield Problem("checkpoint.every must be longer than zero", config.where("checkpoint", "every"))
+    if config.device == "cpu" and config.deterministic is False:
+        yield Problem("deterministic: false has no meaning on CPU, where runs always repeat exactly",
+                      config.where("deterministic"), "leave it out")
+
+
+def _check_model(config: RunConfig) -> Iterator[Problem]:
+    if config.model.pretrained and config.model.weights is not None:
+        yield Problem("pretrained: true and weights: FILE both say where the weights come from",
+                      config.where("model", "weights"), "keep one of them")
+
+
+def _check_groups(config: RunConfig) -> Iterator[Problem]:
+    takes = lookup.arguments("optimizer", config.optimizer.name)
+    fields = {field.alias or key for key, field in Group.model_fields.items()}
+    for i, group in enumerate(config.optimizer.groups):
+        for key, value in group.args.items():
+            loc: Loc = ("optimizer", "groups", i, key)
+            yield from _check_number(key, value, loc, config._document)
+            if takes is not None and not takes.open and key not in takes.defaults:
+                yield _unknown_argument("optimizer", config.optimizer.name, key, loc, tuple(takes.defaults), fields,
+                                        config._document)

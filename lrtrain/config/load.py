@@ -1,0 +1,131 @@
+"""A config file and its `--set` overrides become a `RunConfig`, or one error that lists every problem."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lrtrain.config import checks, schedule_checks, yaml
+from lrtrain.config.messages import problems_of
+from lrtrain.config.schema import Phase, RunConfig
+from lrtrain.config.yaml import Document, Loc
+from lrtrain.errors import ConfigError, Problem
+
+DEFAULT = Path("lrtrain.yaml")
+
+
+def load(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read, override and check a config.
+
+    Args:
+        path: the YAML file; ./lrtrain.yaml when None.
+        overrides: `optimizer.lr=0.05` and the like, as given to `--set`.
+
+    Raises:
+        ConfigError: with every problem of the file that can be found without data and without torch.
+    """
+    document = yaml.parse(_read(path or DEFAULT, given=path is not None), str(path or DEFAULT))
+    for override in overrides:
+        _override(document, override)
+    return resolve(document)
+
+
+def resolve(document: Document) -> RunConfig:
+    """Check plain data and freeze it."""
+    if not isinstance(document.data, dict):
+        raise ConfigError("the config must be a mapping of keys such as model, dataset, optimizer, schedule",
+                          document.where())
+    problems = checks.check_names(document)
+    try:
+        config = RunConfig.model_validate(document.data)
+    except ValidationError as error:
+        raise ConfigError(_in_file_order(problems_of(error, document)
+                                         + problems + _phase_problems(document), document)) from None
+    config._document = document
+    problems += checks.check_values(config) + schedule_checks.check_schedule(config)
+    if problems:
+        raise ConfigError(_in_file_order(problems, document))
+    return config
+
+
+def _phase_problems(document: Document) -> list[Problem]:
+    """What is wrong with each phase that can be read, where the rest of the file cannot."""
+    schedule = document.data.get("schedule")
+    phases = schedule if isinstance(schedule, list) else [schedule]
+    problems: list[Problem] = []
+    for i, data in enumerate(phases):
+        loc: Loc = ("schedule", i) if isinstance(schedule, list) else ("schedule",)
+        try:
+            phase = Phase.model_validate({"name": data} if isinstance(data, str) else data)
+        except ValidationError:
+            continue
+        problems += schedule_checks.check_phase(phase, loc, document.where)
+    return problems
+
+
+def _in_file_order(problems: list[Problem], document: Document) -> list[Problem]:
+    def line(problem: Problem) -> int:
+        found = re.match(rf"{re.escape(document.name)}:(\d+)", problem.where or "")
+        return int(found[1]) if found else 10**9
+
+    return sorted(dict.fromkeys(problems), key=line)
+
+
+def _read(path: Path, *, given: bool) -> str:
+    where = str(path)
+    if path.is_dir():
+        raise ConfigError(f"{where!r} is a folder, not a config file", hint="name the YAML file in it")
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        if not given:
+            raise ConfigError("no CONFIG given, and there is no ./lrtrain.yaml",
+                              hint="`lrtrain init --example` writes one to start from") from None
+        beside = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        guess = difflib.get_close_matches(where, beside, 1)
+        raise ConfigError(f"there is no config file {where!r}",
+                          hint=f"did you mean {guess[0]!r}?" if guess else None) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the config is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}",
+                          where) from None
+    except OSError as error:
+        raise ConfigError(f"the config cannot be read: {error.strerror}", where) from None
+    if "\0" in text:
+        raise ConfigError(f"the config holds a NUL byte at offset {text.index(chr(0))}", where)
+    return text.removeprefix("\ufeff")
+
+
+def _override(document: Document, override: str) -> None:
+    key, separator, text = override.partition("=")
+    where = f"--set {override}"
+    parts: Loc = tuple(int(part) if part.isdigit() else part for part in re.split(r"[.\[\]]+", key.strip()) if part)
+    if not separator or not parts:
+        raise ConfigError(f"{override!r} is not KEY=VALUE", where, "such as --set optimizer.lr=0.05")
+    value = yaml.parse(text, where).data if text.strip() else None
+    parent: Any = document.data
+    for depth, part in enumerate(parts[:-1]):
+        child = _child(parent, part, where)
+        if child is None or isinstance(child, str):
+            child = {} if child is None else {"name": child}
+            parent[part] = child
+            document.overrides[parts[: depth + 1]] = override
+        parent = child
+    _child(parent, parts[-1], where)
+    parent[parts[-1]] = value
+    document.overrides[parts] = override
+
+
+def _child(parent: Any, part: str | int, where: str) -> Any:
+    if isinstance(parent, list) and isinstance(part, int):
+        if part < len(parent):
+            return parent[part]
+        raise ConfigError(f"there is no item {part}: the list has {len(parent)}", where)
+    if isinstance(parent, dict) and isinstance(part, str):
+        return parent.get(part)
+    kind = "a list: name an item by its number" if isinstance(parent, list) else "not a mapping"
+    raise ConfigError(f"cannot set {part!r}: what holds it is {kind}", where)

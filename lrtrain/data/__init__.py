@@ -1,0 +1,1 @@
+"""Images become batches, by (seed, step)."""

@@ -1,0 +1,28 @@
+"""Mirror a sample left to right with probability p."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class RandomHorizontalFlip:
+    """Samples whose draw is below `p` are mirrored left to right."""
+
+    p: float
+    draws: ClassVar[int] = 1
+
+    @classmethod
+    def like(cls, transform: Any) -> RandomHorizontalFlip:
+        """The same flip as torchvision's `transform`."""
+        return cls(transform.p)
+
+    def __call__(self, images: torch.Tensor, uniform: NDArray[np.float64]) -> torch.Tensor:
+        """Flip a batch."""
+        mirrored = torch.from_numpy(uniform < self.p).to(images.device)
+        return torch.where(mirrored[:, :, None, None], images.flip(-1), images)

@@ -1,0 +1,146 @@
+"""Batches of training steps and of evaluation, on the training device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lrtrain.data.build import Pipeline
+from lrtrain.data.cache import Mode, cached
+from lrtrain.data.loader import Order, Workshop, fulfilled
+from lrtrain.data.order import batch_of_step, steps_per_epoch
+from lrtrain.data.source import Split
+from lrtrain.data.transforms import Moment
+from lrtrain.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images as the model takes them, with their labels and where they came from.
+
+    Attributes:
+        images: float32 (B, C, H, W), normalised, on the device.
+        labels: int64 (B,), on the device.
+        index: of each image in its split, shape (B,).
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    index: NDArray[np.int64]
+
+
+class Batches:
+    """Batches as a pure function of (config, step): the same for any number of workers, cache and start."""
+
+    def __init__(
+        self, pipeline: Pipeline, *, batch_size: int, where: Callable[..., str], drop_last: bool = False,
+        workers: int = 0, cache: Mode = "auto", device: torch.device | str = "cpu",
+        channels_last: bool = False,
+    ):
+        """Prepare the images that are kept in memory.
+
+        Args:
+            pipeline: source and transforms.
+            batch_size: images per optimizer step.
+            where: `RunConfig.where`.
+            drop_last: leave out an epoch's last batch where it is smaller.
+            workers: processes for what is done image by image.
+            cache: whether prepared images are kept in memory.
+            device: where the batch stage runs and batches end up.
+            channels_last: memory format of the images.
+
+        Raises:
+            ConfigError: drop_last leaves nothing, or `cache: memory` cannot be.
+            DataError, EnvironmentFault: see `cached`.
+        """
+        source = pipeline.source
+        n = len(source.train)
+        self.pipeline = pipeline
+        self.batch_size, self.drop_last, self.workers = batch_size, drop_last, workers
+        self.steps_per_epoch = steps_per_epoch(n, batch_size, drop_last)
+        if self.steps_per_epoch == 0:
+            raise ConfigError(f"with drop_last an epoch has no batch: batch_size {batch_size} is more than the {n} "
+                              "training images", where("batch_size"),
+                              f"write `batch_size: {n}` or less, or `drop_last: false`")
+        self._device = torch.device(device)
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._train = self._kept(Workshop("train", source.train, pipeline.train), cache, where)
+        self._val = self._kept(Workshop("val", source.val, pipeline.val), cache, where)
+
+    def _kept(self, workshop: Workshop, cache: Mode, where: Callable[..., str]) -> Workshop:
+        return replace(workshop, ready=cached(workshop, cache, self.workers, where))
+
+    def train(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of optimizer steps start .. stop - 1, counted from 0 over all epochs."""
+        orders = (self._order(step) for step in range(start, stop))
+        return self._batches(self._train, orders)
+
+    def _order(self, step: int) -> Order:
+        seed, n = self.pipeline.seed, len(self._train.split)
+        index = batch_of_step(seed, n, self.batch_size, step, self.drop_last)
+        return Order(index, Moment(seed, step // self.steps_per_epoch))
+
+    def evaluate(self, split: Split | str = "val", batch_size: int | None = None) -> Iterator[Batch]:
+        """Every image of a split exactly once, in order, with the transforms of val.
+
+        Args:
+            split: train, val or test, or a split of one's own.
+            batch_size: images at a time; the training batch's when absent.
+
+        Raises:
+            ConfigError: the dataset has no such split.
+        """
+        workshop = self._for_evaluation(split)
+        n, size = len(workshop.split), batch_size or self.batch_size
+        moment = Moment(self.pipeline.seed, "evaluate")
+        orders = (Order(np.arange(first, min(first + size, n)), moment) for first in range(0, n, size))
+        return self._batches(workshop, orders)
+
+    def _for_evaluation(self, split: Split | str) -> Workshop:
+        if not isinstance(split, str):
+            return Workshop("val", split, self.pipeline.val)
+        if split == "val":
+            return self._val
+        splits = self.pipeline.source.splits()
+        if split not in splits:
+            raise ConfigError(f"the dataset has no split {split!r}", hint=f"it has {', '.join(splits)}")
+        return Workshop("val", splits[split], self.pipeline.val)
+
+    def _batches(self, workshop: Workshop, orders: Iterator[Order]) -> Iterator[Batch]:
+        if workshop.ready is not None and not workshop.stages.per_sample:
+            for order in orders:
+                yield self._finished(workshop, workshop.ready[torch.from_numpy(order.index)], order)
+            return
+        # The loader reads orders ahead of the images that it returns.
+        asked: list[Order] = []
+
+        def noted() -> Iterator[Order]:
+            for order in orders:
+                asked.append(order)
+                yield order
+
+        pin = self._device.type == "cuda"
+        for images in fulfilled(workshop, noted(), self.workers, pin):
+            yield self._finished(workshop, images, asked.pop(0))
+
+    def _finished(self, workshop: Workshop, images: torch.Tensor, order: Order) -> Batch:
+        """The batch stage, on the device."""
+        assert order.moment is not None
+        labels = torch.from_numpy(workshop.split.labels[order.index])
+        images, labels = (self._moved(tensor) for tensor in (images, labels))
+        images = workshop.stages.to_batch(images, order.index, order.moment)
+        return Batch(images.contiguous(memory_format=self._layout), labels, order.index)
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._device.type != "cuda":
+            return tensor.to(self._device)
+        tensor = tensor if tensor.is_pinned() else tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
+
+    def close(self) -> None:
+        """Let go of the images kept in memory."""
+        self._train, self._val = replace(self._train, ready=None), replace(self._val, ready=None)

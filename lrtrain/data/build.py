@@ -1,0 +1,225 @@
+"""The config's `dataset` section becomes a source, and its transforms a pipeline."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lrtrain import lookup
+from lrtrain.config.schema import Dataset, Named
+from lrtrain.data.default_transforms import (
+    PHOTO,
+    default_size,
+    default_statistics,
+    train_default,
+    val_default,
+)
+from lrtrain.data.loader import SAME_SIZE
+from lrtrain.data.source import Source, Split
+from lrtrain.data.torchvision_source import pairs_source, torchvision_source
+from lrtrain.data.transforms import (
+    Entry,
+    Moment,
+    Size,
+    Stages,
+    Step,
+    build_steps,
+    completed,
+    final_size,
+    stages,
+)
+from lrtrain.errors import ConfigError, DataError, LrtrainError, Problem
+
+Where = Callable[..., str]
+_TRIED = 4  # images that a transform list is tried on before training
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A source, and what is done to its images for training and for evaluation.
+
+    Attributes:
+        shape: (channels, height, width) that the model sees while training.
+        resolved_transforms: the lists in full, as plain data; a config with them gives the same pipeline.
+    """
+
+    source: Source
+    train: Stages
+    val: Stages
+    seed: int
+    shape: tuple[int, int, int]
+    resolved_transforms: dict[str, list[Entry]]
+
+
+def open_source(dataset: Dataset, seed: int, where: Where) -> Source:
+    """Open the dataset that a config names.
+
+    Args:
+        dataset: the section.
+        seed: of the run; chooses what `val_fraction` holds out.
+        where: `RunConfig.where`.
+
+    Raises:
+        DataError: the data are missing, unreadable or contradictory.
+        ConfigError: no such dataset, or arguments that it does not take.
+    """
+    arguments = dict(dataset.args)
+    if dataset.root is not None:
+        arguments["root"] = str(Path(dataset.root).expanduser())
+    if dataset.val_fraction is not None:
+        arguments["val_fraction"] = dataset.val_fraction
+    try:
+        found = lookup.find("dataset", dataset.name)
+        if lookup.is_path(dataset.name):
+            return _own(dataset.name, found, arguments, seed)
+        if dataset.name in lookup.ours("dataset"):
+            return _ours(dataset.name, found, arguments, seed)
+        return torchvision_source(found, seed=seed, **arguments)
+    except LrtrainError as error:
+        place = where("dataset", "root") if dataset.root is not None else where("dataset")
+        raise type(error)([replace(p, where=p.where or place) for p in error.problems]) from error
+
+
+def _ours(name: str, source: Callable[..., Source], arguments: dict[str, Any], seed: int) -> Source:
+    parameters = inspect.signature(source).parameters
+    if unknown := [argument for argument in arguments if argument not in parameters]:
+        takes = ", ".join(p for p in parameters if p != "seed") or "no arguments"
+        raise ConfigError(f"{name} does not take {', '.join(map(repr, unknown))}", hint=f"it takes: {takes}")
+    missing = [p.name for p in parameters.values()
+               if p.default is p.empty and p.name != "seed" and p.name not in arguments]
+    if missing:
+        raise ConfigError(f"{name} needs {' and '.join(missing)}", hint=f"add `{missing[0]}: ...` to dataset")
+    return source(**arguments, **({"seed": seed} if "seed" in parameters else {}))
+
+
+def _own(name: str, function: Any, arguments: dict[str, Any], seed: int) -> Source:
+    """What a user's function returns: a Source, or datasets (train, val) or (train, val, test) of pairs."""
+    try:
+        if "seed" in inspect.signature(function).parameters:
+            arguments = {"seed": seed, **arguments}
+        made = function(**arguments)
+    except LrtrainError:
+        raise
+    except Exception as error:
+        raise DataError(f"{name} failed: {type(error).__name__}: {error}",
+                        hint=f"it was called with {', '.join(arguments) or 'no arguments'}") from error
+    if isinstance(made, Source):
+        return made
+    if isinstance(made, tuple) and len(made) in (2, 3) and all(hasattr(part, "__getitem__") for part in made):
+        return pairs_source(name, dict(zip(("train", "val", "test"), made, strict=False)), None, seed)
+    raise DataError(f"{name} must return datasets (train, val) of (image, class) pairs, or a "
+                    f"lrtrain.data.source.Source; it returned {type(made).__name__}")
+
+
+def make_pipeline(
+    source: Source, dataset: Dataset, *, seed: int, where: Where,
+    mean_std: tuple[Sequence[float], Sequence[float]] | None = None, photo_size: int = PHOTO,
+) -> Pipeline:
+    """Complete the transform lists, part them into stages and try them on a few images.
+
+    Args:
+        source: what the images are.
+        dataset: the section; lists that it lacks get the defaults of `default_transforms`.
+        seed: of the run; keys the augmentation.
+        where: `RunConfig.where`.
+        mean_std: what the pretrained weights were trained with, per channel; the dataset's own when absent.
+        photo_size: side in pixels that photos are brought to, where no list says otherwise.
+
+    Raises:
+        ConfigError: a list cannot be built, or fails on the dataset's images.
+        DataError: one of these images cannot be read.
+    """
+    written = {"train": _written(dataset.transforms.train), "val": _written(dataset.transforms.val)}
+    size = None if source.image_size is None else (source.image_size, source.image_size)
+
+    def statistics(channels: int) -> tuple[Sequence[float], Sequence[float]]:
+        if mean_std is not None and len(mean_std[0]) == channels:
+            return mean_std
+        return default_statistics(source, channels)
+
+    def made(name: str, entries: Sequence[Entry]) -> tuple[list[Entry], list[Step]]:
+        located = completed(entries, statistics, source.channels)
+        places = [where("dataset", "transforms", name, i) if written[name] is not None and i is not None
+                  else where("dataset", "transforms") for i, _ in located]
+        resolved = [entry for _, entry in located]
+        return resolved, build_steps(resolved, places)
+
+    train, val = _with_defaults(source, written, size, photo_size, made)
+    _refuse_random(val[1])
+    shape = _tried(source.train, "train", train[1], seed, where)
+    _tried(source.val, "val", val[1], seed, where)
+    return Pipeline(source, stages(train[1], size), stages(val[1], size), seed, shape,
+                    {"train": train[0], "val": val[0]})
+
+
+def _written(items: tuple[Named, ...] | None) -> list[Entry] | None:
+    return None if items is None else [{"name": item.name, **item.args} for item in items]
+
+
+def _with_defaults(
+    source: Source, written: dict[str, list[Entry] | None], size: Size | None, photo_size: int,
+    made: Callable[[str, Sequence[Entry]], tuple[list[Entry], list[Step]]],
+) -> tuple[tuple[list[Entry], list[Step]], tuple[list[Entry], list[Step]]]:
+    """Both lists, built; one that is absent gets the default for the size that the other ends with."""
+    train, val = (made(name, entries) if entries is not None else None for name, entries in written.items())
+    given = train or val
+    known = final_size(given[1], size) if given else None
+    target = known or default_size(source, photo_size)
+    return (train or made("train", train_default(source, target)),
+            val or made("val", val_default(source, target)))
+
+
+def _refuse_random(steps: Sequence[Step]) -> None:
+    drawn = [s for s in steps if s.name.startswith("Random")
+             or s.name in ("AugMix", "AutoAugment", "ColorJitter", "RandAugment", "TrivialAugmentWide")]
+    if drawn:
+        raise ConfigError([Problem(f"evaluation must not be random, and {s.name} is", s.where,
+                                   "move it to transforms.train; val usually has Resize and CenterCrop")
+                           for s in drawn])
+
+
+def _tried(split: Split, name: str, steps: Sequence[Step], seed: int, where: Where) -> tuple[int, int, int]:
+    """Run a list on a few images, so that what fails is known before training; the shape they end with."""
+    if len(split) == 0:
+        raise DataError(f"the {name} split has no images")
+    shapes: dict[tuple[int, ...], int] = {}
+    moment = Moment(seed, "try")
+    for i in np.unique(np.linspace(0, len(split) - 1, _TRIED).astype(int)).tolist():
+        image: Any = split.read(i)
+        with moment.seeded(i):
+            for step in steps:
+                try:
+                    image = step.to_sample(image, i, moment)
+                except Exception as error:
+                    raise ConfigError(f"the {name} transform {step.name} fails on {split.path(i)}, "
+                                      f"{_described(image)}: {error}", step.where) from error
+                if not isinstance(image, torch.Tensor) or image.ndim != 3:
+                    raise ConfigError(f"the {name} transform {step.name} must make one image of one; "
+                                      f"it made {_described(image)}", step.where, "leave it out")
+        if image.dtype != torch.float32:
+            raise ConfigError(f"the {name} transforms must end with float32 images, not {image.dtype}",
+                              where("dataset", "transforms", name),
+                              "end with {name: ToDtype, dtype: float32, scale: true}")
+        shapes.setdefault(tuple(image.shape), i)
+    if len(shapes) > 1:
+        found = "; ".join(f"{split.path(i)}: {_shape(shape)}" for shape, i in list(shapes.items())[:2])
+        raise ConfigError(f"the {name} transforms leave images of different sizes, which make no batch: "
+                          f"{found}", where("dataset", "transforms", name), SAME_SIZE)
+    channels, height, width = next(iter(shapes))
+    return channels, height, width
+
+
+def _described(image: Any) -> str:
+    if isinstance(image, torch.Tensor):
+        return f"{image.dtype} {_shape(tuple(image.shape))}".removeprefix("torch.")
+    return type(image).__name__
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

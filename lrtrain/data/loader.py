@@ -1,0 +1,126 @@
+"""What must be done image by image, in this process or in workers."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from lrtrain.data.source import Split
+from lrtrain.data.transforms import Moment, Stages
+from lrtrain.errors import DataError, EnvironmentFault, Problem
+
+SAME_SIZE = (
+    "end the list with RandomResizedCrop, RandomCrop or CenterCrop, or with Resize to two numbers, size: [224, 224]")
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which images to make, as indices of the split; without `moment`, the deterministic beginning only."""
+
+    index: NDArray[np.int64]
+    moment: Moment | None
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop(Dataset[Any]):
+    """Fulfils orders: images (B, C, H, W) ready for the batch stage.
+
+    Problems are returned, not raised, since an exception loses its type and text between processes.
+    """
+
+    name: str
+    split: Split
+    stages: Stages
+    ready: torch.Tensor | None = None
+    """All images after the deterministic beginning, where they are kept."""
+
+    def __getitem__(self, order: Order) -> torch.Tensor | list[Problem]:
+        try:
+            return self._stacked([self._image(int(i), order.moment) for i in order.index], order.index)
+        except DataError as error:
+            return list(error.problems)
+
+    def _image(self, i: int, moment: Moment | None) -> torch.Tensor:
+        image = self.split.read(i) if self.ready is None else self.ready[i]
+        try:
+            image = image if self.ready is not None else self.stages.prepare(image)
+            return image if moment is None else self.stages.to_sample(image, i, moment)
+        except Exception as error:
+            raise DataError(f"the {self.name} transforms fail on {self.split.path(i)}, "
+                            f"{'x'.join(map(str, image.shape))}: {error}") from error
+
+    def _stacked(self, images: list[torch.Tensor], index: NDArray[np.int64]) -> torch.Tensor:
+        for i, image in zip(index, images, strict=True):
+            if image.shape != images[0].shape:
+                sizes = "; ".join(f"{self.split.path(int(j))}: {'x'.join(map(str, other.shape))}"
+                                  for j, other in ((index[0], images[0]), (i, image)))
+                raise DataError(f"the {self.name} transforms leave images of different sizes, which make no batch: "
+                                f"{sizes}", hint=SAME_SIZE)
+        return torch.stack(images)
+
+
+def fulfilled(
+    workshop: Workshop, orders: Iterable[Order], workers: int, pin: bool = False
+) -> Iterator[torch.Tensor]:
+    """The images of each order, in order.
+
+    Args:
+        workshop: what makes them.
+        orders: what is asked for; read ahead by the workers.
+        workers: processes; with 0, each order is fulfilled here when it is asked for.
+        pin: page-locked memory, for copies to a GPU that do not wait.
+
+    Raises:
+        DataError: an image cannot be read or transformed; it is named.
+        EnvironmentFault: a worker died.
+    """
+    if workers == 0:
+        for order in orders:
+            yield _checked(workshop[order])
+        return
+    loader: DataLoader[Any] = DataLoader(
+        workshop, batch_size=None, sampler=orders, num_workers=workers, collate_fn=_as_it_is,
+        worker_init_fn=_start_worker, pin_memory=pin,
+        generator=torch.Generator(),  # else it draws from torch's own
+    )
+    with warnings.catch_warnings():
+        # Python 3.12 warns of fork beside threads; torch's workers are made for it, and use one thread.
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        made = iter(loader)
+    while True:
+        try:
+            images = next(made)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise EnvironmentFault(f"a data worker died: {str(error).splitlines()[0]}",
+                                   hint="most often memory ran out: use fewer `workers:`, or 0") from error
+        yield _checked(images)
+
+
+def _as_it_is(made: Any) -> Any:
+    return made
+
+
+def _checked(made: torch.Tensor | list[Problem]) -> torch.Tensor:
+    if isinstance(made, list):
+        raise DataError(made)
+    return made
+
+
+def _start_worker(_: int) -> None:
+    # A signal to the whole process group is for the main process, which saves and then ends its workers.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,0 +1,106 @@
+"""What a dataset is to the rest of the house: class names, and splits of uint8 images with class indices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+class Split(Protocol):
+    """Labelled images in a fixed order."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class index of each image, shape (n,)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> torch.Tensor:
+        """Image i, uint8 (C, H, W), by the rule of `lrtrain.data.decode`, or DataError."""
+        ...
+
+    def path(self, i: int) -> str:
+        """What errors call image i."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset: its classes, the split to train on, the split evaluated while training, and one held back.
+
+    Attributes:
+        classes: names; a label is an index into them.
+        channels: of the decoded images, 1 or 3.
+        train: trained on.
+        val: evaluated while training.
+        test: held back for `evaluate --split test`.
+        val_from: in words, where `val` comes from.
+        mean, std: the dataset's own normalisation per channel, for pixels of 0..1, where it is known.
+        image_size: side of the square that all images of train and val are, else None.
+        mirrored_is_same: whether an image keeps its class when mirrored; not so for digits and letters.
+        notes: what a person should know about what was found.
+    """
+
+    classes: tuple[str, ...]
+    channels: int
+    train: Split
+    val: Split
+    test: Split | None = None
+    val_from: str = ""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_size: int | None = None
+    mirrored_is_same: bool = True
+    notes: tuple[str, ...] = ()
+
+    def splits(self) -> dict[str, Split]:
+        """The splits there are, by name."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in named.items() if split is not None}
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many images each class has, by split."""
+        k = len(self.classes)
+        return {name: dict(zip(self.classes, np.bincount(split.labels, minlength=k).tolist(), strict=True))
+                for name, split in self.splits().items()}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of another split's images."""
+
+    whole: Split
+    chosen: NDArray[np.int64]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class index of each image."""
+        return self.whole.labels[self.chosen]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def read(self, i: int) -> torch.Tensor:
+        """Image i."""
+        return self.whole.read(int(self.chosen[i]))
+
+    def path(self, i: int) -> str:
+        """What errors call image i."""
+        return self.whole.path(int(self.chosen[i]))
+
+
+def with_notes(source: Source, *notes: str) -> Source:
+    """`source` with further notes; empty ones are left out."""
+    return replace(source, notes=(*source.notes, *(note for note in notes if note)))
+
+
+def absent_note(split: str, classes: tuple[str, ...], found: set[str]) -> str:
+    """A note on classes without images in a split; empty where there are none."""
+    absent = [c for c in classes if c not in found]
+    few = ", ".join(absent[:10])
+    return f"no {split} images of {len(absent)} of {len(classes)} classes: {few}" if absent else ""

@@ -1,0 +1,173 @@
+"""Every classification dataset of torchvision.datasets, with its own arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from lrtrain.data.pairs import PairSplit, channels_of, labels_of, numbered, side_of
+from lrtrain.data.source import Source, Split, with_notes
+from lrtrain.data.stratify import hold_out
+from lrtrain.errors import ConfigError, DataError, EnvironmentFault, LrtrainError
+
+# What torchvision keeps in these files is no classification of single images.
+_OTHER_TASKS = {
+    "_optical_flow": "optical flow", "_stereo_matching": "stereo matching", "coco": "detection and captions",
+    "voc": "detection and segmentation", "cityscapes": "segmentation", "kitti": "detection",
+    "sbd": "segmentation", "widerface": "face detection", "flickr": "captions", "sbu": "captions",
+    "phototour": "matching of patches", "moving_mnist": "video", "hmdb51": "video", "ucf101": "video", "kinetics": "video",
+    "vision": "any task: it is the base class",
+}
+_OTHER_CLASSES = {
+    "LFWPairs": "pairs of faces", "CelebA": "attributes, many to an image", "DatasetFolder": "any files"}
+_VAL_NAMES = ("val", "valid", "validation")
+# Mean and standard deviation of the training images, on the scale 0..1.
+_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "CIFAR100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "SVHN": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "MNIST": ((0.1307,), (0.3081,)),
+    "FashionMNIST": ((0.2860,), (0.3530,)),
+}
+# A mirrored digit, letter or traffic sign is another one, or none.
+_NOT_MIRRORED = (
+    "EMNIST", "GTSRB", "KMNIST", "MNIST", "Omniglot", "QMNIST", "RenderedSST2", "SEMEION", "SVHN", "USPS")
+
+
+def torchvision_source(
+    cls: type, *, seed: int, val_fraction: float | None = None,
+    splits: Mapping[str, Mapping[str, Any]] | None = None, **arguments: Any,
+) -> Source:
+    """A torchvision dataset as a source.
+
+    Which arguments make the splits follows from the signature: `train=True/False`, or `split=` the training split
+    and "val" or "test"; with both, val is evaluated and test held back. A class with neither needs `val_fraction`.
+
+    Args:
+        cls: the class in torchvision.datasets.
+        seed: chooses what `val_fraction` holds out.
+        val_fraction: share of each class of the training split held out for val, which leaves test held back.
+        splits: `{train: {...}, val: {...}, test: {...}}`, arguments of each split, instead of the above.
+        arguments: passed to every split.
+
+    Raises:
+        ConfigError: no classification dataset, or arguments that contradict each other.
+        DataError: torchvision could not open it.
+    """
+    name = cls.__name__
+    task = _OTHER_TASKS.get(cls.__module__.rpartition(".")[2]) or _OTHER_CLASSES.get(name)
+    if task:
+        raise ConfigError(f"{name} is no image classification dataset but for {task}",
+                          hint="`lrtrain list datasets` shows all")
+    if splits is not None:
+        opened, note = _explicit(cls, splits, arguments), ""
+    else:
+        opened, note = _found(cls, arguments)
+    if val_fraction is not None and "val" in opened:
+        if "test" in opened:
+            raise ConfigError(f"val_fraction {val_fraction:g} contradicts the val split that {name} has",
+                              hint="leave val_fraction out")
+        opened["test"] = opened.pop("val")
+    if "val" not in opened and val_fraction is None:
+        raise ConfigError(f"nothing to evaluate on: {name} has no split for it, and no val_fraction is given",
+                          hint="add `val_fraction: 0.1`, or `splits: {train: {...}, val: {...}}`")
+    return with_notes(pairs_source(name, opened, val_fraction, seed), note)
+
+
+def pairs_source(name: str, opened: Mapping[str, Any], val_fraction: float | None, seed: int) -> Source:
+    """Opened datasets of (image, class) pairs, by split, as a source."""
+    labels = [labels_of(f"{name} ({split})", pairs) for split, pairs in opened.items()]
+    classes, indices = numbered(name, opened["train"], labels)
+    channels = channels_of(opened["train"])
+    parts = {split: PairSplit(f"{name} ({split})", pairs, index, channels)
+             for (split, pairs), index in zip(opened.items(), indices, strict=True)}
+    train: Split = parts["train"]
+    val: Split | None = parts.get("val")
+    words = f"the dataset's own {'split' if 'test' in parts else 'evaluation split'}"
+    if val is None:
+        assert val_fraction is not None  # the callers have refused it
+        train, val, words = hold_out(parts["train"], classes, val_fraction, seed, str)
+    mean, std = _STATISTICS.get(name, (None, None))
+    source = Source(classes, channels, train, val, parts.get("test"), words, mean, std,
+                    side_of(list(parts.values())), name not in _NOT_MIRRORED)
+    absent = [c for c, n in source.counts()["train"].items() if n == 0]
+    return with_notes(source, f"classes without training images: {', '.join(absent[:10])}" if absent else "")
+
+
+def _explicit(
+    cls: type, splits: Mapping[str, Mapping[str, Any]], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    if "train" not in splits or set(splits) - {"train", "val", "test"}:
+        raise ConfigError("splits must name train, and may name val and test; "
+                          f"it names {', '.join(map(str, splits))}")
+    return {split: _open(cls, {**arguments, **own}) for split, own in splits.items()}
+
+
+def _found(cls: type, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The splits that the signature offers, opened, and a note where one could not be."""
+    parameters = _parameters(cls)
+    default = parameters["split"].default if "split" in parameters else None
+    by = "train" if "train" in parameters else "split" if str(default).startswith("train") else None
+    if by is None:
+        return {"train": _open(cls, arguments)}, ""
+    if by in arguments:
+        raise ConfigError(f"{by}: {arguments[by]!r} picks one split, and training needs two",
+                          hint=f"leave it out, or write `splits: {{train: {{{by}: ...}}, val: {{{by}: ...}}}}`")
+    if by == "train":
+        train, val = (_open(cls, {**arguments, "train": value}) for value in (True, False))
+        return {"train": train, "val": val}, ""
+    opened = {"train": _open(cls, {**arguments, "split": default})}
+    for value in _VAL_NAMES:
+        if _is_value(cls, arguments, value):
+            opened["val"] = _open(cls, {**arguments, "split": value})
+            break
+    if not _is_value(cls, arguments, "test"):
+        return opened, ""
+    if "val" not in opened:
+        return {**opened, "val": _open(cls, {**arguments, "split": "test"})}, ""
+    try:  # held back: training does without it
+        test = _open(cls, {**arguments, "split": "test"})
+        labels_of(cls.__name__, test)
+    except LrtrainError as error:
+        return opened, f"no test split: {error.problems[0].what}"
+    return {**opened, "test": test}, ""
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """The constructor's parameters, with those of the bases that `**kwargs` are passed on to."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" in base.__dict__:
+            own = inspect.signature(base.__dict__["__init__"]).parameters
+            found = {**own, **found}
+            if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+                break
+    return found
+
+
+def _is_value(cls: type, arguments: Mapping[str, Any], value: str) -> bool:
+    """Whether torchvision knows this value of `split`; it checks that before it looks for any file."""
+    try:
+        cls(**{**arguments, "split": value, **({"download": False} if "download" in arguments else {})})
+    except ValueError as error:
+        return "Valid values are" not in str(error)
+    except Exception:  # known, but not opened: `_open` says why
+        return True
+    return True
+
+
+def _open(cls: type, arguments: Mapping[str, Any]) -> Any:
+    name = cls.__name__
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} does not take these arguments: {error}") from error
+    except ImportError as error:
+        raise EnvironmentFault(f"{name} needs a package that is missing: {error}",
+                               hint=f"pip install {error.name or 'it'}") from error
+    except Exception as error:
+        can_download = "download" in _parameters(cls) and not arguments.get("download")
+        hint = "add `download: true` to dataset, or correct root" if can_download else None
+        what = f"cannot open {name} in {str(arguments.get('root'))!r}: {str(error) or type(error).__name__}"
+        raise DataError(what, hint=hint) from error

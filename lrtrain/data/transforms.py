@@ -1,0 +1,248 @@
+"""A list of transforms from the config becomes three stages: once per image, per sample, and per batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
+
+from lrtrain import lookup
+from lrtrain.data.augment import BatchOp, batch_op
+from lrtrain.errors import ConfigError
+from lrtrain.random import key, torch_seeded, uniforms
+
+Size = tuple[int, int]
+Entry = dict[str, Any]
+
+# uint8 in, uint8 out, nothing drawn: done once per image, and kept.
+_ONCE = frozenset(("Resize", "CenterCrop", "Pad", "Grayscale", "RGB"))
+_SETS_SIZE = frozenset(("CenterCrop", "RandomCrop", "RandomResizedCrop"))
+# A name missing here costs speed only: batched ops after it run sample by sample.
+_KEEPS_SIZE = frozenset((
+    "AugMix", "AutoAugment", "ColorJitter", "ElasticTransform", "GaussianBlur", "GaussianNoise", "Grayscale",
+    "JPEG", "Normalize", "RGB", "RandAugment", "RandomAdjustSharpness", "RandomAffine", "RandomAutocontrast",
+    "RandomChannelPermutation", "RandomEqualize", "RandomErasing", "RandomGrayscale", "RandomHorizontalFlip",
+    "RandomInvert", "RandomPerspective", "RandomPhotometricDistort", "RandomPosterize", "RandomSolarize",
+    "RandomVerticalFlip", "ToDtype", "TrivialAugmentWide",
+))
+# Images are tensors from the start.
+_NOTHING_TO_DO = frozenset(("ToImage", "PILToTensor", "ToPureTensor", "Identity"))
+_REFUSED = {
+    "MixUp": "it mixes a whole batch, labels included; write `mixup: 0.2` at the top level",
+    "CutMix": "it mixes a whole batch, labels included; write `cutmix: 1.0` at the top level",
+    "FiveCrop": "it makes five images of one", "TenCrop": "it makes ten images of one",
+    "ToPILImage": "images are tensors here; leave it out",
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Which random numbers are drawn: those of an epoch, or the fixed ones of evaluation."""
+
+    seed: int
+    epoch: int | str
+
+    def uniforms(self, position: int, index: NDArray[np.int64], draws: int) -> NDArray[np.float64]:
+        """Draws of the op at `position` of the list for the samples `index`, shape (B, draws)."""
+        return uniforms(key(self.seed, "augment", self.epoch, position), index, draws)
+
+    @contextmanager
+    def seeded(self, index: int) -> Iterator[None]:
+        """Inside, torch's, numpy's and Python's generators start from `index`; afterwards they are as before."""
+        sample = key(self.seed, "augment", self.epoch, "sample", index)
+        python, legacy = random.getstate(), np.random.get_state()
+        random.seed(sample)
+        np.random.seed(sample & 0xFFFFFFFF)
+        try:
+            with torch_seeded(sample):
+                yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One transform: torchvision's object, and the op that does the same to a batch where there is one."""
+
+    position: int
+    name: str
+    transform: Any
+    batched: BatchOp | None
+    where: str | None
+
+    def to_sample(self, image: torch.Tensor, index: int, moment: Moment) -> torch.Tensor:
+        """Transform one image (C, H, W), by the batched op where there is one."""
+        if self.batched is None:
+            transformed: torch.Tensor = self.transform(image)
+            return transformed
+        return self.to_batch(image[None], np.array([index]), moment)[0]
+
+    def to_batch(self, images: torch.Tensor, index: NDArray[np.int64], moment: Moment) -> torch.Tensor:
+        """Transform images (B, C, H, W), by the batched op."""
+        assert self.batched is not None
+        return self.batched(images, moment.uniforms(self.position, index, self.batched.draws))
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A list of transforms, parted by where each runs; what comes out is the same as sample by sample."""
+
+    once: tuple[Step, ...]
+    per_sample: tuple[Step, ...]
+    per_batch: tuple[Step, ...]
+    size: Size | None
+    """Height and width after `once`, where that is known beforehand."""
+
+    def prepare(self, image: torch.Tensor) -> torch.Tensor:
+        """The deterministic beginning: uint8 in, uint8 out."""
+        for step in self.once:
+            image = step.transform(image)
+        return image
+
+    def to_sample(self, image: torch.Tensor, index: int, moment: Moment) -> torch.Tensor:
+        """What must be done sample by sample."""
+        if not self.per_sample:
+            return image
+        with moment.seeded(index):
+            for step in self.per_sample:
+                image = step.to_sample(image, index, moment)
+        return image
+
+    def to_batch(self, images: torch.Tensor, index: NDArray[np.int64], moment: Moment) -> torch.Tensor:
+        """The end of the list, which works on a batch."""
+        for step in self.per_batch:
+            images = step.to_batch(images, index, moment)
+        return images
+
+    def steps(self) -> tuple[Step, ...]:
+        """The whole list."""
+        return (*self.once, *self.per_sample, *self.per_batch)
+
+
+def completed(entries: Sequence[Entry], statistics: Callable[[int], tuple[Sequence[float], Sequence[float]]],
+              channels: int) -> list[tuple[int | None, Entry]]:
+    """The list with conversion to float32 and normalisation: where they are written, else at the end.
+
+    Args:
+        entries: names and arguments.
+        statistics: mean and standard deviation for a number of channels.
+        channels: of the images the list starts from.
+
+    Returns:
+        Pairs of the entry's place in `entries`, None for what was added, and the entry.
+    """
+    to_float: Entry = {"name": "ToDtype", "dtype": "float32", "scale": True}
+    found: list[tuple[int | None, Entry]] = []
+    converted = False
+    for i, entry in enumerate(entries):
+        name = entry["name"]
+        channels = {"Grayscale": int(entry.get("num_output_channels", 1)), "RGB": 3}.get(name, channels)
+        if name in ("ToTensor", "ConvertImageDtype"):
+            found.append((i, {**to_float, "dtype": str(entry.get("dtype", "float32"))}))
+        elif name not in _NOTHING_TO_DO:
+            if name == "Normalize" and not converted:
+                found.append((None, to_float))
+            found.append((i, dict(entry)))
+        converted = converted or name in ("ToTensor", "ConvertImageDtype", "ToDtype", "Normalize")
+    if not converted:
+        mean, std = statistics(channels)
+        found += [(None, to_float), (None, {"name": "Normalize", "mean": list(mean), "std": list(std)})]
+    return found
+
+
+def build_steps(entries: Sequence[Entry], places: Sequence[str]) -> list[Step]:
+    """The objects that a complete list names; `places` says where each entry stands, for errors.
+
+    Raises:
+        ConfigError: a name or argument that torchvision does not take.
+    """
+    steps = []
+    for i, entry in enumerate(entries):
+        transform = _construct(entry, places[i])
+        after = entries[i + 1]["name"] if i + 1 < len(entries) else None
+        batched = batch_op(entry["name"], transform)
+        if batched is not None and entry["name"] == "ToDtype" and after == "Normalize":
+            continue  # Normalize takes uint8, and does both in one
+        steps.append(Step(i, entry["name"], transform, batched, places[i]))
+    return steps
+
+
+def stages(steps: Sequence[Step], size: Size | None) -> Stages:
+    """Part a list: its deterministic beginning, the longest end that works on batches, and what is between.
+
+    Args:
+        steps: the whole list.
+        size: height and width of the images it starts from, where they are all the same.
+    """
+    sizes = [size]
+    for step in steps:
+        sizes.append(_size_after(step, sizes[-1]))
+    first = 0
+    while first < len(steps) and steps[first].name in _ONCE:
+        first += 1
+    last = len(steps)
+    while last > first and steps[last - 1].batched is not None and sizes[last - 1] is not None:
+        last -= 1
+    return Stages(tuple(steps[:first]), tuple(steps[first:last]), tuple(steps[last:]), sizes[first])
+
+
+def final_size(steps: Sequence[Step], size: Size | None) -> Size | None:
+    """Height and width after the whole list, where that is known beforehand."""
+    for step in steps:
+        size = _size_after(step, size)
+    return size
+
+
+def _size_after(step: Step, size: Size | None) -> Size | None:
+    if step.name in _KEEPS_SIZE or (step.name == "RandomRotation" and not step.transform.expand):
+        return size
+    if step.name in _SETS_SIZE:
+        height, width = step.transform.size
+        return int(height), int(width)
+    if step.name == "Resize" and step.transform.max_size is None:
+        wanted = step.transform.size
+        numbers = [wanted] if isinstance(wanted, int) else list(wanted or ())
+        if len(numbers) == 2:
+            return int(numbers[0]), int(numbers[1])
+        if len(numbers) == 1 and size is not None and size[0] == size[1]:
+            return int(numbers[0]), int(numbers[0])
+    return None
+
+
+def _construct(entry: Mapping[str, Any], where: str | None) -> Any:
+    name = entry["name"]
+    if name in _REFUSED:
+        raise ConfigError(f"the transform {name} cannot be used in a list: {_REFUSED[name]}", where)
+    arguments = {k: _argument(k, v, where) for k, v in entry.items() if k != "name"}
+    try:
+        return lookup.find("transform", name)(**arguments)
+    except ConfigError as error:
+        raise ConfigError(error.problems[0].what, where, error.problems[0].hint) from error
+    except Exception as error:
+        raise ConfigError(f"the transform {name} does not take these arguments: {error}", where) from error
+
+
+def _argument(name: str, value: Any, where: str | None) -> Any:
+    """An argument as torchvision takes it: a dtype, interpolation or policy instead of its name."""
+    if name == "dtype" and isinstance(value, str):
+        dtype = getattr(torch, value.removeprefix("torch."), None)
+        if not isinstance(dtype, torch.dtype):
+            raise ConfigError(f"dtype must be a torch dtype such as float32, not {value!r}", where)
+        return dtype
+    kinds = {"interpolation": InterpolationMode, "policy": AutoAugmentPolicy}
+    if name in kinds and isinstance(value, str):
+        allowed = [kind.value for kind in kinds[name]]
+        if value.lower() not in allowed:
+            raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}", where)
+        return kinds[name](value.lower())
+    if name == "transforms" and isinstance(value, list):
+        return [_construct({"name": item} if isinstance(item, str) else item, where) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""`train()` and `evaluate()`: generators of events."""

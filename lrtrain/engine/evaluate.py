@@ -1,0 +1,66 @@
+"""Loss and accuracy over a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrtrain.data.batches import Batch
+from lrtrain.engine.events import Evaluating, Metrics
+from lrtrain.engine.precision import DTYPES, Precision
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch], total: int, precision: Precision,
+             stopping: Callable[[], object] = lambda: None,
+             each: Callable[[Tensor, Batch], None] | None = None) -> Generator[Evaluating, None, Metrics | None]:
+    """Evaluate a network on every image once.
+
+    Args:
+        model: left in the mode that it came in.
+        batches: the split's images, in order.
+        total: how many images there are, for progress.
+        precision: as in training.
+        stopping: asked before each batch; when it answers, the evaluation is given up.
+        each: is handed the logits (batch, classes) and the batch, for further statistics.
+
+    Returns:
+        The means, or None when given up. acc5 counts the first five classes, or all where there are fewer.
+    """
+    was_training = model.training
+    model.eval()
+    sums: Tensor | None = None
+    done = 0
+    try:
+        for batch in batches:
+            if stopping():
+                return None
+            with autocast(batch.images.device, precision):
+                logits = model(batch.images)
+            logits = logits.float()
+            loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+            top = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
+            part = torch.stack([loss, top[:, 0].sum().float(), top.sum().float()]).to(_sum_dtype(loss.device))
+            sums = part if sums is None else sums + part
+            if each is not None:
+                each(logits, batch)
+            done += len(batch.labels)
+            yield Evaluating(done, total)
+    finally:
+        model.train(was_training)
+    loss_sum, first, five = sums.tolist() if sums is not None else (float("nan"), 0.0, 0.0)
+    n = max(done, 1)
+    return Metrics(done, loss_sum / n, first / n, five / n)
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Autocast to the precision's type, off for fp32."""
+    enabled = precision != "fp32"
+    return torch.autocast(device.type, dtype=DTYPES[precision] if enabled else None, enabled=enabled)
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

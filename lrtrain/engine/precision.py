@@ -1,0 +1,49 @@
+"""What the hardware is good at, said once: device, autocast type, memory format."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from lrtrain.errors import ConfigError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str, where: str) -> torch.device:
+    """The device that `device:` names; auto takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: it is not there. Nothing else is taken instead.
+    """
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    device = torch.device(name)
+    there = {"cuda": cuda > (device.index or 0), "mps": mps, "cpu": True}[device.type]
+    if not there:
+        found = ", ".join(["cpu", *(f"cuda:{i}" for i in range(cuda)), *(["mps"] if mps else [])])
+        raise ConfigError(f"device {name!r} is not on this machine", where,
+                          f"available: {found}; `device: auto` takes the best of them")
+    return device
+
+
+def choose_precision(name: Literal["auto"] | Precision, device: torch.device) -> Precision:
+    """`auto` is bf16 autocast where the device has it natively, else fp32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16" if native else "fp32"
+    return "fp32"
+
+
+def make_deterministic(device: torch.device, wanted: bool) -> None:
+    """On CPU always, elsewhere when asked: operations that do not repeat exactly raise an error."""
+    torch.use_deterministic_algorithms(wanted or device.type == "cpu")
+    torch.backends.cudnn.benchmark = not wanted

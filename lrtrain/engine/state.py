@@ -1,0 +1,176 @@
+"""Everything that training changes, and its exact round trip through a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from lrtrain.checkpoint.format import Checkpoint
+from lrtrain.errors import CheckpointError
+from lrtrain.schedule.plan import Plan
+from lrtrain.schedule.plateau import Live
+
+
+@dataclass
+class Best:
+    """A monitored metric's best value so far, and how many evaluations ago it was reached."""
+
+    value: float | None = None
+    step: int = 0
+    stale: int = 0
+
+
+@dataclass
+class LossSums:
+    """Sums of the training loss over images, each since its own last reset, kept on the device.
+
+    A loss is fetched to the host only when a mean is asked for, so a step waits for nothing.
+    """
+
+    NAMES = ("log", "evaluation", "epoch")
+    sums: Tensor
+    images: list[int] = field(default_factory=lambda: [0, 0, 0])
+
+    def add(self, loss_sum: Tensor, images: int) -> None:
+        """Count the loss of one step, summed over its images."""
+        self.sums += loss_sum
+        self.images = [count + images for count in self.images]
+
+    def take(self, name: str) -> float:
+        """The mean since `name` was last taken."""
+        i = self.NAMES.index(name)
+        mean = float(self.sums[i]) / max(self.images[i], 1)
+        self.sums[i] = 0.0
+        self.images[i] = 0
+        return mean
+
+
+@dataclass
+class TrainState:
+    """The model, what trains it, and counters. The LR is not among them: it follows from `step`.
+
+    Attributes:
+        model: the network; `forward` is the same one, compiled when asked.
+        parameter_names: names of the optimizer's parameters, in its order.
+        step: optimizer steps taken (attempted, where a scaler skips one).
+        pending: the evaluation that is due at `step` has not been made yet.
+    """
+
+    model: nn.Module
+    forward: nn.Module
+    optimizer: Optimizer
+    parameter_names: tuple[str, ...]
+    losses: LossSums
+    ema: AveragedModel | None = None
+    scaler: torch.amp.GradScaler | None = None
+    live: Live | None = None
+    step: int = 0
+    pending: bool = False
+    best: Best = field(default_factory=Best)
+    early: Best = field(default_factory=Best)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated and used afterwards: the averaged one where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+
+def snapshot(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The state as tensors by part and JSON, from which `restore` makes the same bits again."""
+    tensors, scalars = _optimizer_state(state)
+    parts: dict[str, dict[str, Tensor]] = {"model": dict(state.model.state_dict()), "optimizer": tensors}
+    if state.ema is not None:
+        parts["ema"] = dict(state.ema.module.state_dict())
+    manifest = {
+        "pending": state.pending,
+        "best": vars(state.best),
+        "early": vars(state.early),
+        "loss_sums": state.losses.sums.tolist(),
+        "loss_images": state.losses.images,
+        "optimizer": scalars,
+        "ema_updates": None if state.ema is None else int(state.ema.n_averaged),
+        "scaler": None if state.scaler is None else state.scaler.state_dict(),
+        "plateau": None if state.live is None else dict(state.live.state()),
+    }
+    return parts, manifest
+
+
+def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint into a freshly built state.
+
+    Raises:
+        CheckpointError: it is of another model, optimizer or config.
+    """
+    manifest = checkpoint.manifest
+    missing = [key for key in ("pending", "best", "early", "loss_sums", "loss_images", "optimizer", "ema_updates",
+                               "scaler", "plateau") if key not in manifest]
+    if missing:
+        raise CheckpointError(f"the manifest lacks {', '.join(missing)}", str(checkpoint.path))
+    load_module(state.model, checkpoint, "model")
+    if state.ema is not None:
+        load_module(state.ema.module, checkpoint, "ema")
+        state.ema.n_averaged.fill_(manifest["ema_updates"])
+    _load_optimizer(state, checkpoint.tensors("optimizer"), manifest["optimizer"])
+    if state.scaler is not None:
+        state.scaler.load_state_dict(manifest["scaler"])
+    state.live = plan.start_live(manifest["plateau"])
+    state.step, state.pending = checkpoint.step, manifest["pending"]
+    state.best, state.early = Best(**manifest["best"]), Best(**manifest["early"])
+    state.losses.sums.copy_(torch.tensor(manifest["loss_sums"], dtype=torch.float64))
+    state.losses.images = list(manifest["loss_images"])
+
+
+def load_module(module: nn.Module, checkpoint: Checkpoint, part: str) -> None:
+    """Load one part of a checkpoint into a module of exactly its shape."""
+    tensors = checkpoint.tensors(part)
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if own != theirs:
+        names = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
+        first = names[0]
+        raise CheckpointError(
+            f"the checkpoint is of another model: {len(names)} tensors differ, first {first!r}: "
+            f"{theirs.get(first, 'missing')} in the checkpoint, {own.get(first, 'missing')} in the model",
+            str(checkpoint.path / f"{part}.safetensors"))
+    module.load_state_dict(tensors)
+
+
+def _optimizer_state(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for name, parameter in zip(state.parameter_names, _parameters(state.optimizer), strict=True):
+        for key, value in state.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{name}/{key}"] = value
+            elif value is None or isinstance(value, bool | int | float | str):
+                scalars[f"{name}/{key}"] = value
+            else:
+                raise CheckpointError(f"{type(state.optimizer).__name__} keeps a {type(value).__name__} as {key!r}, "
+                                      "which a checkpoint cannot hold", hint="use another optimizer")
+    return tensors, scalars
+
+
+def _load_optimizer(state: TrainState, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+    parameters = _parameters(state.optimizer)
+    position = {name: i for i, name in enumerate(state.parameter_names)}
+    saved: dict[int, dict[str, Any]] = {}
+    for full, value in (*tensors.items(), *scalars.items()):
+        name, _, key = full.rpartition("/")
+        if name not in position:
+            raise CheckpointError(f"the checkpoint's optimizer has a parameter {name!r} that the model has not")
+        parameter = parameters[position[name]]
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            # The parameter's memory format too: sums over another layout round differently.
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        saved.setdefault(position[name], {})[key] = value
+    state.optimizer.load_state_dict({"state": saved, "param_groups": state.optimizer.state_dict()["param_groups"]})
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

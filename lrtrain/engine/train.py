@@ -1,0 +1,236 @@
+"""The training loop: a generator of events.
+
+It is suspended while those who listen work, so whatever they save is consistent, and an interrupt has one place to
+land. Read `train` from top to bottom; everything it does at a step is decided by (config, step).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrtrain.config.schema import EarlyStop, monitor_mode
+from lrtrain.data.batches import Batch
+from lrtrain.engine.evaluate import autocast, evaluate
+from lrtrain.engine.events import (
+    EpochEnded,
+    Evaluated,
+    Event,
+    Finished,
+    Logged,
+    Metrics,
+    Reduced,
+    SaveDue,
+    Stepped,
+    Stopped,
+)
+from lrtrain.engine.mix import Mix
+from lrtrain.engine.precision import Precision
+from lrtrain.engine.state import Best, TrainState
+from lrtrain.errors import Diverged
+from lrtrain.random import key
+from lrtrain.schedule.plan import Plan
+
+
+class Images(Protocol):
+    """Where batches come from; `lrtrain.data.batches.Batches` is one."""
+
+    def train(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps `start` to `stop - 1`."""
+        ...
+
+    def evaluate(self, split: str) -> Iterator[Batch]:
+        """A split's images in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers that training goes by; lengths in optimizer steps, None where something never happens."""
+
+    seed: int
+    total_steps: int
+    log_every: int
+    eval_every: int | None
+    checkpoint_every: int | None
+    precision: Precision
+    val_images: int
+    accumulate: int = 1
+    clip_norm: float | None = None
+    label_smoothing: float = 0.0
+    mix: Mix | None = None
+    best: str = "val_acc1"
+    early_stop: EarlyStop | None = None
+    plateau: str | None = None
+    live_from: int = 0
+
+
+def train(state: TrainState, plan: Plan, batches: Images, recipe: Recipe,
+          stop: Callable[[], str | None] = lambda: None) -> Iterator[Event]:
+    """Train from `state.step` to `recipe.total_steps`.
+
+    Args:
+        state: is changed in place.
+        plan: the LR of every step.
+        batches: the images of every step.
+        recipe: everything else.
+        stop: asked after every step and evaluation batch; a reason ends training with the state due to be saved.
+
+    Raises:
+        Diverged: the training loss is not finite.
+    """
+    state.forward.train()
+    if state.pending:
+        reason = yield from _evaluate_and_save(state, plan, batches, recipe, stop)
+        if reason:
+            yield Stopped(state.step, reason)
+            return
+    _freeze(state, plan)
+    thaws = {group.frozen_steps for group in plan.groups}
+    for batch in batches.train(state.step, recipe.total_steps):
+        if state.step in thaws:
+            _freeze(state, plan)
+        plan.write(state.optimizer, state.step, state.live)
+        optimizer_step(state, batch, recipe)
+        state.step += 1
+        yield Stepped(state.step, len(batch.labels))
+
+        if _due(state.step, recipe.log_every, recipe):
+            yield _logged(state, plan)
+        state.pending = _due(state.step, recipe.eval_every, recipe)
+        reason = yield from _evaluate_and_save(state, plan, batches, recipe, stop)
+        if reason:
+            yield Stopped(state.step, reason)
+            return
+    yield Finished(state.step)
+
+
+def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> None:
+    """One update from one batch, in `accumulate` equal parts (the last may be smaller)."""
+    images = len(batch.labels)
+    size = math.ceil(images / recipe.accumulate)
+    loss_sum: Tensor | None = None
+    state.optimizer.zero_grad(set_to_none=True)
+    for micro, start in enumerate(range(0, images, size)):
+        x, y = batch.images[start : start + size], batch.labels[start : start + size]
+        part = len(y)
+        if recipe.mix is not None:
+            x, y = recipe.mix(x, y, key(recipe.seed, "mix", state.step, micro))
+        _seed_model(key(recipe.seed, "model", state.step, micro), x.device)
+        with autocast(x.device, recipe.precision):
+            logits = state.forward(x)
+        loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
+        share = loss * (part / images) if part < images else loss
+        (share if state.scaler is None else state.scaler.scale(share)).backward()  # type: ignore[no-untyped-call]
+        weighted = loss.detach() * part
+        loss_sum = weighted if loss_sum is None else loss_sum + weighted
+    if recipe.clip_norm is not None:
+        if state.scaler is not None:
+            state.scaler.unscale_(state.optimizer)
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm)
+    if state.scaler is None:
+        state.optimizer.step()
+    else:
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    if state.ema is not None:
+        state.ema.update_parameters(state.model)
+    if loss_sum is not None:
+        state.losses.add(loss_sum, images)
+
+
+def _seed_model(model_key: int, device: torch.device) -> None:
+    """Dropout and stochastic depth draw from (seed, step), not from what was drawn before."""
+    torch.default_generator.manual_seed(model_key)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(model_key)
+    elif device.type == "mps":
+        torch.mps.manual_seed(model_key)
+
+
+def _freeze(state: TrainState, plan: Plan) -> None:
+    """A frozen group gets no gradients, so that momentum and weight decay leave it alone too."""
+    for group, spec in zip(state.optimizer.param_groups, plan.groups, strict=True):
+        for parameter in group["params"]:
+            parameter.requires_grad_(state.step >= spec.frozen_steps)
+
+
+def _due(step: int, every: int | None, recipe: Recipe) -> bool:
+    return every is not None and (step % every == 0 or step == recipe.total_steps)
+
+
+def _logged(state: TrainState, plan: Plan) -> Logged:
+    lrs = _named_lrs(plan, state)
+    loss = state.losses.take("log")
+    if not math.isfinite(loss):
+        shown = ", ".join(f"{name} {lr:g}" for name, lr in lrs.items())
+        raise Diverged(f"the training loss is {loss} at step {state.step} (LR {shown})",
+                       hint="lower optimizer.lr, warm up longer, or set clip_norm: 1.0; `lrtrain range-test` finds an LR")
+    return Logged(state.step, state.step / plan.steps_per_epoch, lrs, loss)
+
+
+def _named_lrs(plan: Plan, state: TrainState) -> dict[str, float]:
+    """What each group trained with in the step just taken."""
+    lrs = plan.lrs(state.step - 1, state.live)
+    return {group.name: lr for group, lr in zip(plan.groups, lrs, strict=True)}
+
+
+def _evaluate_and_save(state: TrainState, plan: Plan, batches: Images, recipe: Recipe,
+                       stop: Callable[[], str | None]) -> Generator[Event, None, str | None]:
+    """What follows a step: evaluation and epoch line where due, then the checkpoint. Returns why to stop."""
+    lrs = _named_lrs(plan, state)
+    reason, improved, evaluated = None, False, state.pending
+    if state.pending:
+        metrics = yield from evaluate(state.evaluated, batches.evaluate("val"), recipe.val_images, recipe.precision, stop)
+        if metrics is not None:
+            state.pending = False
+            train_loss = state.losses.take("evaluation")
+            improved = yield from _conclude(state, plan, recipe, metrics, train_loss)
+            if recipe.early_stop is not None and state.early.stale >= recipe.early_stop.patience:
+                reason = "early_stop"
+    if state.step % plan.steps_per_epoch == 0 and not state.pending:
+        yield EpochEnded(state.step, state.step // plan.steps_per_epoch, lrs, state.losses.take("epoch"))
+    ended = state.step == recipe.total_steps
+    reason = (stop() if not ended or state.pending else None) or reason
+    if reason or improved or _due(state.step, recipe.checkpoint_every, recipe):
+        if not math.isfinite(float(state.losses.sums.sum())):
+            _logged(state, plan)
+        yield SaveDue(state.step, improved and evaluated)
+    return reason
+
+
+def _conclude(state: TrainState, plan: Plan, recipe: Recipe, metrics: Metrics,
+              train_loss: float) -> Generator[Event, None, bool]:
+    """What an evaluation decides: the best so far, patience, and ReduceLROnPlateau's LR."""
+    values = {"val_loss": metrics.loss, "val_acc1": metrics.acc1, "val_acc5": metrics.acc5, "train_loss": train_loss}
+    epoch = state.step / plan.steps_per_epoch
+    improved = _is_better(state.best, recipe.best, values[recipe.best], 0.0, state.step)
+    yield Evaluated(state.step, epoch, "val", metrics, train_loss, improved)
+    if recipe.early_stop is not None:
+        rule = recipe.early_stop
+        _is_better(state.early, rule.monitor, values[rule.monitor], rule.min_delta, state.step)
+    if state.live is not None and recipe.plateau is not None and state.step > recipe.live_from \
+            and state.live.observe(values[recipe.plateau]) and state.step < recipe.total_steps:
+        lowered = plan.lrs(state.step, state.live)
+        yield Reduced(state.step, epoch, recipe.plateau,
+                      {group.name: lr for group, lr in zip(plan.groups, lowered, strict=True)})
+    return improved
+
+
+def _is_better(best: Best, monitor: str, value: float, min_delta: float, step: int) -> bool:
+    """Keep `value` if it is the best. A NaN never is, and counts as an evaluation without improvement."""
+    sign = 1 if monitor_mode(monitor) == "max" else -1
+    better = math.isfinite(value) and (best.value is None or sign * (value - best.value) > min_delta)
+    if better:
+        best.value, best.step, best.stale = value, step, 0
+    else:
+        best.stale += 1
+    return better
+
+

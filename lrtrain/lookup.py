@@ -1,0 +1,229 @@
+"""A YAML name becomes an object: torch's or torchvision's own, then a file of ours, then `pkg.mod:attr`.
+
+Names and arguments are read from the installed packages' source, so that a config is checked before torch is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from lrtrain.errors import ConfigError, EnvironmentFault
+
+Kind = Literal["scheduler", "optimizer", "model", "dataset", "transform"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """Where the names of one kind live: their package's folder, and our own folder of one file a name."""
+
+    package: str
+    files: str
+    exports: str
+    base: str
+    ours: str | None = None
+    supplied: tuple[str, ...] = ()
+
+
+_HOMES: dict[Kind, _Home] = {
+    "scheduler": _Home("torch.optim", "lr_scheduler.py", "lr_scheduler.py", "class", "lrtrain.schedule.shapes",
+                       ("optimizer", "last_epoch", "verbose", "t", "steps")),
+    "optimizer": _Home("torch.optim", "*.py", "__init__.py", "class", None, ("params",)),
+    "model": _Home("torchvision.models", "*.py", "__init__.py", "def", "lrtrain.models",
+                   ("weights", "progress", "num_classes", "in_channels")),
+    "dataset": _Home("torchvision.datasets", "*.py", "__init__.py", "class", "lrtrain.data.sources",
+                     ("transform", "target_transform", "transforms", "loader", "is_valid_file", "seed")),
+    "transform": _Home("torchvision.transforms.v2", "*.py", "__init__.py", "class"),
+}
+_NOT_OURS = {"model": ("build", "heads", "weights", "stems"), "scheduler": (), "dataset": ("source",)}
+_NOT_OFFERED: dict[Kind, dict[str, str]] = {
+    "scheduler": {"LRScheduler": "it is the base class", "_LRScheduler": "it is the base class"},
+    "optimizer": {
+        "Optimizer": "it is the base class",
+        "LBFGS": "it evaluates the loss several times a step, so a step would not be a step",
+        "SparseAdam": "it takes sparse gradients only, and these models have none",
+    },
+    "model": {}, "dataset": {}, "transform": {"Transform": "it is the base class"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What a name takes: argument names with their default's source text, None where a value is required."""
+
+    defaults: dict[str, str | None]
+    open: bool
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The arguments without a default."""
+        return tuple(name for name, default in self.defaults.items() if default is None)
+
+
+def names(kind: Kind) -> tuple[str, ...]:
+    """Every name of a kind that needs no import path, torch's first, then ours."""
+    return (*_theirs(kind), *ours(kind))
+
+
+def ours(kind: Kind) -> tuple[str, ...]:
+    """The names that are files of ours."""
+    package = _HOMES[kind].ours
+    if package is None:
+        return ()
+    skipped = _NOT_OURS.get(kind, ())
+    return tuple(sorted(p.stem for p in _folder(package).glob("[a-z]*.py") if p.stem not in skipped))
+
+
+@lru_cache
+def _theirs(kind: Kind) -> tuple[str, ...]:
+    home = _HOMES[kind]
+    classes = _definitions(home.package, home.files)
+    exported = _exported(_folder(home.package) / home.exports)
+    if kind == "model":
+        found = [name for name, (_, node) in classes.items() if _is_registered(node)]
+    else:
+        found = [name for name in exported if name in classes and isinstance(classes[name][1], ast.ClassDef)]
+    return tuple(sorted(name for name in found if not name.startswith("_") and name not in _NOT_OFFERED[kind]))
+
+
+def is_path(name: str) -> bool:
+    """Whether `name` is an import path, `pkg.mod:attr`."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name) is not None
+
+
+def why_unknown(kind: Kind, name: str) -> tuple[str, str] | None:
+    """What is wrong with a name and the hint, or None where it can be found."""
+    if is_path(name) or name in names(kind):
+        return None
+    if kind == "model" and name.startswith("timm/"):
+        if importlib.util.find_spec("timm") is not None:
+            return None
+        return f"model {name!r} needs the package timm", "pip install 'lrtrain[timm]'"
+    if name in _NOT_OFFERED[kind]:
+        return f"{kind} {name!r} cannot be used here: {_NOT_OFFERED[kind][name]}", f"`lrtrain list {kind}s` shows all"
+    guess = closest(name, names(kind))
+    hint = f"did you mean {guess!r}? " if guess else ""
+    return f"there is no {kind} {name!r}", f"{hint}`lrtrain list {kind}s` shows all; pkg.mod:attr names code of yours"
+
+
+def closest(word: str, known: tuple[str, ...] | list[str]) -> str | None:
+    """The known name that `word` was probably meant to be."""
+    folded = {re.sub(r"[\W_]", "", name).lower(): name for name in known}
+    plain = re.sub(r"[\W_]", "", word).lower()
+    if plain in folded:
+        return folded[plain]
+    match = difflib.get_close_matches(plain, folded, 1, 0.7)
+    return folded[match[0]] if match else None
+
+
+@lru_cache
+def arguments(kind: Kind, name: str) -> Arguments | None:
+    """The arguments that a config may give `name`, or None where only an import can tell."""
+    home = _HOMES[kind]
+    if is_path(name) or name.startswith("timm/"):
+        return None
+    if name in _theirs(kind):
+        definitions = _definitions(home.package, home.files)
+        node: ast.AST | None = definitions[name][1]
+        while isinstance(node, ast.ClassDef) and (init := _method(node, "__init__")) is None:
+            bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id in definitions]
+            node = definitions[bases[0]][1] if bases else None
+        function = init if isinstance(node, ast.ClassDef) else node
+    else:
+        tree = ast.parse((_folder(str(home.ours)) / f"{name}.py").read_text())
+        function = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name), None)
+    if not isinstance(function, ast.FunctionDef):
+        return Arguments({}, open=False)
+    return _signature(function, home.supplied)
+
+
+def _signature(function: ast.FunctionDef, supplied: tuple[str, ...]) -> Arguments:
+    spec = function.args
+    positional = [*spec.posonlyargs, *spec.args]
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(spec.defaults)) + list(spec.defaults)
+    pairs = [*zip(positional, defaults, strict=True), *zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
+    return Arguments(
+        {arg.arg: None if default is None else ast.unparse(default)
+         for arg, default in pairs if arg.arg != "self" and arg.arg not in supplied},
+        open=spec.kwarg is not None,
+    )
+
+
+def find(kind: Kind, name: str) -> Any:
+    """Import what a name stands for.
+
+    Raises:
+        ConfigError: there is no such name, or its import path leads nowhere.
+    """
+    if is_path(name):
+        return _import_path(name)
+    unknown = why_unknown(kind, name)
+    if unknown is not None:
+        raise (EnvironmentFault if "needs the package" in unknown[0] else ConfigError)(unknown[0], hint=unknown[1])
+    home = _HOMES[kind]
+    if name in _theirs(kind):
+        module = "torch.optim.lr_scheduler" if kind == "scheduler" else home.package
+        return getattr(importlib.import_module(module), name)
+    return getattr(importlib.import_module(f"{home.ours}.{name}"), name)
+
+
+def _import_path(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"cannot import {path!r}: {why}",
+                          hint="the module must be installed, or lie on PYTHONPATH") from error
+    return found
+
+
+def _folder(package: str) -> Path:
+    """The folder of a package, found without importing it (which `find_spec` does for a dotted name's parents)."""
+    top, *rest = package.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or not spec.submodule_search_locations:
+        raise EnvironmentFault(f"the package {top} is not installed", hint=f"pip install {top}")
+    return Path(spec.submodule_search_locations[0], *rest)
+
+
+@lru_cache
+def _definitions(package: str, pattern: str) -> dict[str, tuple[Path, ast.ClassDef | ast.FunctionDef]]:
+    """Every class and function at the top level of a package's files."""
+    return {
+        node.name: (path, node)
+        for path in sorted(_folder(package).glob(pattern))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    }
+
+
+def _exported(path: Path) -> set[str]:
+    """The names that a file imports or lists in `__all__`."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.List | ast.Tuple):
+            found |= {e.value for e in node.value.elts if isinstance(e, ast.Constant) and isinstance(e.value, str)}
+    return found
+
+
+def _method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
+    return next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == name), None)
+
+
+def _is_registered(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef) and any(
+        isinstance(d, ast.Call) and isinstance(d.func, ast.Name) and d.func.id == "register_model"
+        for d in node.decorator_list
+    )

@@ -1,0 +1,278 @@
+"""A network from its name: constructed, fitted to the images and classes, and given its weights."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from lrtrain import lookup
+from lrtrain.config import schema
+from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, LrtrainError
+from lrtrain.models.stems import make_gray, small_stem
+from lrtrain.models.weights import load_into, load_weights_file
+from lrtrain.random import key, torch_seeded
+
+Where = Callable[..., str]
+
+# Left alone, these two return several logits while training and warn of a new default initialisation.
+_TORCHVISION_ARGS: dict[str, dict[str, Any]] = {
+    name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
+}
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A network on the CPU, and what is known about it.
+
+    `mean` and `std`, a number a channel, are the normalisation that its weights were trained with, and
+    `input_size` the image size in px; None from scratch and where it is unknown. `notes` say what was made
+    to fit. `head` names the parameters that did not come with the weights; it is empty from scratch.
+    """
+
+    module: nn.Module
+    parameters: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    input_size: int | None = None
+    notes: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+
+
+def build_model(model: schema.Model, num_classes: int, in_channels: int, seed: int, where: Where,
+                load: bool = True) -> BuiltModel:
+    """Build the network of a config, with every random number keyed by (seed, "init").
+
+    Args:
+        model: the config's section.
+        num_classes: logits per image.
+        in_channels: channels of the images.
+        seed: the run's seed.
+        where: names the line of a config value, as `RunConfig.where` does.
+        load: False leaves out pretrained weights, for a network whose state comes from a checkpoint.
+
+    Raises:
+        ConfigError: the name, its arguments or a combination of them is not possible.
+        CheckpointError: the weights do not fit, or their file is damaged.
+        EnvironmentFault: a package is missing, or weights cannot be downloaded or read.
+    """
+    _refuse_contradictions(model, in_channels, where)
+    with torch_seeded(key(seed, "init")):
+        built = _source(model.name)(model, num_classes, in_channels, load, where)
+    if load and model.weights is not None:
+        built = _load_file(model, built, num_classes, where)
+    if built.mean is not None and built.std is not None and len(built.mean) != in_channels:
+        built = replace(built, mean=_averaged(built.mean, in_channels), std=_averaged(built.std, in_channels))
+    return built
+
+
+def _source(name: str) -> Callable[[schema.Model, int, int, bool, Where], BuiltModel]:
+    if name.startswith("timm/"):
+        return _timm
+    return _other if lookup.is_path(name) or name in lookup.ours("model") else _torchvision
+
+
+def _refuse_contradictions(model: schema.Model, in_channels: int, where: Where) -> None:
+    if model.pretrained and model.weights is not None:
+        raise ConfigError(f"`pretrained: true` and `weights: {model.weights}` contradict each other",
+                          where("model", "weights"), "keep one of them")
+    if model.pretrained and model.stem == "small":
+        raise ConfigError("`pretrained: true` and `stem: small` contradict each other: the weights have the "
+                          "standard stem", where("model", "stem"), "leave out one of them")
+    if model.pretrained and _source(model.name) is _other:
+        raise ConfigError(f"only torchvision's and timm's models have pretrained weights, not {model.name!r}",
+                          where("model", "pretrained"), "leave it out, or take `weights: FILE`")
+    if model.name in _TORCHVISION_ARGS and model.args.get("aux_logits"):
+        raise ConfigError("`aux_logits: true` makes a network return three logits, and the loss takes one",
+                          where("model", "aux_logits"), "leave out `aux_logits`")
+    if in_channels not in (1, 3) and _source(model.name) is _torchvision:
+        raise ConfigError(f"torchvision's models take images of 3 channels or of 1, not of {in_channels}",
+                          where("model", "name"), "take a timm/ model, or code of yours with `in_channels`")
+    if in_channels == 1 and model.args.get("transform_input"):
+        raise ConfigError("`transform_input: true` is for images of 3 channels, and these have 1",
+                          where("model", "transform_input"), "leave it out")
+
+
+def _construct(builder: Callable[..., Any], model: schema.Model, where: Where, /, **kwargs: Any) -> nn.Module:
+    """Call what a name stands for; whatever it raises is about the arguments that the config gave it."""
+    try:
+        module = builder(**kwargs, **model.args)
+    except (LrtrainError, MemoryError):
+        raise
+    except Exception as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in model.args.items()) or "no arguments"
+        raise ConfigError(f"{model.name} cannot be built with {given}: {error}", where("model")) from error
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"{model.name} must return a torch.nn.Module, not {type(module).__name__}",
+                          where("model", "name"))
+    return module
+
+
+def _finish(module: nn.Module, **known: Any) -> BuiltModel:
+    return BuiltModel(module, sum(p.numel() for p in module.parameters()), **known)
+
+
+def _other(model: schema.Model, num_classes: int, in_channels: int, load: bool, where: Where) -> BuiltModel:
+    """A file of ours or an import path."""
+    with _about(where("model", "name")):
+        builder = lookup.find("model", model.name)
+    kwargs = {"num_classes": num_classes}
+    if callable(builder) and "in_channels" in inspect.signature(builder).parameters:
+        kwargs["in_channels"] = in_channels
+    module = _construct(builder, model, where, **kwargs)
+    notes = (small_stem(module, where("model", "stem")),) if model.stem == "small" else ()
+    return _finish(module, notes=notes)
+
+
+def _torchvision(model: schema.Model, num_classes: int, in_channels: int, load: bool,
+                 where: Where) -> BuiltModel:
+    with _about(where("model", "name")):
+        builder = lookup.find("model", model.name)
+    default = _torchvision_weights(model.name)
+    kwargs = {k: v for k, v in _TORCHVISION_ARGS.get(model.name, {}).items() if k not in model.args}
+    if model.pretrained and model.name.startswith("vit_") and "image_size" not in model.args:
+        kwargs["image_size"] = default.meta["min_size"][0]  # their position embedding has a fixed size
+    module = _construct(builder, model, where, weights=None, num_classes=num_classes, **kwargs)
+    notes = [small_stem(module, where("model", "stem"))] if model.stem == "small" else []
+    if in_channels == 1:
+        notes.append(make_gray(module))
+    if not (model.pretrained and load):
+        return _finish(module, notes=tuple(notes))
+    state = _download(default, where)
+    with _about(where("model", "pretrained")):
+        loaded = load_into(module, state, num_classes, f"torchvision's {default}")
+    known = _torchvision_normalisation(model)
+    return _finish(module, notes=_once(*notes, *loaded.notes), head=loaded.head, **known)
+
+
+def _torchvision_weights(name: str) -> Any:
+    from torchvision.models import get_model_weights
+
+    return get_model_weights(name).DEFAULT
+
+
+def _torchvision_normalisation(model: schema.Model) -> dict[str, Any]:
+    preset = _torchvision_weights(model.name).transforms()
+    mean, std = tuple(preset.mean), tuple(preset.std)
+    if model.name in _TORCHVISION_ARGS and not model.args.get("transform_input"):
+        # They were trained with (x - 0.5) / 0.5; torchvision normalises otherwise and the network undoes it.
+        mean = std = (0.5, 0.5, 0.5)
+    return {"mean": mean, "std": std, "input_size": preset.crop_size[0]}
+
+
+def _download(weights: Any, where: Where) -> Mapping[str, Any]:
+    try:
+        state: Mapping[str, Any] = weights.get_state_dict(check_hash=True, weights_only=True)
+    except Exception as error:
+        raise _no_download(weights.url, error, where) from error
+    return state
+
+
+def _no_download(what: str, error: Exception, where: Where) -> EnvironmentFault:
+    return EnvironmentFault(f"cannot download {what}: {error}", where("model", "pretrained"),
+                            "fetch it elsewhere and write `weights: FILE` in place of `pretrained: true`")
+
+
+def _timm(model: schema.Model, num_classes: int, in_channels: int, load: bool, where: Where) -> BuiltModel:
+    unknown = lookup.why_unknown("model", model.name)
+    if unknown is not None:
+        raise EnvironmentFault(unknown[0], where("model", "name"), unknown[1])
+    import timm
+
+    name = model.name.removeprefix("timm/")
+    if not timm.is_model(name.partition(".")[0]):
+        guess = lookup.closest(name, timm.list_models())
+        raise ConfigError(f"timm has no model {name!r}", where("model", "name"),
+                          f"did you mean 'timm/{guess}'?" if guess else "timm.list_models() names them all")
+    pretrained = model.pretrained and load
+
+    def create(**kwargs: Any) -> Any:
+        try:
+            return timm.create_model(name, pretrained=pretrained, **kwargs)
+        except Exception as error:
+            if not pretrained or (isinstance(error, TypeError | ValueError | RuntimeError)
+                                  and not isinstance(error, OSError)):
+                raise
+            raise _no_download(f"the weights of {model.name}", error, where) from error
+
+    module = _construct(create, model, where, num_classes=num_classes, in_chans=in_channels)
+    notes = (small_stem(module, where("model", "stem")),) if model.stem == "small" else ()
+    if not pretrained:
+        return _finish(module, notes=notes)
+    head, told = _timm_head(module, num_classes)
+    if in_channels != 3:
+        told.append(f"first convolution: 3 -> {in_channels} channels, weights adapted by timm")
+    return _finish(module, notes=(*notes, *told), head=head, **_timm_normalisation(module))
+
+
+def _timm_head(module: nn.Module, num_classes: int) -> tuple[tuple[str, ...], list[str]]:
+    """What timm made new: it keeps the head that comes with the weights where its number of classes fits."""
+    config: Any = module.pretrained_cfg
+    old, heads = config["num_classes"], config["classifier"]
+    if old == num_classes:
+        return (), [f"head: {num_classes} classes, kept as in timm's weights"]
+    heads = (heads,) if isinstance(heads, str) else heads
+    names = [name for name, _ in module.named_parameters() if name.rpartition(".")[0] in heads]
+    return tuple(names), [f"head {name}: {old} -> {num_classes} classes, new" for name in heads]
+
+
+def _timm_normalisation(module: nn.Module) -> dict[str, Any]:
+    cfg: Any = module.pretrained_cfg
+    return {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"]), "input_size": cfg["input_size"][-1]}
+
+
+def _load_file(model: schema.Model, built: BuiltModel, num_classes: int, where: Where) -> BuiltModel:
+    source = str(model.weights)
+    with _about(where("model", "weights")):
+        state, metadata = load_weights_file(source)
+        loaded = load_into(built.module, state, num_classes, source)
+        known = _metadata_normalisation(metadata, source)
+    notes = _once(*built.notes, *loaded.notes)
+    if "mean" not in known and _source(model.name) is not _other:
+        published = (_timm_normalisation(built.module) if _source(model.name) is _timm else
+                     _torchvision_normalisation(model))
+        known = published | known
+        notes = (*notes, f"normalisation: that of {model.name}'s published weights, as the file names none")
+    return replace(built, notes=notes, head=loaded.head, **known)
+
+
+@contextmanager
+def _about(at: str) -> Iterator[None]:
+    """Errors from inside are about the config value at `at`."""
+    try:
+        yield
+    except LrtrainError as error:
+        problem = error.problems[0]
+        raise type(error)(problem.what, at, problem.hint) from error
+
+
+def _once(*notes: str) -> tuple[str, ...]:
+    """The construction and the loading both tell of a first convolution whose weights were summed."""
+    return tuple(dict.fromkeys(notes))
+
+
+def _metadata_normalisation(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
+    """What a safetensors file says of itself: `mean` and `std`, a number a channel, and `input`, in px."""
+    known: dict[str, Any] = {}
+    number = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
+    for name in ("mean", "std"):
+        if name in metadata:
+            known[name] = tuple(float(n) for n in re.findall(number, metadata[name]))
+    if ("mean" in known) != ("std" in known) or len(known.get("mean", ())) != len(known.get("std", ())):
+        raise CheckpointError(f"{source!r} must name a mean and a std of as many channels, and says mean "
+                              f"{metadata.get('mean')!r} and std {metadata.get('std')!r}")
+    if not all(std > 0 for std in known.get("std", ())):
+        raise CheckpointError(f"{source!r} must name a std above 0, and says {metadata['std']!r}")
+    if sizes := re.findall(r"\d+", metadata.get("input", "")):
+        known["input_size"] = int(sizes[-1])
+    return known
+
+
+def _averaged(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """One number for a gray image from the three of RGB."""
+    return (sum(values) / len(values),) * channels

@@ -1,0 +1,1 @@
+"""Named parameter groups, and torch's optimizers over them."""

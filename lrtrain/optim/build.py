@@ -1,0 +1,97 @@
+"""torch's optimizer over named groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lrtrain import lookup
+from lrtrain.config import schema
+from lrtrain.errors import ConfigError
+from lrtrain.optim.groups import ParamGroup, Where, plain
+
+# Classes with a fused kernel, by device; torch's own default is a slower loop on the CPU.
+_FUSED: dict[str, tuple[type[torch.optim.Optimizer], ...]] = {
+    "cpu": (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad),
+    "cuda": (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW),
+}
+
+
+def build_optimizer(groups: Sequence[ParamGroup], optimizer: schema.Optimizer, device: torch.device,
+                    where: Where) -> torch.optim.Optimizer:
+    """Build the config's optimizer with one torch parameter group per group, in the same order.
+
+    `fused` is on where torch has such a kernel for the device, unless the config says `fused` or `foreach`.
+
+    Raises:
+        ConfigError: the name leads nowhere, or the optimizer refuses its arguments or parameters.
+    """
+    try:
+        cls = lookup.find("optimizer", optimizer.name)
+    except ConfigError as error:
+        problem = error.problems[0]
+        raise ConfigError(problem.what, where("optimizer", "name"), problem.hint) from error
+    _refuse_kernels_for_muon(cls, groups, where)
+    args = {name: plain(value) for name, value in optimizer.args.items()}
+    if _can_fuse(cls, groups, device) and not {"fused", "foreach", "differentiable"} & args.keys():
+        args["fused"] = True
+    args = {"lr": optimizer.lr, **args}
+    parameters = [{"params": list(group.parameters), "lr": group.lr, **group.options} for group in groups]
+    built = _construct(cls, parameters, optimizer.name, args, where("optimizer"))
+    for group in groups:
+        if group.options:
+            _check_options(cls, built, group, optimizer.name, args, where("optimizer", "groups"))
+    return built
+
+
+def momentum_of(group: Mapping[str, Any]) -> float | None:
+    """A torch parameter group's momentum or first beta, which schedulers may cycle; None without.
+
+    >>> momentum_of({"betas": (0.9, 0.999)})
+    0.9
+    """
+    if "momentum" in group:
+        return float(group["momentum"])
+    return float(group["betas"][0]) if "betas" in group else None
+
+
+def _construct(cls: Any, parameters: list[dict[str, Any]], name: str, args: dict[str, Any],
+               at: str) -> torch.optim.Optimizer:
+    try:
+        built = cls(parameters, **args)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in args.items())
+        raise ConfigError(f"{name} cannot be built with {given}: {error}", at) from error
+    if not isinstance(built, torch.optim.Optimizer):
+        raise ConfigError(f"{name} must be a torch.optim.Optimizer, not {type(built).__name__}", at)
+    return built
+
+
+def _can_fuse(cls: Any, groups: Sequence[ParamGroup], device: torch.device) -> bool:
+    return cls in _FUSED.get(device.type, ()) and all(
+        parameter.is_floating_point() for group in groups for parameter in group.parameters)
+
+
+def _refuse_kernels_for_muon(cls: Any, groups: Sequence[ParamGroup], where: Where) -> None:
+    if cls is not torch.optim.Muon:
+        return
+    pairs = [pair for group in groups for pair in zip(group.parameter_names, group.parameters, strict=True)]
+    others = [f"{name} has {p.ndim}" for name, p in pairs if p.ndim != 2]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise ConfigError("Muon takes parameters of two dimensions only, the matrices of linear layers; "
+                          f"{', '.join(others[:3])}{more}", where("optimizer", "name"),
+                          "take SGD or AdamW; Muon alone cannot train convolutions, norms and biases")
+
+
+def _check_options(cls: Any, built: torch.optim.Optimizer, group: ParamGroup, name: str, args: dict[str, Any],
+                   at: str) -> None:
+    """Hold a group's own arguments against the constructor: in a group torch takes any name and any value."""
+    for option in group.options:
+        if option not in built.defaults:
+            guess = lookup.closest(option, list(built.defaults))
+            hint = (f"did you mean {guess!r}? " if guess else "") + f"takes {', '.join(built.defaults)}"
+            raise ConfigError(f"{name} has no argument {option!r}, given by group {group.name!r}", at, hint)
+    _construct(cls, [{"params": list(group.parameters)}], name, {**args, **group.options}, at)

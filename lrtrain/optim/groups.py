@@ -1,0 +1,143 @@
+"""Parameters in named groups, each with its own LR and arguments."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from lrtrain import lookup
+from lrtrain.config import schema
+from lrtrain.config.duration import Duration
+from lrtrain.errors import ConfigError
+from lrtrain.optim.layers import layer_numbers
+
+Where = Callable[..., str]
+
+NORM_AND_BIAS = "norm_and_bias"
+
+# What optimizers read once for all groups, so that a group's own value would be without effect.
+_FOR_ALL_GROUPS = ("fused", "foreach", "capturable", "differentiable", "initial_accumulator_value")
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that train alike: `lr` is their peak LR, `options` arguments of their own."""
+
+    name: str
+    lr: float
+    parameter_names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
+    options: dict[str, Any]
+    frozen_until: Duration | None
+
+
+def make_groups(module: nn.Module, optimizer: schema.Optimizer, where: Where) -> tuple[ParamGroup, ...]:
+    """Sort a network's trainable parameters into the config's groups; the first match wins.
+
+    Groups come in the config's order, then `default` with what is left. With `layer_decay` each becomes one
+    group per layer, `<group>.layer0` being the stem, with
+
+        lr = group lr * layer_decay ** (head's layer - layer)
+
+    (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT). Tied parameters count once.
+
+    Raises:
+        ConfigError: a pattern is no regular expression or matches nothing, a name is taken twice, or a group
+            has an argument that the optimizer does not take.
+    """
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise ConfigError("the model has no trainable parameters", where("model"))
+    rest = dict(trainable)
+    groups: list[ParamGroup] = []
+    owner: dict[str, str] = {}
+    for i, group in enumerate(optimizer.groups):
+        name, at = group.name or group.params, where("optimizer", "groups", i, "params")
+        matched = _matching(group.params, trainable, at)
+        taken = [n for n in matched if n in rest]
+        if not taken:
+            holders = ", ".join(dict.fromkeys(repr(owner[n]) for n in matched))
+            raise ConfigError(f"no parameters are left for group {name!r}: what it matches is in {holders}", at,
+                              "the first match wins: move this group up")
+        owner |= dict.fromkeys(taken, name)
+        lr = group.lr if group.lr is not None else optimizer.lr * (group.lr_scale or 1.0)
+        groups.append(ParamGroup(name, lr, tuple(taken), tuple(rest.pop(n) for n in taken),
+                                 _options(optimizer.name, group, i, where), group.frozen_until))
+    if rest:
+        groups.append(ParamGroup("default", optimizer.lr, tuple(rest), tuple(rest.values()), {}, None))
+    _refuse_same_names(groups, where)
+    if optimizer.layer_decay is None:
+        return tuple(groups)
+    layers = layer_numbers(module)
+    return tuple(part for group in groups for part in _by_layer(group, layers, optimizer.layer_decay))
+
+
+def plain(value: Any) -> Any:
+    """An argument as torch's optimizers take it: YAML's lists are tuples there."""
+    return tuple(plain(item) for item in value) if isinstance(value, list) else value
+
+
+def _matching(pattern: str, parameters: dict[str, nn.Parameter], at: str) -> list[str]:
+    """The names that a group's `params` matches, at least one."""
+    if pattern == NORM_AND_BIAS:
+        matched = [name for name, p in parameters.items() if p.ndim <= 1]
+    else:
+        try:
+            regex = re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"`params` must be a regular expression, and {pattern!r} is none: {error}", at,
+                              r"a dot is written \. and a bracket \(") from None
+        matched = [name for name in parameters if regex.search(name)]
+    if not matched:
+        raise ConfigError(f"no trainable parameter matches {pattern!r}", at, _near(pattern, list(parameters)))
+    return matched
+
+
+def _near(pattern: str, names: list[str]) -> str:
+    """The parameter names that a pattern was probably meant for, else the model's parts."""
+    word = re.sub(r"[^\w.]", "", pattern.replace("\\.", ".")).strip(".")
+    modules = dict.fromkeys(part for name in names for part in (name.rpartition(".")[0], name))
+    near = difflib.get_close_matches(word, modules, 4, 0.6)
+    parts = list(dict.fromkeys(name.partition(".")[0] for name in names))
+    start = f"near it are {', '.join(near)}; " if near else ""
+    return f"{start}the model's parts are {', '.join(parts[:12])}{' ...' if len(parts) > 12 else ''}"
+
+
+def _options(optimizer: str, group: schema.Group, i: int, where: Where) -> dict[str, Any]:
+    """A group's own arguments of the optimizer."""
+    known = lookup.arguments("optimizer", optimizer)
+    for name in group.args:
+        at = where("optimizer", "groups", i, name)
+        if name in _FOR_ALL_GROUPS:
+            raise ConfigError(f"`{name}` holds for the whole optimizer, not for one group", at,
+                              f"write `{name}` beside `optimizer.lr`")
+        if known is not None and name not in known.defaults:
+            possible = [n for n in known.defaults if n not in _FOR_ALL_GROUPS]
+            guess = lookup.closest(name, [*possible, "name", "params", "lr", "lr_scale", "frozen_until"])
+            hint = (f"did you mean {guess!r}? " if guess else "") + f"takes {', '.join(possible)}"
+            raise ConfigError(f"{optimizer} has no argument {name!r}", at, hint)
+    return {name: plain(value) for name, value in group.args.items()}
+
+
+def _refuse_same_names(groups: list[ParamGroup], where: Where) -> None:
+    names = [group.name for group in groups]
+    for i, name in enumerate(names):
+        if (first := names.index(name)) != i:
+            at = where("optimizer", "groups", first if name == "default" else i, "name")
+            what = (f"two groups are called {name!r}" if name != "default" else
+                    "a group is called 'default', which is the name of what no group matches")
+            raise ConfigError(what, at, "give each group a `name` of its own")
+
+
+def _by_layer(group: ParamGroup, layers: dict[str, int], decay: float) -> Iterable[ParamGroup]:
+    head = max(layers.values())
+    pairs = list(zip(group.parameter_names, group.parameters, strict=True))
+    for layer in sorted({layers[name] for name in group.parameter_names}):
+        own = [(name, p) for name, p in pairs if layers[name] == layer]
+        yield replace(group, name=f"{group.name}.layer{layer}", lr=group.lr * decay ** (head - layer),
+                      parameter_names=tuple(name for name, _ in own), parameters=tuple(p for _, p in own))

@@ -1,0 +1,1 @@
+"""The LR range test: one more curve for the same training loop."""

@@ -1,0 +1,1 @@
+"""The learning rate as a table that exists before the first step."""

@@ -1,0 +1,80 @@
+"""What torch's own schedulers set, stepped once over a stand-in optimizer, is written down."""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ChainedScheduler
+
+from lrtrain import lookup
+from lrtrain.schedule.curve import GroupLR, Table
+
+
+class StandIn(Optimizer):
+    """An optimizer that trains nothing: parameter groups for a scheduler to write to.
+
+    `Optimizer.__init__` is left out on purpose: it imports torch's compiler, which takes longer than all steps.
+    """
+
+    def __init__(self, groups: Sequence[GroupLR]):
+        own = [{} if group.momentum is None else {"momentum": group.momentum} for group in groups]
+        self.param_groups: list[dict[str, Any]] = [
+            {"params": [torch.zeros(())], "lr": group.lr, **momentum}
+            for group, momentum in zip(groups, own, strict=True)
+        ]
+        self.defaults: dict[str, Any] = {"lr": groups[0].lr, **own[0]}
+        self.state = defaultdict(dict)
+
+    def step(self, closure: Any = None) -> Any:
+        """Nothing; schedulers want to see that it was called."""
+
+
+def build(name: str, args: dict[str, Any], optimizer: Optimizer) -> Any:
+    """The scheduler object: torch's class by its name, or whatever an import path leads to."""
+    if name == "ChainedScheduler":
+        return ChainedScheduler(
+            [build(child, given, optimizer) for child, given in args["schedulers"]], optimizer
+        )
+    return lookup.find("scheduler", name)(optimizer, **args)
+
+
+def tabulate(
+    make: Callable[[Optimizer], Any], groups: Sequence[GroupLR], ticks: int
+) -> tuple[Table, Table | None]:
+    """Let a scheduler drive a stand-in optimizer and write down what it sets.
+
+    Args:
+        make: the scheduler for an optimizer.
+        groups: one parameter group each.
+        ticks: rows wanted; the scheduler is stepped `ticks - 1` times.
+
+    Returns:
+        LR and momentum, each of shape (ticks, groups); no momentum where the optimizer has none.
+    """
+    optimizer = StandIn(groups)
+    scheduler = make(optimizer)
+    optimizer.step()
+    step, written, cyclable = scheduler.step, optimizer.param_groups, groups[0].momentum is not None
+    lrs, momenta = array("d"), array("d")
+    for tick in range(ticks):
+        if tick:
+            step()
+        lrs.extend([group["lr"] for group in written])
+        if cyclable:
+            momenta.extend([group["momentum"] for group in written])
+    shape = (ticks, len(groups))
+    return _without_rounding_below_zero(np.array(lrs).reshape(shape)), np.array(momenta).reshape(
+        shape
+    ) if cyclable else None
+
+
+def _without_rounding_below_zero(lr: Table) -> Table:
+    """Make 0 of the -1e-17 of the peak at which torch's recursive forms end a fall to 0."""
+    lr[(lr < 0) & (lr > -1e-12 * np.abs(lr).max(initial=0.0))] = 0.0
+    return lr

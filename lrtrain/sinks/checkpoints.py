@@ -1,0 +1,41 @@
+"""Saves the state when it is due, then moves the pointers, then deletes what is no longer kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lrtrain.checkpoint import format
+from lrtrain.engine.events import Event, SaveDue
+from lrtrain.engine.state import TrainState, snapshot
+
+
+class Checkpoints:
+    """Writes `root/step-*`, `last.json`, `best.json`.
+
+    Args:
+        root: the run's checkpoints folder.
+        state: is read when an event says that it is consistent.
+        keep: newest checkpoints that stay, besides the best.
+        facts: what the manifest says besides the state: classes, versions, threads.
+        log_bytes: length of metrics.jsonl at this moment.
+    """
+
+    def __init__(self, root: Path, state: TrainState, keep: int, facts: Mapping[str, Any],
+                 log_bytes: Callable[[], int]):
+        self.root, self._state, self._keep = root, state, keep
+        self._facts, self._log_bytes = facts, log_bytes
+        self.last: str | None = None
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, SaveDue):
+            return
+        parts, manifest = snapshot(self._state)
+        manifest["log_bytes"] = {"metrics.jsonl": self._log_bytes()}
+        path = format.write(self.root, event.step, parts, {**manifest, **self._facts})
+        format.point(self.root, "last", path)
+        if event.best:
+            format.point(self.root, "best", path)
+        format.prune(self.root, self._keep)
+        self.last = path.name

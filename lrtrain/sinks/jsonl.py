@@ -1,0 +1,78 @@
+"""metrics.jsonl, where every byte follows from config and data, and timing.jsonl, where nothing does."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lrtrain.engine.events import Evaluated, Event, Logged, Reduced, SaveDue, Stepped
+from lrtrain.errors import CheckpointError, EnvironmentFault
+
+
+class Metrics:
+    """Appends a line per logged step, evaluation and LR reduction; `length` bytes of it are safe on disk."""
+
+    def __init__(self, path: Path, keep: int = 0):
+        """Open the file, cut back to its first `keep` bytes: what came after the checkpoint is written again."""
+        if keep > (path.stat().st_size if path.exists() else 0):
+            raise CheckpointError(f"{path.name} is shorter than the checkpoint says: {keep} bytes are wanted", str(path))
+        try:
+            self._file = path.open("ab")
+            self._file.truncate(keep)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot write: {error.strerror}", str(path)) from error
+        self.length = keep
+
+    def __call__(self, event: Event) -> None:
+        row: dict[str, Any] | None = None
+        match event:
+            case Logged():
+                row = {"event": "train", "step": event.step, "epoch": event.epoch, "lr": event.lr, "loss": event.loss}
+            case Evaluated():
+                m = event.metrics
+                row = {"event": "eval", "step": event.step, "epoch": event.epoch, "split": event.split,
+                       "loss": m.loss if math.isfinite(m.loss) else None, "acc1": m.acc1, "acc5": m.acc5}
+            case Reduced():
+                row = {"event": "reduce_lr", "step": event.step, "epoch": event.epoch, "monitor": event.monitor,
+                       "lr": event.lr}
+            case SaveDue():
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self.length = self._file.tell()
+        if row is not None:
+            self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+
+
+class Timing:
+    """Appends wall-clock seconds, images/s and memory at each logged step and evaluation."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("a")
+        self._start = self._mark = time.perf_counter()
+        self._images = 0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Stepped):
+            self._images += event.images
+        elif isinstance(event, Logged | Evaluated):
+            now = time.perf_counter()
+            seconds = now - self._mark
+            row: dict[str, Any] = {"event": "train" if isinstance(event, Logged) else "eval", "step": event.step,
+                                   "seconds": round(now - self._start, 4), "memory_mb": _memory_mb()}
+            images = self._images if isinstance(event, Logged) else event.metrics.images
+            row["images_per_s"] = round(images / max(seconds, 1e-9), 1)
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            self._mark, self._images = now, 0
+
+
+def _memory_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)

@@ -1,0 +1,129 @@
+"""The plan, before the first step: what will be trained, on what, and with which LR."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from lrtrain.build import Job
+from lrtrain.config.schema import Named
+from lrtrain.errors import printable
+from lrtrain.schedule.draw import draw
+from lrtrain.schedule.plan import Plan
+from lrtrain.sinks.console import Screen, number
+from lrtrain.sinks.run_dir import RunDir
+
+
+def show_plan(job: Job, screen: Screen, run_dir: RunDir | None = None) -> None:
+    """Print everything that is known before training."""
+    if run_dir is not None:
+        screen.print(f"training into {run_dir}", "bold")
+    screen.facts(_facts(job))
+    if len(job.groups) > 1:
+        screen.print()
+        screen.print(_groups(job))
+    show_curve(job.plan, screen)
+    screen.print()
+
+
+def show_curve(plan: Plan, screen: Screen, height: int = 8) -> None:
+    """Draw the LR of every group that differs, and say in words what follows from the schedule."""
+    screen.print()
+    screen.print(draw(curve_series(plan), width=min(screen.width, 100), height=height, unicode=screen.unicode,
+                      steps_per_epoch=plan.steps_per_epoch, live_from=plan.live_from))
+    for note in plan.notes:
+        screen.print(f"note: {note}", "yellow")
+
+
+def curve_series(plan: Plan, most: int = 4) -> dict[str, NDArray[np.float64]]:
+    """One LR curve for each column of the table, named by its groups; the first and last few where there are many."""
+    members: dict[int, list[str]] = {}
+    for group, column in zip(plan.groups, plan.curve.columns, strict=True):
+        members.setdefault(column, []).append(group.name)
+    shown = list(members.items())
+    if len(shown) > most:
+        shown = shown[: most // 2] + shown[-(most - most // 2):]
+    if len(members) == 1:
+        return {"LR": plan.curve.lr[:, 0]}
+    return {_short(names): plan.curve.lr[:, column] for column, names in shown}
+
+
+def _short(names: list[str]) -> str:
+    return printable(names[0] if len(names) == 1 else f"{names[0]} +{len(names) - 1}")
+
+
+def _facts(job: Job) -> Iterator[tuple[str, str]]:
+    config, plan = job.config, job.plan
+    yield "model", f"{config.model.name}, {job.built.parameters:,} parameters"
+    for note in job.built.notes:
+        yield "", note
+    yield from _data(job)
+    per_step = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+    yield "batch", f"{config.batch_size} images a step{per_step}, {plan.steps_per_epoch:,} steps an epoch"
+    yield "device", _device(job)
+    yield "optimizer", _optimizer(job)
+    extras = [f"{key} {value:g}" for key in ("label_smoothing", "mixup", "cutmix", "ema", "clip_norm")
+              if (value := getattr(config, key))]
+    if extras:
+        yield "with", ", ".join(extras)
+    for i, phase in enumerate(plan.phases):
+        yield ("schedule" if i == 0 else ""), phase.words
+    yield "length", f"{plan.total_steps / plan.steps_per_epoch:g} epochs, {plan.total_steps:,} steps"
+
+
+def _data(job: Job) -> Iterator[tuple[str, str]]:
+    source = job.source
+    counts = source.counts()
+    sizes = sorted(counts["train"].values())
+    held_back = f", {len(source.test):,} test held back" if source.test is not None else ""
+    each = f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}"
+    yield "data", (f"{job.config.dataset.name}: {len(source.train):,} train, {len(source.val):,} val "
+                   f"({source.val_from}){held_back}")
+    names = ", ".join(source.classes[:6]) + (", ..." if len(source.classes) > 6 else "")
+    yield "", f"{len(source.classes)} classes of {each} images: {names}"
+    for note in source.notes:
+        yield "", note
+    transforms = job.config.dataset.transforms
+    for split in (transforms.train, transforms.val):
+        words = ", ".join(_transform(item) for item in split or ())
+        yield ("train" if split is transforms.train else "val"), f"{words} -> {'x'.join(map(str, job.pipeline.shape))}"
+
+
+def _transform(item: Named) -> str:
+    args = " ".join(f"{key}={value}" for key, value in item.args.items() if item.name not in ("Normalize", "ToDtype"))
+    return f"{item.name}({args})" if args else item.name
+
+
+def _device(job: Job) -> str:
+    device = job.device
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    precision = job.recipe.precision
+    return f"{name}, {precision}{' autocast' if precision != 'fp32' else ''}, channels-last"
+
+
+def _optimizer(job: Job) -> str:
+    section = job.config.optimizer
+    args = ", ".join(f"{key} {value}" for key, value in section.args.items())
+    lr = f", LR {number(section.lr)}" if len(job.groups) == 1 else f", {len(job.groups)} groups"
+    return f"{section.name}{lr}" + (f", {args}" if args else "")
+
+
+def _groups(job: Job) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("group", overflow="fold")
+    for title in ("LR", "weights", "frozen until"):
+        table.add_column(title, justify="right", overflow="fold")
+    table.add_column("own options", overflow="fold")
+    for group, spec in zip(job.groups, job.plan.groups, strict=True):
+        count = sum(parameter.numel() for parameter in group.parameters)
+        frozen = str(group.frozen_until) if spec.frozen_steps else ""
+        options = ", ".join(f"{key} {value}" for key, value in group.options.items())
+        table.add_row(printable(group.name), number(group.lr), f"{count:,}", frozen, printable(options))
+    return table

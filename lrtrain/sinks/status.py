@@ -1,0 +1,40 @@
+"""status.json: how the run stands, for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lrtrain.engine.events import Event, Finished, SaveDue, Stopped
+from lrtrain.engine.state import TrainState
+from lrtrain.sinks.run_dir import RunDir, write_atomically
+
+
+class Status:
+    """Keeps status.json in step with the run."""
+
+    def __init__(self, run: RunDir, state: TrainState, monitor: str):
+        self._run, self._state, self._monitor = run, state, monitor
+        self.write("running")
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, SaveDue):
+            self.write("running")
+        elif isinstance(event, Finished):
+            self.write("done", 0)
+        elif isinstance(event, Stopped) and event.reason == "early_stop":
+            self.write("done", 0, "stopped early: no improvement")
+
+    def write(self, state: str, exit_code: int | None = None, message: str | None = None) -> None:
+        """Write the file: `state` is running, done, stopped or failed."""
+        best = self._state.best
+        last = self._run.checkpoints / "last.json"
+        status: dict[str, Any] = {
+            "state": state,
+            "exit_code": exit_code,
+            "step": self._state.step,
+            "best": None if best.value is None else {"monitor": self._monitor, "value": best.value, "step": best.step},
+            "last_checkpoint": json.loads(last.read_text())["checkpoint"] if last.exists() else None,
+            "message": message,
+        }
+        write_atomically(self._run.status, json.dumps(status, indent=1) + "\n")

@@ -1,0 +1,55 @@
+"""What tests share: a command runner and small datasets made on the spot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def lrtrain(tmp_path: Path) -> Callable[..., Ended]:
+    """Run the real command in a real process, in an empty folder."""
+
+    def run(*args: object, **env: str) -> Ended:
+        ended = subprocess.run(
+            [sys.executable, "-m", "lrtrain", *map(str, args)], cwd=tmp_path, capture_output=True, text=True,
+            timeout=300, stdin=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", **env})
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """train/ and val/ folders of 24 and 12 small photos in two classes that differ in colour."""
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path / "photos"
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 6)):
+        for name, channel in (("red", 0), ("blue", 2)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = noise.integers(0, 120, (48, 40 + i, 3), dtype=np.uint8)
+                pixels[..., channel] += 120
+                Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    return root

@@ -1,0 +1,203 @@
+"""Weights files: what is read, what is refused, and what goes into a network."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lrtrain.config.schema import Model
+from lrtrain.config.yaml import dotted
+from lrtrain.errors import CheckpointError, EnvironmentFault
+from lrtrain.models.build import BuiltModel, build_model
+from lrtrain.models.small_cnn import small_cnn
+from lrtrain.models.weights import load_into, load_weights_file
+
+LITE0 = Path(__file__).parents[2] / "shared" / "data" / "tf_efficientnet_lite0.safetensors"
+
+
+def where(*loc: str | int) -> str:
+    return dotted(loc)
+
+
+def built(name: str, weights: Path, num_classes: int = 7, in_channels: int = 3, **section: Any) -> BuiltModel:
+    return build_model(Model(name=name, weights=str(weights), **section), num_classes, in_channels, 0, where)
+
+
+def state_of(num_classes: int, in_channels: int = 3) -> dict[str, Tensor]:
+    return small_cnn(num_classes, in_channels, 4).state_dict()
+
+
+@pytest.mark.parametrize("wrap", [
+    dict, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s},
+    lambda s: {f"module.{k}": v for k, v in s.items()},
+    lambda s: {"model": {f"module._orig_mod.{k}": v for k, v in s.items()}},
+])
+def test_a_torch_file_is_read_through_its_usual_wrappings(wrap: Any, tmp_path: Path) -> None:
+    state = state_of(5)
+    torch.save(wrap(state), tmp_path / "w.pth")
+    read, metadata = load_weights_file(tmp_path / "w.pth")
+    assert metadata == {}
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[name], state[name]) for name in state)
+
+
+def test_a_safetensors_file_is_read_with_its_metadata(tmp_path: Path) -> None:
+    save_file(state_of(5), tmp_path / "w.safetensors", {"mean": "0.5"})
+    read, metadata = load_weights_file(tmp_path / "w.safetensors")
+    assert read.keys() == state_of(5).keys()
+    assert metadata == {"mean": "0.5"}
+
+
+class Malicious:
+    """Unpickling this would call a function."""
+
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("unpickled",)
+
+
+def _bad_files(folder: Path) -> dict[str, Path]:
+    whole = folder / "whole.safetensors"
+    save_file(state_of(5), whole)
+    torch.save(state_of(5), folder / "whole.pth")
+    content = {
+        "cut.safetensors": whole.read_bytes()[:-9],
+        "empty.safetensors": b"",
+        "text.safetensors": b"not a header",
+        "cut.pth": (folder / "whole.pth").read_bytes()[:-200],
+        "empty.pth": b"",
+        "text.pt": b"weights",
+        "code.pth": pickle.dumps({"w": Malicious()}),
+        "name.onnx": b"",
+    }
+    for name, data in content.items():
+        (folder / name).write_bytes(data)
+    torch.save({"w": Malicious()}, folder / "code.pt")
+    torch.save(nn.Linear(2, 2), folder / "module.pth")
+    torch.save({"epoch": 3}, folder / "number.pth")
+    torch.save({}, folder / "nothing.pth")
+    torch.save([torch.zeros(1)], folder / "list.pth")
+    torch.save({"w": torch.zeros(2, 2).to_sparse()}, folder / "sparse.pth")
+    (folder / "folder.pth").mkdir()
+    return {path.name: path for path in (*folder.iterdir(), folder / "missing.pth") if path.stem != "whole"}
+
+
+def test_a_file_that_is_damaged_missing_or_holds_more_than_tensors_is_refused(tmp_path: Path) -> None:
+    for name, path in _bad_files(tmp_path).items():
+        with pytest.raises(CheckpointError) as caught:
+            load_weights_file(path)
+        assert path.name in str(caught.value), name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2])
+def test_values_that_are_not_finite_are_refused_with_their_tensor(value: float, dtype: torch.dtype,
+                                                                  tmp_path: Path) -> None:
+    state = state_of(5) | {"bn2.weight": torch.tensor([1.0, value]).to(dtype)}
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=r"not finite, in 'bn2\.weight'"):
+        load_weights_file(tmp_path / "w.safetensors")
+
+
+def test_a_file_without_read_permission_is_a_fault_of_the_environment(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(state_of(5), tmp_path / "w.pth")
+
+    def forbidden(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(torch, "load", forbidden)
+    with pytest.raises(EnvironmentFault, match="Permission denied"):
+        load_weights_file(tmp_path / "w.pth")
+
+
+@given(old=st.integers(1, 12), new=st.integers(1, 12), gray=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_all_but_a_head_of_another_size_arrives(old: int, new: int, gray: bool) -> None:
+    state, module = state_of(old), small_cnn(new, 1 if gray else 3, 4)
+    own = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    loaded = load_into(module, state, new, "a file")
+    assert loaded.head == (() if old == new else ("fc.weight", "fc.bias"))
+    assert loaded.notes[-1] == (f"head: {new} classes, kept as in a file" if old == new else
+                                f"head fc: {old} -> {new} classes, new")
+    expected = state | {name: own[name] for name in loaded.head}
+    if gray:
+        expected["conv1.weight"] = state["conv1.weight"].sum(1, keepdim=True)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"conv2.weight": None}, r"missing are conv2\.weight"),
+    ({"extra.weight": torch.zeros(1)}, r"left over are extra\.weight"),
+    ({"conv2.weight": torch.zeros(8, 5, 3, 3)}, r"conv2\.weight is 8x5x3x3 and must be 8x4x3x3"),
+    ({"conv2.weight": torch.zeros(8, 4, 3, 3, dtype=torch.int8)}, "8x4x3x3 int8"),
+    ({"bn1.bias": torch.zeros(5)}, r"bn1\.bias is 5 and must be 4"),
+    ({"fc.weight": torch.zeros(9, 17), "fc.bias": torch.zeros(9)}, r"fc\.weight is 9x17 and must be 7x16"),
+])
+def test_any_other_mismatch_is_refused_by_name_and_changes_nothing(change: dict[str, Tensor | None],
+                                                                   message: str) -> None:
+    state = {k: v for k, v in (state_of(9) | change).items() if v is not None}
+    module = small_cnn(7, 3, 4)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        load_into(module, state, 7, "a file")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_files_older_than_batch_counters_load() -> None:
+    state = {name: tensor for name, tensor in state_of(7).items() if "num_batches_tracked" not in name}
+    assert load_into(small_cnn(7, 3, 4), state, 7, "a file").head == ()
+
+
+def test_densenets_old_names_load(tmp_path: Path) -> None:
+    state = build_model(Model(name="densenet121"), 5, 3, 0, where).module.state_dict()
+    old = {name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): t for name, t in state.items()}
+    assert old.keys() != state.keys()
+    torch.save(old, tmp_path / "w.pth")
+    assert built("densenet121", tmp_path / "w.pth").notes[0] == "head classifier: 5 -> 7 classes, new"
+
+
+def test_the_normalisation_is_the_files_else_the_published_one(tmp_path: Path) -> None:
+    state = build_model(Model(name="squeezenet1_1"), 5, 3, 0, where).module.state_dict()
+    file = tmp_path / "w.safetensors"
+    save_file(state, file)
+    published = built("squeezenet1_1", file)
+    assert (published.mean, published.input_size) == ((0.485, 0.456, 0.406), 224)
+    assert published.notes[-1].startswith("normalisation: that of squeezenet1_1's published weights")
+    save_file(state, file, {"mean": "0.1, 0.2 3e-1", "std": "[1, 2, 4.5]", "input": "3x96x96"})
+    own = built("squeezenet1_1", file)
+    assert (own.mean, own.std, own.input_size) == ((0.1, 0.2, 0.3), (1, 2, 4.5), 96)
+    assert built("squeezenet1_1", file, in_channels=1).std == (2.5,)
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"mean": "0.5"}, {"mean": "0.5 0.5", "std": "1"}, {"mean": "0", "std": "0"}])
+def test_a_normalisation_that_cannot_be_is_refused(metadata: dict[str, str], tmp_path: Path) -> None:
+    save_file(state_of(7), tmp_path / "w.safetensors", metadata)
+    with pytest.raises(CheckpointError, match="must name") as caught:
+        built("small_cnn", tmp_path / "w.safetensors", width=4)
+    assert caught.value.problems[0].where == "model.weights"
+
+
+def test_weights_of_a_standard_stem_do_not_fit_a_small_one(tmp_path: Path) -> None:
+    state = build_model(Model(name="resnet18"), 5, 3, 0, where).module.state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"conv1\.weight is 64x3x7x7 and must be 64x3x3x3") as caught:
+        built("resnet18", tmp_path / "w.pth", stem="small")
+    assert "`stem`" in str(caught.value.problems[0].hint)
+
+
+@pytest.mark.skipif(not LITE0.exists(), reason="the development data are not here")
+def test_published_weights_load_into_timms_network() -> None:
+    pytest.importorskip("timm")
+    model = built("timm/tf_efficientnet_lite0", LITE0, num_classes=2)
+    assert model.notes == ("head classifier: 1000 -> 2 classes, new",)
+    assert model.head == ("classifier.weight", "classifier.bias")
+    assert (model.mean, model.std, model.input_size) == ((0.498,) * 3, (0.502,) * 3, 224)

@@ -1,0 +1,251 @@
+"""Parameter groups, layers and optimizers."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lrtrain import lookup
+from lrtrain.config.duration import Duration
+from lrtrain.config.schema import Model, Optimizer
+from lrtrain.config.yaml import dotted
+from lrtrain.errors import ConfigError
+from lrtrain.models.build import build_model
+from lrtrain.models.small_cnn import small_cnn
+from lrtrain.optim.build import build_optimizer, momentum_of
+from lrtrain.optim.groups import ParamGroup, make_groups
+from lrtrain.optim.layers import layer_numbers
+
+CPU = torch.device("cpu")
+
+
+def where(*loc: str | int) -> str:
+    return dotted(loc)
+
+
+def config(**section: Any) -> Optimizer:
+    return Optimizer(**{"name": "SGD", "lr": 0.1, **section})
+
+
+def groups_of(module: nn.Module, **section: Any) -> dict[str, ParamGroup]:
+    return {group.name: group for group in make_groups(module, config(**section), where)}
+
+
+def optimizer_of(module: nn.Module, **section: Any) -> torch.optim.Optimizer:
+    return build_optimizer(make_groups(module, config(**section), where), config(**section), CPU, where)
+
+
+def error_of(module: nn.Module, **section: Any) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        optimizer_of(module, **section)
+    return caught.value
+
+
+def net() -> nn.Module:
+    return small_cnn(5, 3, 4)
+
+
+def test_without_groups_everything_is_default() -> None:
+    module = net()
+    groups = groups_of(module)
+    assert list(groups) == ["default"]
+    assert groups["default"].parameter_names == tuple(name for name, _ in module.named_parameters())
+    assert groups["default"].lr == 0.1
+
+
+def test_groups_keep_the_configs_order_and_the_first_match_wins() -> None:
+    groups = groups_of(net(), groups=[
+        {"params": r"^fc\.", "name": "head", "lr": 0.5}, {"params": "norm_and_bias", "weight_decay": 0},
+        {"params": "^conv[12]", "lr_scale": 0.5, "frozen_until": Duration.parse("2ep"), "momentum": 0.5}])
+    assert {name: group.lr for name, group in groups.items()} == {
+        "head": 0.5, "norm_and_bias": 0.1, "^conv[12]": 0.05, "default": 0.1}
+    assert groups["head"].parameter_names == ("fc.weight", "fc.bias")
+    assert groups["norm_and_bias"].parameter_names == tuple(
+        f"bn{i}.{kind}" for i in (1, 2, 3) for kind in ("weight", "bias"))
+    assert groups["norm_and_bias"].options == {"weight_decay": 0}
+    assert groups["^conv[12]"].frozen_until == Duration.parse("2ep")
+    assert groups["default"].parameter_names == ("conv3.weight",)
+
+
+def test_default_is_absent_where_nothing_is_left() -> None:
+    assert list(groups_of(net(), groups=[{"params": "."}])) == ["."]
+
+
+@given(st.lists(st.sampled_from(["conv", "bn", "weight$", "^fc", "norm_and_bias", r"\d\.bias"]), unique=True))
+def test_every_parameter_is_in_exactly_one_group(patterns: list[str]) -> None:
+    module = net()
+    try:
+        groups = groups_of(module, groups=[{"params": pattern} for pattern in patterns])
+    except ConfigError as error:
+        assert "no parameters are left" in str(error)  # noqa: PT017
+        return
+    for group in groups.values():
+        named = zip(group.parameter_names, group.parameters, strict=True)
+        assert all(module.get_parameter(name) is parameter for name, parameter in named)
+    names = [name for group in groups.values() for name in group.parameter_names]
+    assert sorted(names) == sorted(name for name, _ in module.named_parameters())
+
+
+def test_frozen_parameters_are_left_out_and_tied_ones_count_once() -> None:
+    module = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "c": nn.Linear(3, 3)})
+    module["b"].weight = module["a"].weight
+    module["c"].requires_grad_(False)
+    assert groups_of(module)["default"].parameter_names == ("a.weight", "a.bias", "b.bias")
+    assert "no trainable parameter matches '^c'" in str(error_of(module, groups=[{"params": "^c"}]))
+    assert "no trainable" in str(error_of(module.requires_grad_(False)))
+
+
+@pytest.mark.parametrize(("groups", "message", "at", "hint"), [
+    ([{"params": "^clasifier"}], "matches '^clasifier'", "optimizer.groups[0].params", "conv1, bn1, conv2"),
+    ([{"params": r"^conv4\.weight"}], "matches", "optimizer.groups[0].params", "near it are conv"),
+    ([{"params": "(fc"}], "must be a regular expression", "optimizer.groups[0].params", None),
+    ([{"params": "bias"}, {"params": r"fc\.bias"}], r"for group 'fc\\.bias': what it matches is in 'bias'",
+     "optimizer.groups[1].params", "move this group up"),
+    ([{"params": "conv1", "name": "a"}, {"params": "conv2", "name": "a"}], "two groups are called 'a'",
+     "optimizer.groups[1].name", None),
+    ([{"params": "conv1", "name": "default"}], "'default'", "optimizer.groups[0].name", None),
+    ([{"params": "fc", "weight_decy": 0}], "no argument 'weight_decy'", "optimizer.groups[0].weight_decy",
+     "did you mean 'weight_decay'?"),
+    ([{"params": "fc", "betas": [0.9, 0.9]}], "no argument 'betas'", "optimizer.groups[0].betas", None),
+    ([{"params": "fc", "fused": True}], "holds for the whole optimizer", "optimizer.groups[0].fused", None),
+    ([{"params": "conv1", "momentum": -1}], "Invalid momentum value: -1", "optimizer.groups", None),
+])
+def test_a_group_that_cannot_be_is_refused_where_it_stands(groups: list[Any], message: str, at: str,
+                                                           hint: str | None) -> None:
+    problem = error_of(net(), groups=groups).problems[0]
+    assert message in problem.what
+    assert problem.where == at
+    assert hint is None or hint in str(problem.hint)
+
+
+LAYERS = {"resnet18": 10, "efficientnet_b0": 19, "vit_b_16": 14, "convnext_tiny": 23, "swin_t": 17,
+          "small_cnn": 4, "googlenet": 13, "alexnet": 8, "resnet9": 7, "densenet121": 9}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_count_from_the_stem_to_the_head(name: str) -> None:
+    with torch.device("meta"):
+        module = build_model(Model(name=name), 7, 3, 0, where).module
+    numbers = layer_numbers(module)
+    assert sorted(numbers) == sorted(name for name, _ in module.named_parameters())
+    assert set(numbers.values()) == set(range(LAYERS[name]))
+    first = next(f"{name}.weight" for name, m in module.named_modules() if isinstance(m, nn.Conv2d))
+    assert numbers[first] == 0
+    head = {number for name, number in numbers.items() if module.get_parameter(name).shape[0] == 7}
+    assert head == {LAYERS[name] - 1}
+
+
+def test_a_vits_tokens_belong_to_its_stem_and_its_last_norm_to_its_last_block() -> None:
+    with torch.device("meta"):
+        numbers = layer_numbers(build_model(Model(name="vit_b_16"), 7, 3, 0, where).module)
+    assert numbers["class_token"] == numbers["encoder.pos_embedding"] == numbers["conv_proj.weight"] == 0
+    assert numbers["encoder.layers.encoder_layer_11.ln_1.weight"] == numbers["encoder.ln.weight"] == 12
+
+
+def test_what_follows_the_blocks_of_a_timm_network_is_its_head() -> None:
+    timm = pytest.importorskip("timm")
+    numbers = layer_numbers(timm.create_model("test_vit", num_classes=7))
+    blocks = sorted({number for name, number in numbers.items() if name.startswith("blocks.")})
+    assert blocks == list(range(1, len(blocks) + 1))
+    assert numbers["cls_token"] == numbers["patch_embed.proj.weight"] == 0
+    assert numbers["norm.weight"] == numbers["head.weight"] == len(blocks) + 1
+
+
+def test_layer_decay_multiplies_each_groups_lr_from_the_head_down() -> None:
+    groups = groups_of(net(), layer_decay=0.5, groups=[
+        {"params": "norm_and_bias", "name": "1d", "lr_scale": 2.0, "weight_decay": 0,
+         "frozen_until": Duration.parse("10%")}])
+    assert {name: group.lr for name, group in groups.items()} == {
+        "1d.layer0": 0.2 * 0.5**3, "1d.layer1": 0.2 * 0.5**2, "1d.layer2": 0.2 * 0.5, "1d.layer3": 0.2,
+        "default.layer0": 0.1 * 0.5**3, "default.layer1": 0.1 * 0.5**2, "default.layer2": 0.1 * 0.5,
+        "default.layer3": 0.1}
+    assert groups["1d.layer1"].parameter_names == ("bn2.weight", "bn2.bias")
+    assert groups["1d.layer3"].options == {"weight_decay": 0}
+    assert groups["1d.layer3"].frozen_until == Duration.parse("10%")
+    assert groups["default.layer3"].parameter_names == ("fc.weight",)
+
+
+@pytest.mark.parametrize("name", lookup.names("optimizer"))
+def test_every_optimizer_of_torch_takes_a_step_that_lowers_the_loss(name: str) -> None:
+    torch.manual_seed(0)
+    layers = nn.Linear(3 * 64, 16, bias=False), nn.ReLU(), nn.Linear(16, 5, bias=False)
+    matrices = nn.Sequential(nn.Flatten(), *layers)
+    module = matrices if name == "Muon" else net()
+    optimizer = optimizer_of(module, name=name, lr=0.01, groups=[{"params": "1.*weight", "lr": 0.005}])
+    images, labels = torch.randn(8, 3, 8, 8), torch.arange(8) % 5
+    losses = []
+    for _ in range(5):
+        loss = nn.functional.cross_entropy(module(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.005, 0.01]
+
+
+def test_torch_groups_stand_in_order_with_their_own_arguments() -> None:
+    module = net()
+    optimizer = optimizer_of(module, name="AdamW", betas=[0.8, 0.99], weight_decay=0.1, groups=[
+        {"params": "norm_and_bias", "weight_decay": 0, "betas": [0.7, 0.9]}, {"params": "fc", "lr": 1.0}])
+    seen = [(g["lr"], g["weight_decay"], g["betas"], len(g["params"])) for g in optimizer.param_groups]
+    assert seen == [(0.1, 0, (0.7, 0.9), 7), (1.0, 0.1, (0.8, 0.99), 1), (0.1, 0.1, (0.8, 0.99), 3)]
+
+
+@pytest.mark.parametrize(("section", "fused"), [
+    ({"name": "SGD"}, True), ({"name": "Adam"}, True), ({"name": "AdamW"}, True), ({"name": "Adagrad"}, True),
+    ({"name": "SGD", "fused": False}, False), ({"name": "SGD", "foreach": True}, None),
+    ({"name": "SGD", "differentiable": True}, None), ({"name": "torch.optim:SGD"}, True),
+    ({"name": "RMSprop"}, None),
+])
+def test_a_fused_kernel_is_used_unless_the_user_chose(section: dict[str, Any], fused: bool | None) -> None:
+    assert optimizer_of(net(), **section).param_groups[0].get("fused") is fused
+
+
+def test_muon_explains_why_it_cannot_train_a_convolutional_network() -> None:
+    problem = error_of(net(), name="Muon").problems[0]
+    assert "conv1.weight has 4, bn1.weight has 1, bn1.bias has 1 and 7 more" in problem.what
+    assert problem.where == "optimizer.name"
+
+
+def test_a_third_partys_optimizer_is_held_to_its_own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(torch.optim.SGD):
+        pass
+
+    mine = types.ModuleType("my_optimizers")
+    mine.__dict__.update(Mine=Mine, not_one=lambda params, **_: object())
+    monkeypatch.setitem(sys.modules, "my_optimizers", mine)
+    assert type(optimizer_of(net(), name="my_optimizers:Mine", momentum=0.5)) is Mine
+    mistyped = [{"params": "fc", "weigth_decay": 0}]
+    typo = error_of(net(), name="my_optimizers:Mine", groups=mistyped).problems[0]
+    assert "weigth_decay" in typo.what
+    assert "did you mean 'weight_decay'?" in str(typo.hint)
+    assert "must be a torch.optim.Optimizer" in str(error_of(net(), name="my_optimizers:not_one"))
+
+
+@pytest.mark.parametrize(("section", "message", "at"), [
+    ({"name": "SDG"}, "no optimizer 'SDG'", "optimizer.name"),
+    ({"name": "nowhere:Opt"}, "cannot import", "optimizer.name"),
+    ({"name": "SGD", "nesterov": True}, "Nesterov momentum requires", "optimizer"),
+    ({"name": "AdamW", "betas": [1.5, 0.9]}, "Invalid beta parameter", "optimizer"),
+    ({"name": "AdamW", "betas": 0.9}, "AdamW cannot be built with lr=0.1, betas=0.9", "optimizer"),
+    ({"name": "SGD", "momentun": 0.9}, "momentun", "optimizer"),
+])
+def test_an_impossible_optimizer_is_refused(section: dict[str, Any], message: str, at: str) -> None:
+    problem = error_of(net(), **section).problems[0]
+    assert message in problem.what
+    assert problem.where == at
+
+
+def test_momentum_is_the_first_beta_or_none() -> None:
+    expected = {"SGD": 0.0, "RMSprop": 0.0, "AdamW": 0.9, "NAdam": 0.9, "Adagrad": None, "Adadelta": None}
+    found = {name: momentum_of(optimizer_of(net(), name=name).param_groups[0]) for name in expected}
+    assert found == expected
+    assert momentum_of({"momentum": 0.9}) == 0.9
