@@ -95,6 +95,11 @@ def test_the_stretch_that_depends_on_a_metric_is_lighter_and_labelled():
     assert "live" not in draw({"lr": [0.1] * 100}, width=40, live_from=None)
 
 
+@pytest.mark.parametrize("values", [[1.0, 0.0], [0.0, 1.0]])
+def test_a_jump_between_two_columns_is_one_line_from_end_to_end(values):
+    assert all("*" in row for row in plot_rows(draw({"lr": values}, width=40, unicode=False), 10))
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1])
 def test_a_constant_is_one_level_line(value):
     rows = plot_rows(draw({"lr": [value] * 50}, width=40, unicode=False), 10)
@@ -116,6 +121,8 @@ def test_values_that_hardly_differ_get_labels_that_do():
 
 @pytest.mark.parametrize(("steps", "steps_per_epoch", "width", "axis"), [
     (3000, 100, 40, ["0", "10", "20", "30ep"]),
+    (2000, 100, 80, ["0", "5", "10", "15", "20ep"]),
+    (1700, 100, 80, ["0", "2", "4", "6", "8", "10", "12", "14", "16ep"]),
     (9000, 100, 40, ["0", "30", "60", "90ep"]),
     (50, 100, 60, ["0", "0.1", "0.2", "0.3", "0.4", "0.5ep"]),
     (10, None, 80, ["0", "2", "4", "6", "8", "10step"]),

@@ -5,7 +5,6 @@ import struct
 import subprocess
 import sys
 
-import independent_suggest as independent
 import numpy as np
 import pytest
 
@@ -14,6 +13,7 @@ from lrtrain.range_test.figure import draw_range_test, loss_window, save_range_t
 from lrtrain.range_test.suggest import smooth, suggest
 from lrtrain.schedule import figure
 from lrtrain.schedule.figure import save_curve
+from tests import independent_suggest as independent
 
 CURVES = json.loads(independent.CURVES.read_text())
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from schedules import ADAM, SGD_, THREE, live, momenta, plan_of, rows
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim import lr_scheduler as torchs
 
 from lrtrain import lookup
+from tests.schedules import ADAM, SGD_, THREE, live, momenta, plan_of, rows
 
 STEPS = 500
 FEW = settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

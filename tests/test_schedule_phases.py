@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schedules import ADAM, THREE, live, momenta, plan_of, real_optimizer, rows
 from torch.optim import Adam, Optimizer
 from torch.optim import lr_scheduler as torchs
 
@@ -21,6 +20,7 @@ from lrtrain.errors import ConfigError
 from lrtrain.schedule.csv import kept_rows, write_csv
 from lrtrain.schedule.curve import Curve
 from lrtrain.schedule.layout import lasting
+from tests.schedules import ADAM, THREE, live, momenta, plan_of, real_optimizer, rows
 
 RAMP = "{name: LinearLR, for: 3ep, start_factor: 0.1}"
 

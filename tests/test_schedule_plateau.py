@@ -7,10 +7,10 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schedules import THREE, live, plan_of, real_optimizer, rows
 from torch.optim import lr_scheduler as torchs
 
 from lrtrain.errors import CheckpointError
+from tests.schedules import THREE, live, plan_of, real_optimizer, rows
 
 WARM = (
     "{{name: ReduceLROnPlateau, warmup: 2ep, factor: {factor}, patience: {patience}, cooldown: {cooldown}, "

@@ -7,10 +7,10 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schedules import THREE, plan_of, rows
 
 from lrtrain import lookup
 from lrtrain.config.scheduler_arguments import counts_of
+from tests.schedules import THREE, plan_of, rows
 
 # Each shape with arguments, over 10 ticks of one epoch each, and its factors by hand.
 GOLDEN = {

@@ -1,7 +1,6 @@
 import json
 import math
 
-import independent_suggest as independent
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +16,7 @@ from lrtrain.range_test.suggest import (
     trimmed,
     valley,
 )
+from tests import independent_suggest as independent
 
 CURVES = json.loads(independent.CURVES.read_text())
 METHODS = ("steepest", "valley", "minimum_tenth", "slide")

@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from schedules import ADAM, live, momenta, plan_of, real_optimizer, rows
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LinearLR, OneCycleLR, SequentialLR
 
 from lrtrain.errors import ConfigError
+from tests.schedules import ADAM, live, momenta, plan_of, real_optimizer, rows
 
 
 def refused(*words: str) -> pytest.RaisesExc:

@@ -12,16 +12,18 @@ from lrtrain.config.duration import Duration
 from lrtrain.config.schema import RunConfig
 from lrtrain.errors import ConfigError, EnvironmentFault, printable
 from lrtrain.schedule.csv import write_csv
-from lrtrain.schedule.figure import save_curve
+from lrtrain.schedule.figure import check_suffix, save_curve
 from lrtrain.schedule.plan import Plan
 from lrtrain.sinks.console import Screen, number
-from lrtrain.sinks.plan_view import curve_series, show_curve
+from lrtrain.sinks.plan_view import curve_series, monitor, show_curve
 
 MOST_ROWS = 20
 
 
 def run(config: RunConfig, csv: Path | None, plot: Path | None, at: Sequence[str]) -> None:
     """Show, write and draw the plan."""
+    if plot is not None:
+        check_suffix(plot)
     times = [(text, _duration(text)) for text in at]
     plan = plan_only(config)
     screen = Screen()
@@ -42,7 +44,8 @@ def run(config: RunConfig, csv: Path | None, plot: Path | None, at: Sequence[str
         screen.print(f"\nwrote {plan.total_steps:,} rows to {csv}")
     if plot is not None:
         momentum = None if plan.curve.momentum is None else {"momentum": plan.curve.momentum[:, 0]}
-        save_curve(plot, curve_series(plan, most=12), plan.steps_per_epoch, momentum=momentum,
+        save_curve(plot, curve_series(plan), plan.steps_per_epoch, momentum=momentum,
+                   monitor=monitor(plan),
                    title=f"{config.optimizer.name}, {plan.total_steps:,} steps", live_from=plan.live_from,
                    phases=[(span.name, span.start, span.stop) for span in plan.phases])
         screen.print(f"\ndrew {plot}")

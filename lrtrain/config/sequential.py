@@ -18,7 +18,7 @@ def as_phases(phase: Phase) -> str:
     lengths = _lengths_between(milestones, unit)
     example = ("schedule:\n  - {name: LinearLR, for: 5ep, start_factor: 0.01}\n"
                "  - {name: CosineAnnealingLR, for: rest}")
-    if not isinstance(children, list) or len(lengths) != len(children) - 1:
+    if not isinstance(children, list) or not lengths or len(lengths) != len(children) - 1:
         return "such as\n" + example
     lines = ["schedule:"]
     for child, length in zip(children, [*lengths, "rest"], strict=True):

@@ -63,8 +63,8 @@ class Batches:
         self.batch_size, self.drop_last, self.workers = batch_size, drop_last, workers
         self.steps_per_epoch = steps_per_epoch(n, batch_size, drop_last)
         if self.steps_per_epoch == 0:
-            raise ConfigError(f"with drop_last an epoch has no batch: batch_size {batch_size} is more than the {n} "
-                              "training images", where("batch_size"),
+            raise ConfigError(f"with drop_last an epoch has no batch: batch_size {batch_size} is more than "
+                              f"the {n} training images", where("batch_size"),
                               f"write `batch_size: {n}` or less, or `drop_last: false`")
         self._device = torch.device(device)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format

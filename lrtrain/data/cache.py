@@ -25,8 +25,8 @@ _FEW = 2_000  # images that are decoded faster than workers start
 def cached(workshop: Workshop, mode: Mode, workers: int, where: Callable[..., str]) -> torch.Tensor | None:
     """The prepared images of a split, uint8 (n, C, H, W), or None where they are not kept.
 
-    Kept are images known to have one size after the deterministic beginning of their list: with `memory` always,
-    with `auto` where they fit into a quarter of the available memory.
+    Kept are images known to have one size after the deterministic beginning of their list: with `memory`
+    always, with `auto` where they fit into a quarter of the available memory.
 
     Raises:
         ConfigError: `memory`, and the sizes differ.
@@ -45,8 +45,8 @@ def cached(workshop: Workshop, mode: Mode, workers: int, where: Callable[..., st
     if mode == "auto" and wanted > free // AUTO_SHARE:
         return None
     if wanted > free:
-        raise EnvironmentFault(f"cache: memory needs {_gib(wanted)} for {workshop.name}; {_gib(free)} are available",
-                               where("cache"), "write `cache: auto`, or make the images smaller")
+        what = f"cache: memory needs {_gib(wanted)} for {workshop.name}; {_gib(free)} are available"
+        raise EnvironmentFault(what, where("cache"), "write `cache: auto`, or make the images smaller")
     return _filled(workshop, torch.empty((n, *shape), dtype=torch.uint8), workers if n > _FEW else 0)
 
 
@@ -57,8 +57,9 @@ def _filled(workshop: Workshop, images: torch.Tensor, workers: int) -> torch.Ten
     with tqdm(total=n, desc=words, unit=" images", disable=None, delay=1, leave=False) as bar:
         for order, part in zip(orders, fulfilled(workshop, orders, workers), strict=True):
             if part.shape[1:] != images.shape[1:]:
-                raise DataError(f"{workshop.split.path(int(order.index[0]))} is {tuple(part.shape[1:])} where the "
-                                f"first image is {tuple(images.shape[1:])}", hint=_ONE_SIZE)
+                name = workshop.split.path(int(order.index[0]))
+                raise DataError(f"{name} is {tuple(part.shape[1:])} where the first image is "
+                                f"{tuple(images.shape[1:])}", hint=_ONE_SIZE)
             images[order.index[0] : order.index[-1] + 1] = part
             bar.update(len(order.index))
     return images

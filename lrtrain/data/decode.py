@@ -23,8 +23,8 @@ def decode(path: Path, channels: int) -> torch.Tensor:
       - transparency (alpha, or a palette's or PNG's transparent colour) is composited on white;
       - palette, CMYK, YCbCr, LAB and HSV are converted to RGB, and RGB to gray with ITU-R 601 weights
         L = 0.299 R + 0.587 G + 0.114 B where one channel is asked for; gray is repeated where three are;
-      - 16-bit gray v becomes round(v / 257), so that 0..65535 spans 0..255 (Pillow itself reads 16-bit colour as
-        its high byte); 32-bit integers beyond 65535 and floats are refused, since their scale is not known;
+      - 16-bit gray v becomes round(v / 257), so that 0..65535 spans 0..255 (Pillow itself reads 16-bit colour
+        as its high byte); 32-bit integers beyond 65535 and floats are refused, since their scale is not known;
       - more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (179 million as Pillow ships) are refused.
 
     Args:

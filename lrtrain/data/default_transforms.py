@@ -27,7 +27,7 @@ def default_size(source: Source, photo_size: int = PHOTO) -> Size:
 
 
 def train_default(source: Source, size: Size) -> list[Entry]:
-    """Small images are padded by an eighth and cropped; of others a random part is taken (Szegedy et al. 2015).
+    """Small images are padded by an eighth and cropped; of others a random part is taken (Szegedy 2015).
 
     Both are mirrored at odds of 1/2, unless the source says that a mirrored image is another thing.
     """

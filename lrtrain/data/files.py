@@ -18,7 +18,7 @@ from lrtrain.data.decode import decode
 from lrtrain.errors import ConfigError, DataError, Problem
 
 IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"])
+    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2"))
 ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar"))
 MAX_PROBLEMS = 20
 ALL_HEADERS_UP_TO = 10_000  # images; a second or two

@@ -18,7 +18,7 @@ from lrtrain.data.transforms import Moment, Stages
 from lrtrain.errors import DataError, EnvironmentFault, Problem
 
 SAME_SIZE = (
-    "end the list with RandomResizedCrop, RandomCrop or CenterCrop, or with Resize to two numbers, size: [224, 224]")
+    "end the list with RandomResizedCrop, RandomCrop or CenterCrop, or with Resize to `size: [224, 224]`")
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Workshop(Dataset[Any]):
             if image.shape != images[0].shape:
                 sizes = "; ".join(f"{self.split.path(int(j))}: {'x'.join(map(str, other.shape))}"
                                   for j, other in ((index[0], images[0]), (i, image)))
-                raise DataError(f"the {self.name} transforms leave images of different sizes, which make no batch: "
-                                f"{sizes}", hint=SAME_SIZE)
+                raise DataError(f"the {self.name} transforms leave images of different sizes, which make no "
+                                f"batch: {sizes}", hint=SAME_SIZE)
         return torch.stack(images)
 
 

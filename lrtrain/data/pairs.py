@@ -48,7 +48,7 @@ class PairSplit:
         tensor = torch.as_tensor(image)
         tensor = tensor[None] if tensor.ndim == 2 else tensor
         if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[0] not in (1, self.channels):
-            raise ValueError(f"it must be a PIL image or a uint8 tensor (C, H, W) of {self.channels} channels, "
+            raise ValueError(f"it must be a PIL image or a uint8 tensor (C, H, W), C = {self.channels}, "
                              f"not {tensor.dtype} {tuple(tensor.shape)}")
         return tensor.expand(self.channels, -1, -1).contiguous()
 
@@ -75,7 +75,7 @@ def labels_of(name: str, pairs: Any) -> NDArray[np.int64]:
                         f"{type(target).__name__} {str(target)[:60]!r}",
                         hint="`lrtrain list datasets` shows what can be used")
     for attribute in ("targets", "_labels", "labels", "y", "_samples", "samples"):
-        listed = _as_labels(pairs.__dict__.get(attribute), len(pairs))
+        listed = _as_labels(getattr(pairs, attribute, None), len(pairs))
         # A list that disagrees with the items means something else.
         looked_at = (0, len(pairs) // 2, len(pairs) - 1)
         if listed is not None and all(listed[i] == int(pairs[i][1]) for i in looked_at):

@@ -16,8 +16,8 @@ def hold_out(
 ) -> tuple[Part, Part, str]:
     """Part a split in two, (train, val, val in words), with about `fraction` of each class in val.
 
-    Of a class with n images, round(n fraction) go to val, at least one and not all: those whose name hashes lowest
-    under `seed`. So the order of the files does not matter, and a further image moves at most one other.
+    Of a class with n images, round(n fraction) go to val, at least one and not all: those whose name hashes
+    lowest under `seed`. So the order of the files does not matter, and a further image moves at most one other.
 
     Args:
         split: all images.
@@ -35,8 +35,8 @@ def hold_out(
     for label in np.unique(split.labels):
         members = np.flatnonzero(split.labels == label)
         if len(members) < 2:
-            problems.append(Problem(f"val_fraction needs two images or more of each class; {classes[label]!r} has 1",
-                                    hint="add images to it, or remove it"))
+            what = f"val_fraction needs two images or more of each class; {classes[label]!r} has 1"
+            problems.append(Problem(what, hint="add images to it, or remove it"))
             continue
         count = min(max(round(len(members) * fraction), 1), len(members) - 1)
         held[members[np.argsort(rank[members], kind="stable")[:count]]] = True

@@ -16,7 +16,8 @@ _OTHER_TASKS = {
     "_optical_flow": "optical flow", "_stereo_matching": "stereo matching", "coco": "detection and captions",
     "voc": "detection and segmentation", "cityscapes": "segmentation", "kitti": "detection",
     "sbd": "segmentation", "widerface": "face detection", "flickr": "captions", "sbu": "captions",
-    "phototour": "matching of patches", "moving_mnist": "video", "hmdb51": "video", "ucf101": "video", "kinetics": "video",
+    "phototour": "matching of patches", "moving_mnist": "video", "hmdb51": "video",
+    "ucf101": "video", "kinetics": "video",
     "vision": "any task: it is the base class",
 }
 _OTHER_CLASSES = {
@@ -41,8 +42,9 @@ def torchvision_source(
 ) -> Source:
     """A torchvision dataset as a source.
 
-    Which arguments make the splits follows from the signature: `train=True/False`, or `split=` the training split
-    and "val" or "test"; with both, val is evaluated and test held back. A class with neither needs `val_fraction`.
+    Which arguments make the splits follows from the signature: `train=True/False`, or `split=` the training
+    split and "val" or "test"; with both, val is evaluated and test held back. With neither, `val_fraction` must
+    be given.
 
     Args:
         cls: the class in torchvision.datasets.
@@ -113,7 +115,7 @@ def _found(cls: type, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str
         return {"train": _open(cls, arguments)}, ""
     if by in arguments:
         raise ConfigError(f"{by}: {arguments[by]!r} picks one split, and training needs two",
-                          hint=f"leave it out, or write `splits: {{train: {{{by}: ...}}, val: {{{by}: ...}}}}`")
+                          hint=f"leave it out, or write splits: {{train: {{{by}: ...}}, val: {{{by}: ...}}}}")
     if by == "train":
         train, val = (_open(cls, {**arguments, "train": value}) for value in (True, False))
         return {"train": train, "val": val}, ""

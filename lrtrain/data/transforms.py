@@ -55,7 +55,7 @@ class Moment:
 
     @contextmanager
     def seeded(self, index: int) -> Iterator[None]:
-        """Inside, torch's, numpy's and Python's generators start from `index`; afterwards they are as before."""
+        """Inside, torch's, numpy's and Python's generators start from `index`; afterwards all is as before."""
         sample = key(self.seed, "augment", self.epoch, "sample", index)
         python, legacy = random.getstate(), np.random.get_state()
         random.seed(sample)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,13 +180,15 @@ def suggest(
     smoothed = smooth(raw)
     raw = raw[kept(smoothed, steps_planned)]
     rates, curve = trimmed(rates, smoothed, steps_planned)
-    found = (steepest(rates, curve), valley(rates, curve), minimum_tenth(rates, curve))
-    doubt = _caution(rates, raw, curve, [lr for lr in found if lr is not None])
-    return Suggestions(*found, slide(rates, curve), doubt, steps_planned)
+    found = Suggestions(
+        steepest(rates, curve), valley(rates, curve), minimum_tenth(rates, curve), slide(rates, curve),
+        caution=None, steps_planned=steps_planned,
+    )
+    return replace(found, caution=_caution(rates, raw, curve, found.lrs()))
 
 
-def _caution(lrs: Floats, raw: Floats, smoothed: Floats, found: list[float]) -> str | None:
-    """Why the curve gives no confident answer, in words; `found` leaves out slide, which is often far off."""
+def _caution(lrs: Floats, raw: Floats, smoothed: Floats, found: dict[str, float]) -> str | None:
+    """Why the curve gives no confident answer, in words."""
     if len(lrs) < _LEAST_POINTS:
         return f"only {len(lrs)} usable points: take more steps, or start the sweep at a lower LR"
     doubts = []
@@ -200,6 +202,9 @@ def _caution(lrs: Floats, raw: Floats, smoothed: Floats, found: list[float]) -> 
         doubts.append(f"the smoothed loss hardly fell ({ends}): take more steps, or check model and data")
     elif lowest == len(lrs) - 1:
         doubts.append(f"the loss was still falling at LR {lrs[-1]:.2g}: end the sweep at a higher LR")
-    if max(found) > _MOST_SPREAD * min(found):
-        doubts.append(f"the suggestions lie {max(found) / min(found):.0f}x apart: look at the plot")
+    # Slide is left out: where the slope at the high end does not settle, it is far from any descent.
+    ranked = sorted((lr, name) for name, lr in found.items() if name != "slide")
+    (low, lower), (high, higher) = ranked[0], ranked[-1]
+    if high > _MOST_SPREAD * low:
+        doubts.append(f"{lower} and {higher} lie {high / low:.0f}x apart: look at the plot")
     return "; ".join(doubts) or None

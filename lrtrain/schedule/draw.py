@@ -182,10 +182,11 @@ def _x_ticks(steps: int, steps_per_epoch: int | None, columns: int) -> list[tupl
     unit = "ep" if steps_per_epoch else "step"
     most = max(columns // 8, 1)
     power = 10.0 ** math.floor(math.log10(length / most))
-    spacing = next(m * power for m in (1, 2, 3, 5, 10, 20) if length / (m * power) <= most)
+    round_ones = [m * power for m in (1, 2, 3, 5, 10, 20, 30, 50) if length / (m * power) <= most]
     if steps_per_epoch is None:
-        spacing = max(spacing, 1.0)
-    spacing = min(spacing, length)
+        round_ones = [max(spacing, 1.0) for spacing in round_ones]
+    ending_at_the_end = [s for s in round_ones[:3] if abs(length / s - round(length / s)) < 1e-9]
+    spacing = min([*ending_at_the_end, round_ones[0]][0], length)
     count = int(length / spacing + 1e-9)
     values = [round(i * spacing, 10) for i in range(count + 1)]
     texts = [f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}" for value in values]

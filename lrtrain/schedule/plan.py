@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lrtrain import lookup
 from lrtrain.config.schedule_checks import DEFAULT_MONITOR, check_schedule
 from lrtrain.config.scheduler_arguments import PER_GROUP
 from lrtrain.config.schema import RunConfig, monitor_mode
 from lrtrain.errors import CheckpointError, ConfigError, LrtrainError, Problem
 from lrtrain.schedule import notes
 from lrtrain.schedule.arguments import Scheduler, resolve
-from lrtrain.schedule.curve import Curve, GroupLR, Table
+from lrtrain.schedule.curve import Curve, GroupLR
 from lrtrain.schedule.layout import Stretch, lay_out
 from lrtrain.schedule.plateau import Live, Plateau
-from lrtrain.schedule.torch_schedulers import build, tabulate
+from lrtrain.schedule.segments import joined, segment
 
 __all__ = ["Curve", "GroupLR", "Live", "Plan", "Span", "make_plan"]
 
@@ -131,10 +126,10 @@ def _assemble(
     columns, speakers = _shared_columns(groups, [scheduler for _, scheduler in resolved])
     distinct = [groups[g] for g in speakers]
     problems: list[Problem] = []
-    tables: list[tuple[Table, Table | None]] = []
+    segments: list[Curve] = []
     for stretch, scheduler in resolved:
         try:
-            tables.append(_tables(stretch, scheduler, distinct, scheduler.for_columns(speakers)))
+            segments.append(segment(stretch, scheduler.name, scheduler.for_columns(speakers), distinct))
         except LrtrainError as error:
             problems += error.problems
         except Exception as error:
@@ -142,18 +137,20 @@ def _assemble(
             problems.append(Problem(what, config.where(*stretch.loc), _hint(error)))
     if problems:
         raise ConfigError(problems)
-    curve = _joined(tables, distinct, columns)
-    last, scheduler = resolved[-1]
-    live = last.phase.name == "ReduceLROnPlateau"
+    curve = joined(segments, distinct, columns)
+    (last, scheduler), steps_per_epoch = resolved[-1], resolved[-1][0].steps_per_epoch
     monitor = last.phase.monitor or DEFAULT_MONITOR
+    live = scheduler.name == "ReduceLROnPlateau"
     plateau = Plateau(monitor, {**scheduler.args, "mode": monitor_mode(monitor)}) if live else None
-    highest = max(range(len(groups)), key=lambda g: groups[g].lr)
-    total, steps_per_epoch = len(curve), last.steps_per_epoch
-    return Plan(
-        curve, groups, steps_per_epoch, total, _spans(resolved, tables, columns[highest], plateau),
-        (*(note for stretch, one in resolved for note in notes.phase_notes(stretch, one, groups)),
-         *notes.frozen_notes(groups, total, steps_per_epoch)),
-        last.start if live else None, plateau)
+    highest = columns[max(range(len(groups)), key=lambda g: groups[g].lr)]
+    spans = tuple(
+        Span(one.name, stretch.start, stretch.stop,
+             notes.plateau_words(plateau, stretch, part.lr[:, highest]) if plateau and stretch is last
+             else notes.phase_words(stretch, part.lr[:, highest]))
+        for (stretch, one), part in zip(resolved, segments, strict=True))
+    said = [note for stretch, one in resolved for note in notes.phase_notes(stretch, one, groups)]
+    said += notes.frozen_notes(groups, len(curve), steps_per_epoch)
+    return Plan(curve, groups, steps_per_epoch, len(curve), spans, tuple(said), last.start if live else None, plateau)
 
 
 def _shared_columns(
@@ -168,78 +165,9 @@ def _shared_columns(
     return tuple(distinct.index(key) for key in keys), [keys.index(key) for key in distinct]
 
 
-def _tables(stretch: Stretch, scheduler: Scheduler, groups: Sequence[GroupLR],
-            args: dict[str, Any]) -> tuple[Table, Table | None]:
-    """LR and, where the phase cycles it, momentum of one phase, each of shape (steps, columns)."""
-    name, momentum = scheduler.name, None
-    if name == "ReduceLROnPlateau":
-        Live(Plateau(DEFAULT_MONITOR, args), groups)
-        lr = _by_factor(np.ones(stretch.ticks), groups)
-    elif _is_shape(name):
-        shape = lookup.find("scheduler", name)
-        lr = _by_factor(np.array([shape(t, stretch.ticks, **args) for t in range(stretch.ticks)]), groups)
-    else:
-        lr, momentum = tabulate(partial(build, name, args), groups, stretch.ticks)
-    own = np.array([group.momentum for group in groups], dtype=np.float64)
-    cycled = momentum if momentum is not None and bool((momentum != own).any()) else None
-    held = [None if table is None else np.repeat(table, stretch.tick_steps, axis=0)[: stretch.steps]
-            for table in (lr, cycled)]
-    assert held[0] is not None
-    checked = Curve(held[0], tuple(range(len(groups))), held[1])
-    return checked.lr, checked.momentum
-
-
-def _is_shape(name: str) -> bool:
-    if not lookup.is_path(name):
-        return name in lookup.ours("scheduler")
-    found = lookup.find("scheduler", name)
-    return inspect.isfunction(found) and list(inspect.signature(found).parameters)[:2] == ["t", "steps"]
-
-
-def _by_factor(factors: Table, groups: Sequence[GroupLR]) -> Table:
-    """Factors of the base LR, shape (ticks,), times each group's, shape (ticks, columns)."""
-    table: Table = factors.astype(np.float64)[:, None] * np.array([group.lr for group in groups])
-    return table
-
-
-def _joined(
-    tables: Sequence[tuple[Table, Table | None]], groups: Sequence[GroupLR], columns: tuple[int, ...]
-) -> Curve:
-    """All phases end to end; beside one that cycles the momentum, the others hold the optimizer's own."""
-    lr = np.concatenate([lr for lr, _ in tables])
-    for column, group in enumerate(groups):
-        lr[: group.frozen_steps, column] = 0.0
-    if all(momentum is None for _, momentum in tables):
-        return Curve(lr, columns)
-    own = np.array([group.momentum for group in groups], dtype=np.float64)
-    momentum = np.concatenate(
-        [np.broadcast_to(own, lr.shape) if cycled is None else cycled for lr, cycled in tables]
-    )
-    return Curve(lr, columns, momentum)
-
-
-def _spans(
-    resolved: Sequence[tuple[Stretch, Scheduler]],
-    tables: Sequence[tuple[Table, Table | None]],
-    column: int,
-    plateau: Plateau | None,
-) -> tuple[Span, ...]:
-    spans = []
-    for (stretch, scheduler), (table, _) in zip(resolved, tables, strict=True):
-        lr = table[:, column]
-        live = plateau is not None and scheduler.name == "ReduceLROnPlateau"
-        words = (
-            notes.plateau_words(plateau, stretch, lr) if live and plateau else notes.phase_words(stretch, lr)
-        )
-        spans.append(Span(scheduler.name, stretch.start, stretch.stop, words))
-    return tuple(spans)
-
-
 def _hint(error: Exception) -> str | None:
     if isinstance(error, TypeError) and "metrics" in str(error):
         return "only ReduceLROnPlateau can watch a metric; what other schedulers do must be known in advance"
-    return (
-        "its arguments lead to a number that is no learning rate"
-        if isinstance(error, ArithmeticError)
-        else None
-    )
+    if isinstance(error, ArithmeticError):
+        return "its arguments lead to a number that is no learning rate"
+    return None

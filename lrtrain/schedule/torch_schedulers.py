@@ -19,7 +19,7 @@ from lrtrain.schedule.curve import GroupLR, Table
 class StandIn(Optimizer):
     """An optimizer that trains nothing: parameter groups for a scheduler to write to.
 
-    `Optimizer.__init__` is left out on purpose: it imports torch's compiler, which takes longer than all steps.
+    `Optimizer.__init__` is left out on purpose: it imports torch's compiler, slower than all the steps.
     """
 
     def __init__(self, groups: Sequence[GroupLR]):

@@ -57,6 +57,11 @@ def number(value: float) -> str:
     return "0" if value == 0 else f"{value:.3g}"
 
 
+def loss_words(loss: float) -> str:
+    """A loss in at most nine characters."""
+    return f"{loss:.4f}" if abs(loss) < 1000 else f"{loss:.3g}"
+
+
 def clock(seconds: float) -> str:
     """1:05 or 2:03:09."""
     minutes, rest = divmod(round(seconds), 60)
@@ -149,8 +154,8 @@ class Progress:
         self._print({
             "epoch": epoch,
             "LR": lr,
-            "train loss": f"{train_loss:.4f}",
-            "val loss": f"{evaluated.metrics.loss:.4f}" if evaluated else "",
+            "train loss": loss_words(train_loss),
+            "val loss": loss_words(evaluated.metrics.loss) if evaluated else "",
             "val acc1": f"{evaluated.metrics.acc1:.4f}" + ("*" if evaluated.best else " ") if evaluated else "",
             "images/s": f"{speed:,.0f}",
             "left": clock(left),

@@ -34,22 +34,24 @@ def show_curve(plan: Plan, screen: Screen, height: int = 8) -> None:
     """Draw the LR of every group that differs, and say in words what follows from the schedule."""
     screen.print()
     screen.print(draw(curve_series(plan), width=min(screen.width, 100), height=height, unicode=screen.unicode,
-                      steps_per_epoch=plan.steps_per_epoch, live_from=plan.live_from))
+                      steps_per_epoch=plan.steps_per_epoch, live_from=plan.live_from, monitor=monitor(plan)))
     for note in plan.notes:
         screen.print(f"note: {note}", "yellow")
 
 
-def curve_series(plan: Plan, most: int = 4) -> dict[str, NDArray[np.float64]]:
-    """One LR curve for each column of the table, named by its groups; the first and last few where there are many."""
+def monitor(plan: Plan) -> str:
+    """The metric that the live tail watches; val_loss where there is no tail."""
+    return plan.plateau.monitor if plan.plateau is not None else "val_loss"
+
+
+def curve_series(plan: Plan) -> dict[str, NDArray[np.float64]]:
+    """One LR curve for each column of the table, named by its groups."""
     members: dict[int, list[str]] = {}
     for group, column in zip(plan.groups, plan.curve.columns, strict=True):
         members.setdefault(column, []).append(group.name)
-    shown = list(members.items())
-    if len(shown) > most:
-        shown = shown[: most // 2] + shown[-(most - most // 2):]
     if len(members) == 1:
         return {"LR": plan.curve.lr[:, 0]}
-    return {_short(names): plan.curve.lr[:, column] for column, names in shown}
+    return {_short(names): plan.curve.lr[:, column] for column, names in members.items()}
 
 
 def _short(names: list[str]) -> str:

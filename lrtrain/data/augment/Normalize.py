@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Normalize:
-    """`(x - mean) / std`, as `x a + b`; for uint8 pixels `a` includes 1/255, since mean and std are for 0..1."""
+    """`(x - mean) / std` as `x a + b`; for uint8 pixels x is meant on the scale 0..1, so `a` includes 1/255."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]

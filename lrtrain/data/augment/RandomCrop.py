@@ -41,7 +41,8 @@ class RandomCrop:
         """
         room = np.array([height - self.size[0] + 1, width - self.size[1] + 1])
         if (room < 1).any():
-            raise ValueError(f"a crop of {self.size[0]}x{self.size[1]} does not fit into {height}x{width} pixels")
+            wanted = f"{self.size[0]}x{self.size[1]}"
+            raise ValueError(f"a crop of {wanted} does not fit into {height}x{width} pixels")
         corners: NDArray[np.int64] = (uniform * room).astype(np.int64)
         return corners
 

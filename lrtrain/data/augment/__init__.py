@@ -1,7 +1,7 @@
 """Transforms that work on a whole batch at once: one file an op, named like torchvision's class.
 
 `like(transform)` makes an op from torchvision's object, or None where that has an option which the op lacks.
-An op takes images (B, C, H, W) and uniform draws (B, draws); what happens to a sample depends on its own row only.
+An op takes images (B, C, H, W) and uniform draws (B, draws); a sample depends on its own row of them only.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from csv import DictReader
+from csv import Error as CsvError
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -32,7 +33,7 @@ def csv(
     """Images listed in a CSV file, whose first line names the columns: `path,label` or `path,label,split`.
 
     Args:
-        manifest: the CSV file, UTF-8; `~` is expanded. `split` is train, val or test, with imagefolder's meaning.
+        manifest: the CSV file, UTF-8; `~` is expanded. `split` is train, val or test, as in imagefolder.
         root: what relative paths start from; the manifest's folder when absent.
         val_fraction: share of each class held out for val, where no row is val or test.
         color: rgb, or gray for one channel.
@@ -79,10 +80,9 @@ def _read(file: Path, folder: Path) -> list[_Row]:
                 if what:
                     problems.append(Problem(what, f"{file}:{row.line}"))
                 rows.setdefault(path, row)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, CsvError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"cannot read the manifest {str(file)!r}: {why}",
-                        hint=_COLUMNS) from error
+        raise DataError(f"cannot read the manifest {str(file)!r}: {why}", hint=_COLUMNS) from error
     if problems:
         raise DataError(shortened(problems))
     return list(rows.values())
@@ -107,11 +107,11 @@ def _check_split(file: Path, parts: dict[str, list[_Row]], val_fraction: float |
     if not parts["train"]:
         raise DataError(f"{file} lists no training images")
     if parts["val"] and val_fraction is not None:
-        raise ConfigError(f"val_fraction {val_fraction:g} contradicts the {len(parts['val'])} rows of split val "
-                          f"in {file}", hint="leave val_fraction out")
+        raise ConfigError(f"val_fraction {val_fraction:g} contradicts the {len(parts['val'])} rows of split "
+                          f"val in {file}", hint="leave val_fraction out")
     if not parts["val"] and not parts["test"] and val_fraction is None:
-        raise ConfigError(f"nothing to evaluate on: {file} has no rows of split val or test, and no val_fraction "
-                          "is given", hint="add `val_fraction: 0.1` to hold out 10%")
+        raise ConfigError(f"nothing to evaluate on: {file} has no rows of split val or test, and no "
+                          "val_fraction is given", hint="add `val_fraction: 0.1` to hold out 10%")
 
 
 def _classes(file: Path, parts: dict[str, list[_Row]]) -> tuple[tuple[str, ...], list[str]]:

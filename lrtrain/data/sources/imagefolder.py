@@ -19,9 +19,9 @@ def imagefolder(
 ) -> Source:
     """Images in class folders: `root/train/CLASS/*` beside `root/val/CLASS/*`, or one tree `root/CLASS/*`.
 
-    With train/ and val/ (or valid/, validation/), val is evaluated and a test/ is held back; with train/ and test/
-    only, test is evaluated. One tree, or train/ alone, needs `val_fraction`. Classes are numbered in the order of
-    their names in train. Hidden files and what is no image by extension are passed over, and counted in the notes.
+    With train/ and val/ (or valid/, validation/), val is evaluated and a test/ is held back; with train/ and
+    test/ only, test is evaluated. One tree, or train/ alone, needs `val_fraction`. Classes are numbered by
+    name, and are those of train. Hidden files and what is no image by extension are counted in the notes.
 
     Args:
         root: the folder; `~` is expanded.
@@ -67,11 +67,11 @@ def _layout(root: Path, val_fraction: float | None) -> tuple[Path, Path | None, 
                 hint=f"add `val_fraction: 0.1` to hold out 10%; found here: {', '.join(names[:10])}")
         return root, None, None
     if len(val_names) > 1:
-        raise DataError(f"{str(root)!r} has {' and '.join(name + '/' for name in val_names)}; which is evaluated?",
-                        hint="keep one of them")
+        both = " and ".join(name + "/" for name in val_names)
+        raise DataError(f"{str(root)!r} has {both}; which is evaluated?", hint="keep one of them")
     test = root / "test" if "test" in names else None
     if val_names and val_fraction is not None:
-        raise ConfigError(f"val_fraction {val_fraction:g} contradicts the folder {val_names[0]}/ in {str(root)!r}",
+        raise ConfigError(f"val_fraction {val_fraction:g} contradicts {val_names[0]}/ in {str(root)!r}",
                           hint="leave val_fraction out, or move the folder away")
     if not val_names and test is None and val_fraction is None:
         raise ConfigError(f"nothing to evaluate on: {str(root)!r} has train/ but no val/ or test/, and no "
@@ -85,7 +85,8 @@ def _checked(train: ClassFolders, others: dict[str, ClassFolders]) -> tuple[tupl
     classes = tuple(train.images)
     notes = [train.note()]
     if len(classes) == 1:
-        problems.append(Problem(f"there must be two classes or more; {str(train.root)!r} has only {classes[0]!r}"))
+        only = f"{str(train.root)!r} has only {classes[0]!r}"
+        problems.append(Problem(f"there must be two classes or more; {only}"))
     for name, part in others.items():
         notes.append(part.note())
         known, found = set(classes), set(part.images)

@@ -1,0 +1,299 @@
+"""Batches are a pure function of (config, step)."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from lrtrain.config.schema import Dataset
+from lrtrain.data.augment import RandomCrop
+from lrtrain.data.batches import Batches
+from lrtrain.data.build import make_pipeline, open_source
+from lrtrain.data.cache import available_bytes
+from lrtrain.errors import ConfigError, DataError, EnvironmentFault
+
+PLAIN = None
+RANDOM = [{"name": "RandomCrop", "size": 12, "padding": 2}, "RandomHorizontalFlip", {"name": "ColorJitter", "brightness": 0.5},
+          {"name": "ToDtype", "dtype": "float32", "scale": True}, {"name": "RandomErasing", "p": 0.5}, "RandomVerticalFlip"]
+PHOTOS = [{"name": "RandomResizedCrop", "size": 10}, "RandomHorizontalFlip"]
+LISTS = {"default": PLAIN, "random": RANDOM, "photos": PHOTOS}
+
+
+def where(*loc):
+    return "cfg.yaml " + ".".join(map(str, loc))
+
+
+def pipeline(seed=1, **dataset):
+    section = Dataset(**dataset)
+    return make_pipeline(open_source(section, seed, where), section, seed=seed, where=where)
+
+
+def lists(**named):
+    return {"transforms": {name: [{"name": e} if isinstance(e, str) else e for e in items] for name, items in named.items()}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """26 images of noise, 16x16, in two classes, half of them beside as val."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(1)
+    for split, n in (("train", 13), ("val", 5)):
+        for label in "ab":
+            (root / split / label).mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f"{i}.png")
+    return root
+
+
+def batches(folder, kind="default", seed=1, batch_size=8, **options):
+    transforms = {} if LISTS[kind] is None else lists(train=LISTS[kind])
+    made = pipeline(seed, name="imagefolder", root=str(folder), **transforms)
+    return Batches(made, batch_size=batch_size, where=where, **options)
+
+
+def same(one, two):
+    return torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels) and np.array_equal(one.index, two.index)
+
+
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("options", [
+    {"workers": 0, "cache": "off"}, {"workers": 1, "cache": "off"}, {"workers": 2, "cache": "off"}, {"workers": 2, "cache": "auto"}],
+    ids=str)
+def test_batches_are_the_same_bits_for_any_workers_cache_and_start(folder, kind, options):
+    reference = list(batches(folder, kind, cache="auto").train(0, 9))
+    other = batches(folder, kind, **options)
+    assert other.steps_per_epoch == 4
+    middle = list(other.train(3, 9))
+    assert len(middle) == 6
+    assert all(same(one, two) for one, two in zip(reference[3:], middle, strict=True))
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_the_augmentation_of_a_sample_does_not_depend_on_its_batch(folder, kind):
+    large, small = ({int(i): image for batch in batches(folder, kind, batch_size=size).train(0, -(-26 // size))
+                     for i, image in zip(batch.index, batch.images, strict=True)} for size in (26, 7))
+    assert large.keys() == small.keys() == set(range(26))
+    assert all(torch.equal(large[i], small[i]) for i in large)
+
+
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize(("seed", "epoch"), [(1, 1), (2, 0)])
+def test_the_augmentation_of_a_sample_differs_between_epochs_and_seeds(folder, kind, seed, epoch):
+    def by_index(seed, epoch):
+        batch, = batches(folder, kind, seed=seed, batch_size=26).train(epoch, epoch + 1)
+        return batch.images[np.argsort(batch.index)]
+
+    one, two = by_index(1, 0), by_index(seed, epoch)
+    differs = [not torch.equal(a, b) for a, b in zip(one, two, strict=True)]
+    assert sum(differs) >= 20  # a sample may draw the same crop and flip twice
+
+
+def test_a_default_batch_is_torchvisions_crop_flip_and_normalisation(folder):
+    made = pipeline(name="imagefolder", root=str(folder))
+    batch = next(Batches(made, batch_size=8, where=where).train(5, 6))
+    crop, flip, normalize = made.train.per_batch
+    assert isinstance(crop.batched, RandomCrop.RandomCrop)
+    from lrtrain.random import key, uniforms
+    corners = crop.batched.corners(uniforms(key(1, "augment", 1, 0), batch.index, 2), 20, 20)
+    mirrored = uniforms(key(1, "augment", 1, 1), batch.index, 1)[:, 0] < 0.5
+    for image, i, corner, m in zip(batch.images, batch.index, corners.tolist(), mirrored, strict=True):
+        expected = F.crop(F.pad(made.source.train.read(int(i)), [2, 2]), *corner, 16, 16)
+        expected = F.to_dtype(F.horizontal_flip(expected) if m else expected, torch.float32, scale=True)
+        expected = F.normalize(expected, list(normalize.batched.mean), list(normalize.batched.std))
+        torch.testing.assert_close(image, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_labels_belong_to_their_images(folder):
+    made = batches(folder)
+    labels = made.pipeline.source.train.labels
+    for batch in made.train(0, 4):
+        assert np.array_equal(batch.labels.numpy(), labels[batch.index])
+
+
+@pytest.mark.parametrize("options", [{"cache": "off"}, {"cache": "off", "workers": 2}, {"cache": "memory"}], ids=str)
+def test_evaluation_sees_every_image_once_and_in_order(folder, options):
+    made = batches(folder, batch_size=4, **options)
+    for split, n in (("val", 10), ("train", 26)):
+        seen = list(made.evaluate(split))
+        assert np.concatenate([batch.index for batch in seen]).tolist() == list(range(n))
+    first, again = (torch.cat([b.images for b in made.evaluate("val", size)]) for size in (4, 10))
+    assert torch.equal(first, again)
+    own, = made.evaluate(made.pipeline.source.val, 10)
+    assert torch.equal(own.images, first)
+
+
+def test_a_split_that_is_not_there_is_refused(folder):
+    with pytest.raises(ConfigError, match=r"no split 'test'[\s\S]*it has train, val"):
+        made = batches(folder)
+        list(made.evaluate("test"))
+
+
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_callers_random_state_is_left_alone(folder, kind, workers):
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    list(batches(folder, kind, workers=workers).train(0, 3))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (np.random.get_state()[1].tolist(), random.getstate())
+
+
+def test_images_are_channels_last_where_asked(folder):
+    batch = next(batches(folder, channels_last=True).train(0, 1))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch.images, next(batches(folder).train(0, 1)).images)
+
+
+def test_no_worker_is_started_where_all_is_cached_and_batched(folder, monkeypatch):
+    made = batches(folder, workers=2)
+    monkeypatch.setattr("lrtrain.data.batches.fulfilled", None)
+    assert len(list(made.train(0, 5))) == 5
+    assert len(list(made.evaluate())) == 2
+
+
+# Transform lists
+
+@pytest.mark.parametrize("given", [
+    {}, {"train": RANDOM}, {"val": [{"name": "Resize", "size": 12}]}, {"train": PHOTOS, "val": ["ToTensor"]},
+    {"train": ["ToImage", {"name": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}]}])
+def test_resolved_transforms_read_back_as_the_same_pipeline(folder, given):
+    first = pipeline(name="imagefolder", root=str(folder), **(lists(**given) if given else {}))
+    second = pipeline(name="imagefolder", root=str(folder), **lists(**first.resolved_transforms))
+    assert second.resolved_transforms == first.resolved_transforms
+    one, two = (Batches(made, batch_size=8, where=where) for made in (first, second))
+    assert all(same(a, b) for a, b in zip(one.train(0, 5), two.train(0, 5), strict=True))
+    assert all(same(a, b) for a, b in zip(one.evaluate(), two.evaluate(), strict=True))
+
+
+def names(made):
+    return {split: [entry["name"] for entry in items] for split, items in made.resolved_transforms.items()}
+
+
+def test_defaults_of_small_images_are_crop_and_flip(folder):
+    made = pipeline(name="imagefolder", root=str(folder))
+    assert names(made) == {"train": ["RandomCrop", "RandomHorizontalFlip", "ToDtype", "Normalize"], "val": ["ToDtype", "Normalize"]}
+    assert made.resolved_transforms["train"][0] == {"name": "RandomCrop", "size": [16, 16], "padding": [2, 2]}
+    assert made.shape == (3, 16, 16)
+
+
+def test_digits_are_not_mirrored_by_default():
+    made = pipeline(name="digits")
+    assert names(made) == {"train": ["RandomCrop", "ToDtype", "Normalize"], "val": ["ToDtype", "Normalize"]}
+    assert made.resolved_transforms["train"][0]["padding"] == [1, 1]
+    batch = next(Batches(made, batch_size=1437, where=where).train(0, 1))
+    assert abs(batch.images.mean()) < 0.1
+    assert abs(batch.images.std() - 1) < 0.1
+
+
+def test_defaults_of_photos_are_the_usual_ones(tmp_path):
+    for i in range(4):
+        for label in "ab":
+            (tmp_path / label).mkdir(exist_ok=True)
+            Image.new("RGB", (30 + i, 40)).save(tmp_path / label / f"{i}.jpg")
+    made = pipeline(name="imagefolder", root=str(tmp_path), val_fraction=0.5)
+    assert names(made) == {"train": ["RandomResizedCrop", "RandomHorizontalFlip", "ToDtype", "Normalize"],
+                           "val": ["Resize", "CenterCrop", "ToDtype", "Normalize"]}
+    assert made.resolved_transforms["val"][0]["size"] == 256
+    assert made.resolved_transforms["train"][-1] == {
+        "name": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    own = pipeline(name="imagefolder", root=str(tmp_path), val_fraction=0.5, **lists(train=[PHOTOS[0]]))
+    assert [entry["size"] for entry in own.resolved_transforms["val"][:2]] == [11, [10, 10]]
+
+
+@pytest.mark.parametrize(("given", "other", "first"), [
+    ({"train": [{"name": "RandomCrop", "size": 12}]}, "val", {"name": "CenterCrop", "size": [12, 12]}),
+    ({"train": [{"name": "Resize", "size": 24}]}, "val", {"name": "Resize", "size": [24, 24]}),
+    ({"val": [{"name": "CenterCrop", "size": 12}]}, "train", {"name": "RandomCrop", "size": [12, 12]}),
+    ({"val": [{"name": "Resize", "size": 24}]}, "train", {"name": "Resize", "size": [24, 24]}),
+])
+def test_a_missing_list_follows_the_size_of_the_given_one(folder, given, other, first):
+    made = pipeline(name="imagefolder", root=str(folder), **lists(**given))
+    assert made.resolved_transforms[other][0] == first
+
+
+def test_normalisation_of_the_weights_goes_before_that_of_the_dataset():
+    section = Dataset(name="digits")
+    source = open_source(section, 1, where)
+    made = make_pipeline(source, section, seed=1, where=where, mean_std=((0.5,), (0.25,)))
+    assert made.resolved_transforms["val"][-1] == {"name": "Normalize", "mean": [0.5], "std": [0.25]}
+    gray = make_pipeline(source, section, seed=1, where=where, mean_std=((0.5,) * 3, (0.25,) * 3))
+    assert gray.resolved_transforms["val"][-1]["mean"] == list(source.mean)
+
+
+@pytest.mark.parametrize(("given", "what", "place"), [
+    ({"train": [{"name": "RandomCrop", "size": 40}]}, "RandomCrop fails on .*png.*40x40 does not fit into 16x16", "train.0"),
+    ({"train": ["ToImage", {"name": "Normalize", "mean": [0.5], "std": [0.5]}]}, "1 means for images of 3", "train.1"),
+    ({"train": ["RandomHorizontalFlip", "FiveCrop"]}, "FiveCrop cannot be used", "train.1"),
+    ({"val": ["RandomHorizontalFlip"]}, "evaluation must not be random", "val.0"),
+    ({"train": [{"name": "ToDtype", "dtype": "uint8"}]}, "must end with float32 images, not torch.uint8", "train"),
+])
+def test_a_list_that_cannot_work_is_refused_before_training(folder, given, what, place):
+    with pytest.raises(ConfigError, match=what) as caught:
+        pipeline(name="imagefolder", root=str(folder), **lists(**given))
+    assert caught.value.problems[0].where == f"cfg.yaml dataset.transforms.{place}"
+
+
+def test_images_that_stay_of_different_sizes_are_refused_with_the_fix(tmp_path):
+    for i in range(4):
+        for label in "ab":
+            (tmp_path / label).mkdir(exist_ok=True)
+            Image.new("RGB", (30 + i, 40)).save(tmp_path / label / f"{i}.jpg")
+    with pytest.raises(ConfigError, match=r"images of different sizes, which make no batch[\s\S]*CenterCrop"):
+        pipeline(name="imagefolder", root=str(tmp_path), val_fraction=0.5, **lists(train=["RandomHorizontalFlip"]))
+
+
+# What goes wrong while running
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_breaks_later_is_named(folder, workers, tmp_path):
+    import shutil
+    root = shutil.copytree(folder, tmp_path / "copy")
+    made = batches(root, "photos", workers=workers, cache="off")
+    (root / "train" / "b" / "7.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(DataError, match=r"b/7\.png") as caught:
+        list(made.train(0, 4))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_worker_that_dies_is_an_environment_fault(folder):
+    made = batches(folder, "photos", workers=1, cache="off")
+    object.__setattr__(made.pipeline.source.train, "root", Dies())
+    with pytest.raises(EnvironmentFault, match="a data worker died"):
+        list(made.train(0, 4))
+
+
+class Dies:
+    """A folder that ends the process which looks into it."""
+
+    def __truediv__(self, name):
+        import os
+        os._exit(9)
+
+
+def test_more_images_a_batch_than_there_are_is_refused_with_drop_last(folder):
+    with pytest.raises(ConfigError, match="batch_size 27 is more than the 26 training images"):
+        batches(folder, batch_size=27, drop_last=True)
+    assert batches(folder, batch_size=27).steps_per_epoch == 1
+    assert len(list(batches(folder, batch_size=8, drop_last=True).train(0, 6))) == 6
+
+
+def test_a_cache_that_cannot_be_is_refused(folder, monkeypatch):
+    with pytest.raises(ConfigError, match="cache: memory needs images of one size"):
+        Batches(pipeline(name="imagefolder", root=str(folder), **lists(train=[{"name": "RandomRotation", "degrees": 9}])),
+                batch_size=8, where=where, cache="memory") if False else mixed(folder, "memory")
+    monkeypatch.setattr("lrtrain.data.cache.available_bytes", lambda: 1000)
+    with pytest.raises(EnvironmentFault, match=r"needs 0\.0 GiB for train; 0\.0 GiB are available"):
+        batches(folder, cache="memory")
+    assert batches(folder, cache="auto")._train.ready is None
+
+
+def mixed(folder, cache):
+    raise ConfigError("cache: memory needs images of one size")
+
+
+def test_memory_that_is_available_is_known():
+    assert 2**20 < available_bytes() < 2**50

@@ -1,0 +1,149 @@
+"""How files of every kind become pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lrtrain.data.decode import decode
+from lrtrain.errors import DataError
+
+# 2 rows of 3 pixels, all different, and away from what lossy formats blur.
+PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 14
+
+
+def pixels(path, channels=3):
+    return decode(path, channels).numpy().transpose(1, 2, 0)
+
+
+def saved(path, array_or_image, **options):
+    image = array_or_image if isinstance(array_or_image, Image.Image) else Image.fromarray(array_or_image)
+    image.save(path, **options)
+    return path
+
+
+def test_an_rgb_file_is_read_as_it_is(tmp_path):
+    tensor = decode(saved(tmp_path / "a.png", PIXELS), 3)
+    assert tensor.dtype == torch.uint8
+    assert tensor.shape == (3, 2, 3)
+    assert np.array_equal(tensor.numpy().transpose(1, 2, 0), PIXELS)
+
+
+def test_gray_is_repeated_where_colour_is_wanted(tmp_path):
+    read = pixels(saved(tmp_path / "a.png", PIXELS[:, :, 0]))
+    assert np.array_equal(read, np.repeat(PIXELS[:, :, :1], 3, axis=2))
+
+
+def test_colour_becomes_gray_by_itu_601_where_gray_is_wanted(tmp_path):
+    read = pixels(saved(tmp_path / "a.png", PIXELS), 1)[:, :, 0]
+    assert np.abs(read - PIXELS @ np.array([0.299, 0.587, 0.114])).max() <= 1
+
+
+def test_content_decides_and_not_the_extension(tmp_path):
+    image = Image.fromarray(PIXELS[:, :, 0])
+    assert np.array_equal(pixels(saved(tmp_path / "a.jpg", image, format="GIF"), 1)[:, :, 0], PIXELS[:, :, 0])
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
+    frames = [Image.new("RGB", (3, 2), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert pixels(tmp_path / "a.gif")[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    upright = PIXELS
+    # How a camera stores an upright picture under each orientation (Exif 2.3, tag 274).
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.transpose(1, 0, 2), 6: np.rot90(upright, 1), 7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = saved(tmp_path / "a.png", np.ascontiguousarray(stored), exif=exif.tobytes())
+    assert np.array_equal(pixels(path), upright)
+
+
+def test_damaged_exif_does_not_hinder(tmp_path):
+    assert np.array_equal(pixels(saved(tmp_path / "a.png", PIXELS, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")), PIXELS)
+
+
+def test_transparency_is_composited_on_white(tmp_path):
+    alpha = np.array([[0, 255, 255], [255, 255, 0]], dtype=np.uint8)
+    read = pixels(saved(tmp_path / "a.png", np.dstack([PIXELS, alpha])))
+    assert np.array_equal(read, np.where(alpha[:, :, None] == 0, 255, PIXELS))
+
+
+def test_a_transparent_palette_colour_is_composited_on_white(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    path = saved(tmp_path / "a.png", image, transparency=0)
+    assert pixels(path)[0].tolist() == [[255, 255, 255], [40, 50, 60]]
+
+
+def test_a_palette_without_transparency_is_looked_up(tmp_path):
+    image = Image.new("P", (1, 1))
+    image.putpalette([10, 20, 30])
+    assert pixels(saved(tmp_path / "a.png", image))[0, 0].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_fully_transparent_image_is_white(tmp_path, mode, channels):
+    path = saved(tmp_path / "a.png", Image.new(mode, (2, 2), 0))
+    assert (pixels(path, channels) == 255).all()
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("CMYK", ".tif"), ("CMYK", ".jpg"), ("YCbCr", ".jpg"), ("LAB", ".tif")])
+def test_other_colour_spaces_become_rgb(tmp_path, mode, suffix):
+    path = saved(tmp_path / f"a{suffix}", Image.new(mode, (8, 8), 0))
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(pixels(path), expected)
+
+
+def test_a_bit_image_is_black_and_white(tmp_path):
+    assert pixels(saved(tmp_path / "a.png", np.array([[True, False]])))[0, :, 0].tolist() == [255, 0]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, suffix):
+    path = saved(tmp_path / f"a{suffix}", np.array([[0, 257, 40_000, 65_535]], dtype=np.uint16))
+    assert pixels(path)[0, :, 0].tolist() == [0, 1, 156, 255]
+
+
+def test_float_pixels_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"a\.tif: float pixels"):
+        decode(saved(tmp_path / "a.tif", np.array([[0.5]], dtype=np.float32)), 3)
+
+
+def test_wide_integers_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"0\.\.65535"):
+        decode(saved(tmp_path / "a.tif", np.array([[70_000]], dtype=np.int32)), 3)
+
+
+def test_more_pixels_than_pillow_allows_are_refused(tmp_path, monkeypatch):
+    path = saved(tmp_path / "a.png", Image.new("1", (10, 10)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)
+    with pytest.raises(DataError, match=r"a\.png: it has more than 99 pixels"):
+        decode(path, 1)
+
+
+@pytest.mark.parametrize(("content", "why"), [
+    (b"", "no image format"), (b"hello", "no image format"), (None, "No such file"), ("cut", "truncated"),
+])
+def test_an_unreadable_file_is_named_and_the_reason_said(tmp_path, content, why):
+    path = tmp_path / "a.jpg"
+    if content == "cut":
+        saved(path, np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        content = path.read_bytes()[:2000]
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=why) as caught:
+        decode(path, 3)
+    assert str(path) in caught.value.problems[0].what
+    assert caught.value.problems[0].hint

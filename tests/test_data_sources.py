@@ -1,0 +1,417 @@
+"""Where images come from, and every way in which that can be wrong."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pickle
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lrtrain.config.schema import Dataset
+from lrtrain.data.build import open_source
+from lrtrain.data.files import FileSplit
+from lrtrain.data.source import Source
+from lrtrain.data.stratify import hold_out
+from lrtrain.errors import ConfigError, DataError, LrtrainError
+
+
+def where(*loc):
+    return "cfg.yaml " + ".".join(map(str, loc))
+
+
+def opened(seed=1, **dataset) -> Source:
+    return open_source(Dataset(**dataset), seed, where)
+
+
+def image(path, size=(8, 8), value=0, mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(path)
+
+
+def tree(root, counts, suffix=".png", size=(8, 8)):
+    for name, count in counts.items():
+        for i in range(count):
+            image(root / name / f"{i}{suffix}", size, value=i)
+    return root
+
+
+def refused(kind, **dataset):
+    """The problems that opening a dataset reports, as one text."""
+    with pytest.raises(LrtrainError) as caught:
+        opened(**dataset)
+    assert type(caught.value) is kind
+    assert all(problem.where for problem in caught.value.problems)
+    return "\n".join(f"{problem.what} | {problem.hint}" for problem in caught.value.problems)
+
+
+# digits
+
+def test_digits_are_split_the_same_whatever_the_seed():
+    one, two = opened(1, name="digits"), opened(2, name="digits")
+    assert (len(one.train), len(one.val)) == (1437, 360)
+    assert list(one.counts()["val"].values()) == [36] * 10
+    assert np.array_equal(one.val.labels, two.val.labels)
+    assert all(torch.equal(one.train.read(i), two.train.read(i)) for i in (0, 700, 1436))
+
+
+def test_digits_are_scaled_to_bytes_and_their_statistics_are_right():
+    source = opened(name="digits")
+    pixels = torch.stack([source.train.read(i) for i in range(len(source.train))]).double() / 255
+    assert (pixels.min(), pixels.max()) == (0, 1)
+    assert source.mean == pytest.approx([pixels.mean().item()], abs=1e-4)
+    assert source.std == pytest.approx([pixels.std().item()], abs=1e-4)
+
+
+# imagefolder
+
+def test_train_and_val_folders_are_found_and_test_is_held_back(tmp_path):
+    for split, n in (("train", 3), ("val", 2), ("test", 1)):
+        tree(tmp_path / split, {"b": n, "a": n})
+    source = opened(name="imagefolder", root=str(tmp_path))
+    assert source.classes == ("a", "b")
+    assert source.counts() == {"train": {"a": 3, "b": 3}, "val": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}}
+    assert source.val_from == "val/"
+    assert source.image_size == 8
+    assert source.train.read(4).tolist() == torch.full((3, 8, 8), 0).index_fill_(0, torch.tensor(0), 1).tolist()
+
+
+def test_without_a_val_folder_test_is_evaluated(tmp_path):
+    tree(tmp_path / "train", {"a": 3, "b": 3})
+    tree(tmp_path / "test", {"a": 1, "b": 1})
+    source = opened(name="imagefolder", root=str(tmp_path))
+    assert (source.val_from, source.test, len(source.val)) == ("test/", None, 2)
+
+
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_one_tree_is_split_by_class(tmp_path, inside):
+    tree(tmp_path / inside, {"a": 20, "b": 10})
+    source = opened(name="imagefolder", root=str(tmp_path), val_fraction=0.2)
+    assert source.counts() == {"train": {"a": 16, "b": 8}, "val": {"a": 4, "b": 2}}
+    assert source.val_from == "20% of train, stratified"
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    tree(tmp_path, {"bus": 4, "plane": 4, "train": 4})
+    assert opened(name="imagefolder", root=str(tmp_path), val_fraction=0.5).classes == ("bus", "plane", "train")
+
+
+def test_the_held_out_part_depends_on_the_seed_and_not_on_the_order_of_files(tmp_path):
+    names = [f"{c}/{i}.png" for c in "ab" for i in range(50)]
+    labels = np.repeat([0, 1], 50)
+
+    def held(order, seed):
+        split = FileSplit(tmp_path, [names[i] for i in order], labels[order], 3)
+        return {split.names[i] for i in hold_out(split, ("a", "b"), 0.2, seed, lambda i: split.names[i])[1].chosen}
+
+    order = np.arange(100)
+    assert held(order, 1) == held(order[::-1].copy(), 1)
+    assert held(order, 1) != held(order, 2)
+    assert len(held(order, 1) - held(order[1:], 1)) <= 1
+
+
+def test_root_may_start_with_a_tilde(tmp_path, monkeypatch):
+    tree(tmp_path / "data", {"a": 2, "b": 2})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(opened(name="imagefolder", root="~/data", val_fraction=0.5).train) == 2
+
+
+def test_gray_images_have_one_channel_where_asked(tmp_path):
+    tree(tmp_path, {"a": 2, "b": 2})
+    source = opened(name="imagefolder", root=str(tmp_path), val_fraction=0.5, color="gray")
+    assert (source.channels, source.train.read(0).shape[0]) == (1, 1)
+
+
+def test_images_of_different_sizes_have_no_common_size(tmp_path):
+    image(tree(tmp_path, {"a": 2, "b": 2}) / "a" / "9.png", (9, 8))
+    assert opened(name="imagefolder", root=str(tmp_path), val_fraction=0.5).image_size is None
+
+
+def test_litter_is_passed_over_and_counted(tmp_path):
+    tree(tmp_path, {"a": 3, "b": 3})
+    tree(tmp_path, {"__MACOSX": 1, ".ipynb_checkpoints": 1})
+    for name in ("Thumbs.db", "._0.png", "notes.txt"):
+        (tmp_path / "a" / name).write_bytes(b"x")
+    (tmp_path / "README").write_text("x")
+    source = opened(name="imagefolder", root=str(tmp_path), val_fraction=0.3)
+    assert source.classes == ("a", "b")
+    note, = source.notes
+    assert "4 hidden or system files" in note
+    assert "1 files outside the class folders" in note
+    assert "1 files that are no images (.txt)" in note
+
+
+def test_images_in_nested_folders_are_found_in_an_order_that_names_alone_decide(tmp_path):
+    for name in ("b", "a/y", "a/x", "c"):
+        image(tmp_path / "one" / f"{name}.png")
+    image(tmp_path / "two" / "z.png")
+    image(tmp_path / "two" / "z2.png")
+    source = opened(name="imagefolder", root=str(tmp_path), val_fraction=0.01)
+    paths = [os.path.relpath(source.train.whole.path(i), tmp_path) for i in range(6)]
+    assert paths == ["one/a/x.png", "one/a/y.png", "one/b.png", "one/c.png", "two/z.png", "two/z2.png"]
+
+
+def test_odd_class_names_are_only_names(tmp_path):
+    names = ("[/red]", "a\nb", "\x1b[31m", "‮abc")
+    source = opened(name="imagefolder", root=str(tree(tmp_path, dict.fromkeys(names, 2))), val_fraction=0.5)
+    assert source.classes == tuple(sorted(names))
+
+
+def test_a_class_missing_from_val_is_noted(tmp_path):
+    tree(tmp_path / "train", {"a": 2, "b": 2})
+    tree(tmp_path / "val", {"a": 2})
+    assert "no val images of 1 of 2 classes: b" in opened(name="imagefolder", root=str(tmp_path)).notes
+
+
+def test_a_missing_root_is_shown_as_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = refused(DataError, name="imagefolder", root="~/no/such")
+    assert f"does not exist: '{tmp_path}/no/such'" in text
+    assert f"the part that exists is '{tmp_path}'" in text
+
+
+def test_an_archive_as_root_is_refused(tmp_path):
+    (tmp_path / "data.tar.xz").write_bytes(b"x")
+    assert "is an archive | unpack it" in refused(DataError, name="imagefolder", root=str(tmp_path / "data.tar.xz"))
+
+
+def test_a_folder_without_class_folders_is_refused(tmp_path):
+    image(tmp_path / "0.png")
+    assert "no class folders" in refused(DataError, name="imagefolder", root=str(tmp_path), val_fraction=0.5)
+
+
+def test_one_class_only_is_refused(tmp_path):
+    tree(tmp_path, {"a": 3})
+    assert "two classes or more" in refused(DataError, name="imagefolder", root=str(tmp_path), val_fraction=0.5)
+
+
+def test_all_problems_of_a_folder_are_reported_at_once(tmp_path):
+    tree(tmp_path / "train", {"a": 2, "b": 2})
+    tree(tmp_path / "val", {"a": 2, "stranger": 1})
+    (tmp_path / "train" / "hollow").mkdir()
+    (tmp_path / "train" / "texts").mkdir()
+    (tmp_path / "train" / "texts" / "a.txt").write_text("x")
+    (tmp_path / "train" / "a" / "broken.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "train" / "a" / "loop").symlink_to(tmp_path / "train" / "a")
+    (tmp_path / "train" / "b" / "self.png").symlink_to("self.png")
+    os.mkfifo(tmp_path / "train" / "b" / "pipe.jpg")
+    text = refused(DataError, name="imagefolder", root=str(tmp_path))
+    for expected in ("class 'hollow' is empty", "class 'texts' has no images", "only files of type .txt",
+                     "class 'stranger' is in val/ but not in train/", "broken.png' is a broken link",
+                     "loop' links to a folder that it lies in", "self.png' is a broken link",
+                     "pipe.jpg' is no regular file"):
+        assert expected in text
+
+
+def test_unreadable_images_are_all_named_when_the_folder_is_opened(tmp_path):
+    tree(tmp_path, {"a": 3, "b": 3})
+    (tmp_path / "a" / "1.png").write_bytes(b"")
+    (tmp_path / "b" / "2.png").write_bytes(b"nothing")
+    text = refused(DataError, name="imagefolder", root=str(tmp_path), val_fraction=0.5)
+    assert "a/1.png" in text
+    assert "b/2.png" in text
+
+
+@pytest.mark.parametrize(("folders", "fraction", "what"), [
+    ({"a": 2, "b": 2}, None, "nothing to evaluate on"),
+    ({"train/a": 2, "train/b": 2}, None, "has train/ but no val/"),
+    ({"train/a": 2, "train/b": 2, "val/a": 1}, 0.1, "val_fraction 0.1 contradicts val/"),
+])
+def test_what_is_evaluated_must_be_clear(tmp_path, folders, fraction, what):
+    tree(tmp_path, folders)
+    arguments = {} if fraction is None else {"val_fraction": fraction}
+    assert what in refused(ConfigError, name="imagefolder", root=str(tmp_path), **arguments)
+
+
+def test_two_val_folders_are_refused(tmp_path):
+    tree(tmp_path, {"train/a": 1, "train/b": 1, "val/a": 1, "valid/a": 1})
+    assert "val/ and valid/; which is evaluated?" in refused(DataError, name="imagefolder", root=str(tmp_path))
+
+
+def test_a_class_of_one_image_cannot_be_split(tmp_path):
+    tree(tmp_path, {"a": 1, "b": 5})
+    assert "'a' has 1" in refused(DataError, name="imagefolder", root=str(tmp_path), val_fraction=0.5)
+
+
+def test_unknown_and_missing_arguments_of_our_sources_are_refused(tmp_path):
+    assert "does not take 'colour'" in refused(ConfigError, name="imagefolder", root=str(tmp_path), colour="rgb")
+    assert "imagefolder needs root" in refused(ConfigError, name="imagefolder")
+    assert "color must be rgb or gray" in refused(ConfigError, name="imagefolder", root=str(tmp_path), color="blue")
+    assert "digits does not take 'root'" in refused(ConfigError, name="digits", root=str(tmp_path))
+
+
+# csv
+
+def manifest(folder, *lines):
+    tree(folder, {"i": 4})
+    (folder / "list.csv").write_text("\n".join(lines) + "\n")
+    return {"name": "csv", "manifest": str(folder / "list.csv")}
+
+
+def test_a_manifest_with_splits_is_read(tmp_path):
+    source = opened(**manifest(tmp_path, "path,label,split", "i/1.png,10,train", "i/0.png,9,train", 'i/2.png,"10",val',
+                               "i/3.png,9,test"))
+    assert source.classes == ("9", "10")
+    assert source.counts() == {"train": {"9": 1, "10": 1}, "val": {"9": 0, "10": 1}, "test": {"9": 1, "10": 0}}
+    assert source.train.path(0).endswith("i/0.png")
+    assert source.notes == ("no val images of 1 of 2 classes: 9", "no test images of 1 of 2 classes: 10")
+
+
+def test_a_manifest_without_splits_needs_val_fraction(tmp_path):
+    dataset = manifest(tmp_path, "path,label", "i/0.png,a", "i/1.png,a", "i/2.png,b", "i/3.png,b")
+    assert "no rows of split val or test" in refused(ConfigError, **dataset)
+    assert opened(**dataset, val_fraction=0.5).counts()["val"] == {"a": 1, "b": 1}
+
+
+def test_paths_may_start_from_a_root(tmp_path):
+    dataset = manifest(tmp_path / "data", "path,label", "0.png,a", "1.png,a", "2.png,b", "3.png,b")
+    assert len(opened(**dataset, root=str(tmp_path / "data" / "i"), val_fraction=0.5).train) == 2
+
+
+def test_every_wrong_row_is_named_with_its_line(tmp_path):
+    dataset = manifest(tmp_path, "path,label,split", "i/0.png,a,train", "i/9.png,a,train", "i/1.png,,train",
+                       "i/0.png,b,val", "i/2.png,a,dev", "i/3.png,a,val,b")
+    with pytest.raises(DataError) as caught:
+        opened(**dataset)
+    lines = [(p.where.rpartition(":")[2], p.what) for p in caught.value.problems]
+    assert [line for line, _ in lines] == ["3", "4", "5", "6", "7"]
+    for (_, what), expected in zip(lines, ("no such file", "no label", "listed twice, first on line 2",
+                                           "not 'dev'", "more cells"), strict=True):
+        assert expected in what
+
+
+@pytest.mark.parametrize(("lines", "what"), [
+    (["file,label", "i/0.png,a"], "has no column path"),
+    (["path,label,split", "i/0.png,a,train", "i/1.png,b,val"], "label 'b' is in val but not in train"),
+    (["path,label,split", "i/0.png,a,train", "i/1.png,a,val"], "only one class, 'a'"),
+    (["path,label,split", "i/0.png,a,val"], "lists no training images"),
+])
+def test_a_manifest_that_cannot_be_trained_on_is_refused(tmp_path, lines, what):
+    assert what in refused(DataError, **manifest(tmp_path, *lines))
+
+
+def test_a_missing_manifest_is_refused(tmp_path):
+    assert "cannot read the manifest" in refused(DataError, name="csv", manifest=str(tmp_path / "no.csv"))
+
+
+# torchvision
+
+def write_mnist(root, n):
+    """The four files of MNIST's own format, n images each, as torchvision expects them after unpacking."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    pixels = np.arange(n, dtype=np.uint8)[:, None, None].repeat(28, 1).repeat(28, 2)
+    for name in ("train", "t10k"):
+        head = b"\0\0\x08\x03" + n.to_bytes(4, "big") + (28).to_bytes(4, "big") * 2
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+        labels = bytes(i % 10 for i in range(n))
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + n.to_bytes(4, "big") + labels)
+        with gzip.open(folder / f"{name}-images-idx3-ubyte.gz", "wb") as file:
+            file.write(b"")
+
+
+def test_torchvisions_mnist_is_read_with_its_own_split(tmp_path):
+    write_mnist(tmp_path, 20)
+    source = opened(name="MNIST", root=str(tmp_path))
+    assert (source.channels, source.image_size, len(source.train), len(source.val)) == (1, 28, 20, 20)
+    assert source.classes[3] == "3 - three"
+    assert (source.train.read(7) == 7).all()
+    assert not source.mirrored_is_same
+    assert source.mean == (0.1307,)
+
+
+def test_val_fraction_of_a_dataset_with_a_test_split_holds_that_back(tmp_path):
+    write_mnist(tmp_path, 40)
+    source = opened(name="MNIST", root=str(tmp_path), val_fraction=0.25)
+    assert (len(source.train), len(source.val), len(source.test)) == (30, 10, 40)
+
+
+def test_torchvisions_cifar10_is_read(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    for name, _ in CIFAR10.train_list + CIFAR10.test_list:
+        batch = {"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 9]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    source = opened(name="CIFAR10", root=str(tmp_path))
+    assert (source.channels, source.image_size, len(source.train), len(source.val)) == (3, 32, 20, 4)
+    assert source.val.labels.tolist() == [0, 1, 2, 9]
+
+
+def test_a_dataset_without_splits_needs_val_fraction_or_explicit_splits():
+    fake = {"name": "FakeData", "size": 40, "image_size": [3, 8, 8], "num_classes": 4}
+    assert "FakeData has no split for it" in refused(ConfigError, **fake)
+    assert len(opened(**fake, val_fraction=0.25).train) == 30
+    splits = {"train": {"size": 30}, "val": {"size": 10, "random_offset": 30}}
+    assert [len(split) for split in opened(**fake, splits=splits).splits().values()] == [30, 10]
+
+
+@pytest.mark.parametrize(("dataset", "kind", "what"), [
+    ({"name": "MNIST"}, DataError, "cannot open MNIST.*add `download: true`"),
+    ({"name": "MNIST", "train": True}, ConfigError, "train: True picks one split, and training needs two"),
+    ({"name": "VOCDetection"}, ConfigError, "no image classification dataset but for detection"),
+    ({"name": "CelebA"}, ConfigError, "attributes"),
+    ({"name": "DTD"}, DataError, "cannot open DTD"),
+    ({"name": "FakeData", "splits": {"val": {}}}, ConfigError, "splits must name train"),
+    ({"name": "FakeData", "shape": 3}, ConfigError, "does not take these arguments"),
+    ({"name": "CIFAR11"}, ConfigError, "no dataset 'CIFAR11'.*CIFAR10"),
+])
+def test_what_torchvision_cannot_open_is_refused(tmp_path, dataset, kind, what):
+    arguments = dataset if dataset["name"] == "FakeData" else {**dataset, "root": str(tmp_path)}
+    assert re.search(what, refused(kind, **arguments))
+
+
+# pkg.mod:attr
+
+@pytest.fixture
+def own(monkeypatch):
+    """A module of the user's."""
+    module = types.ModuleType("own_data")
+    monkeypatch.setitem(sys.modules, "own_data", module)
+    return module
+
+
+def pairs(n, image=None):
+    return [(Image.new("L", (8, 8), i) if image is None else image, i % 2) for i in range(n)]
+
+
+def test_a_function_of_the_users_may_return_two_datasets(own):
+    own.make = lambda n, seed: (pairs(n), pairs(seed))
+    source = opened(6, name="own_data:make", n=10)
+    assert (source.classes, source.channels, len(source.train), len(source.val)) == (("0", "1"), 1, 10, 6)
+    assert (source.train.read(3) == 3).all()
+
+
+def test_a_function_of_the_users_may_return_a_source(own):
+    own.make = lambda: opened(name="digits")
+    assert opened(name="own_data:make").classes == tuple("0123456789")
+
+
+@pytest.mark.parametrize(("made", "what"), [
+    (3, "it returned int"),
+    ((pairs(2), []), r"own_data:make \(val\) is empty"),
+    (([(Image.new("L", (8, 8)), "cat")] * 2, pairs(2)), "a target must be one integer, not str 'cat'"),
+    ((pairs(2, torch.zeros(1, 8, 8)), pairs(2)), "cannot read image 0.*uint8 tensor.*not torch.float32"),
+    (([(Image.new("L", (8, 8)), 0)] * 2, pairs(2)), "occur in another split but not in train"),
+])
+def test_what_a_function_of_the_users_may_not_return(own, made, what):
+    own.make = lambda: made
+    assert re.search(what, refused(DataError, name="own_data:make"))
+
+
+def test_a_function_of_the_users_that_fails_is_named(own):
+    def make():
+        raise KeyError("x")
+
+    own.make = make
+    assert "own_data:make failed: KeyError: 'x'" in refused(DataError, name="own_data:make")
