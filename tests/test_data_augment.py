@@ -22,7 +22,7 @@ IMAGES = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (16, 3, 12, 
 BATCHED = ("Normalize", "RandomCrop", "RandomHorizontalFlip", "RandomVerticalFlip", "ToDtype")
 
 
-def draws(op, seed=1, n=len(IMAGES)):
+def draws(op, seed=1, n=16):
     return uniforms(key(seed, "test"), np.arange(n), op.draws)
 
 
@@ -169,6 +169,21 @@ def test_ops_before_one_that_cannot_be_batched_run_per_sample():
 
 def test_only_images_of_one_size_are_batched():
     assert staged(FLIP, CROP, FLIP, TO_FLOAT, size=None) == [[], [FLIP, "RandomCrop"], [FLIP, "ToDtype"]]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_list_gives_the_same_bits_per_sample_and_per_batch(layout):
+    normalize = {"name": "Normalize", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.1]}
+    entries = [CROP, {"name": FLIP}, {"name": "RandomVerticalFlip"}, TO_FLOAT, normalize]
+    steps = build_steps(entries, [""] * len(entries))
+    index, moment = np.array([5, 900, 3, 44]), Moment(1, 2)
+    batch = stages(steps, (12, 10)).to_batch(IMAGES[:4].contiguous(memory_format=layout), index, moment)
+    never, = build_steps([{"name": "RandomErasing", "p": 0}], [""])
+    first, last = stages(steps, (12, 10)), stages([*steps, never], None)
+    assert not first.per_sample
+    assert not last.per_batch
+    for image, i, expected in zip(IMAGES, index.tolist(), batch, strict=False):
+        assert torch.equal(last.to_sample(image, i, moment), expected)
 
 
 def test_a_nested_list_of_transforms_is_built():

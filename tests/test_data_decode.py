@@ -112,8 +112,8 @@ def test_a_bit_image_is_black_and_white(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, suffix):
-    path = saved(tmp_path / f"a{suffix}", np.array([[0, 257, 40_000, 65_535]], dtype=np.uint16))
-    assert pixels(path)[0, :, 0].tolist() == [0, 1, 156, 255]
+    path = saved(tmp_path / f"a{suffix}", np.array([[0, 200, 257, 40_000, 65_535]], dtype=np.uint16))
+    assert pixels(path)[0, :, 0].tolist() == [0, 1, 1, 156, 255]
 
 
 def test_float_pixels_are_refused(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,6 +88,23 @@ def fulfilled(
         for order in orders:
             yield _checked(workshop[order])
         return
+    made = _started(workshop, orders, workers, pin)
+    end = partial(_end_workers, made)
+    atexit.register(end)
+    try:
+        for images in made:
+            yield _checked(images)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise EnvironmentFault(f"a data worker died: {str(error).splitlines()[0]}",
+                               hint="most often memory ran out: use fewer `workers:`, or 0") from error
+    finally:
+        atexit.unregister(end)
+        end()
+
+
+def _started(workshop: Workshop, orders: Iterable[Order], workers: int, pin: bool) -> Any:
     loader: DataLoader[Any] = DataLoader(
         workshop, batch_size=None, sampler=orders, num_workers=workers, collate_fn=_as_it_is,
         worker_init_fn=_start_worker, pin_memory=pin,
@@ -94,18 +113,16 @@ def fulfilled(
     with warnings.catch_warnings():
         # Python 3.12 warns of fork beside threads; torch's workers are made for it, and use one thread.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        made = iter(loader)
-    while True:
-        try:
-            images = next(made)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise EnvironmentFault(f"a data worker died: {str(error).splitlines()[0]}",
-                                   hint="most often memory ran out: use fewer `workers:`, or 0") from error
-        yield _checked(images)
+        return iter(loader)
+
+
+def _end_workers(made: Any) -> None:
+    # Left to the garbage collector, workers would outlive an error that is still being reported; and at exit
+    # multiprocessing waits for those that ignore SIGTERM.
+    made._shutdown_workers()
+    for worker in made._workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _as_it_is(made: Any) -> Any:

@@ -46,4 +46,6 @@ def choose_precision(name: Literal["auto"] | Precision, device: torch.device) ->
 def make_deterministic(device: torch.device, wanted: bool) -> None:
     """On CPU always, elsewhere when asked: operations that do not repeat exactly raise an error."""
     torch.use_deterministic_algorithms(wanted or device.type == "cpu")
+    # Filling every new tensor with NaN finds reads of memory that nothing wrote; no result depends on it.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not wanted
