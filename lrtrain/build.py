@@ -62,24 +62,49 @@ def build(config: RunConfig, *, load_weights: bool = True) -> Job:
     per_epoch = _steps_per_epoch(config, source)
     built, groups, optimizer, plan = _planned(config, source, device, per_epoch, load_weights)
     mean_std = None if built.mean is None or built.std is None else (built.mean, built.std)
-    pipeline = make_pipeline(source, config.dataset, seed=config.seed, where=config.where, mean_std=mean_std,
-                             photo_size=built.input_size or PHOTO)
-    batches = Batches(pipeline, batch_size=config.batch_size, where=config.where, drop_last=config.drop_last,
-                      workers=config.workers, cache=config.cache, device=device, channels_last=True)
+    pipeline = make_pipeline(
+        source,
+        config.dataset,
+        seed=config.seed,
+        where=config.where,
+        mean_std=mean_std,
+        photo_size=built.input_size or PHOTO,
+    )
+    batches = Batches(
+        pipeline,
+        batch_size=config.batch_size,
+        where=config.where,
+        drop_last=config.drop_last,
+        workers=config.workers,
+        cache=config.cache,
+        device=device,
+        channels_last=True,
+    )
     state = TrainState(
         model=built.module,
         forward=torch.compile(built.module) if config.compile else built.module,  # type: ignore[arg-type]
         optimizer=optimizer,
         parameter_names=tuple(name for group in groups for name in group.parameter_names),
         losses=LossSums(torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)),
-        ema=None if config.ema is None else AveragedModel(
-            built.module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True),  # type: ignore[no-untyped-call]
+        ema=None
+        if config.ema is None
+        else AveragedModel(built.module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True),  # type: ignore[no-untyped-call]
         scaler=torch.amp.GradScaler(device.type) if precision == "fp16" else None,
         live=plan.start_live(),
     )
     recipe = _recipe(config, plan, precision, source)
-    return Job(_resolved(config, device, precision, pipeline), source, pipeline, batches, built, groups, plan, state,
-               recipe, device)
+    return Job(
+        _resolved(config, device, precision, pipeline),
+        source,
+        pipeline,
+        batches,
+        built,
+        groups,
+        plan,
+        state,
+        recipe,
+        device,
+    )
 
 
 def plan_only(config: RunConfig) -> Plan:
@@ -88,8 +113,9 @@ def plan_only(config: RunConfig) -> Plan:
     return _planned(config, source, torch.device("cpu"), _steps_per_epoch(config, source), load_weights=False)[3]
 
 
-def _planned(config: RunConfig, source: Source, device: torch.device, per_epoch: int,
-             load_weights: bool) -> tuple[BuiltModel, tuple[ParamGroup, ...], Optimizer, Plan]:
+def _planned(
+    config: RunConfig, source: Source, device: torch.device, per_epoch: int, load_weights: bool
+) -> tuple[BuiltModel, tuple[ParamGroup, ...], Optimizer, Plan]:
     built = build_model(config.model, len(source.classes), source.channels, config.seed, config.where, load_weights)
     built.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = make_groups(built.module, config.optimizer, config.where)
@@ -102,16 +128,23 @@ def _steps_per_epoch(config: RunConfig, source: Source) -> int:
     images = len(source.train)
     steps = steps_per_epoch(images, config.batch_size, config.drop_last)
     if steps == 0:
-        raise ConfigError(f"batch_size {config.batch_size} is more than the {images} training images, and drop_last is on",
-                          config.where("batch_size"), f"at most {images}, or drop_last: false")
+        raise ConfigError(
+            f"batch_size {config.batch_size} is more than the {images} training images, and drop_last is on",
+            config.where("batch_size"),
+            f"at most {images}, or drop_last: false",
+        )
     return steps
 
 
 def _group_lrs(config: RunConfig, groups: Sequence[ParamGroup], optimizer: Optimizer, per_epoch: int) -> list[GroupLR]:
     total = config.steps or (config.epochs or 0) * per_epoch
     return [
-        GroupLR(group.name, group.lr, momentum_of(own),
-                0 if group.frozen_until is None else min(group.frozen_until.to_steps(per_epoch, total), total))
+        GroupLR(
+            group.name,
+            group.lr,
+            momentum_of(own),
+            0 if group.frozen_until is None else min(group.frozen_until.to_steps(per_epoch, total), total),
+        )
         for group, own in zip(groups, optimizer.param_groups, strict=True)
     ]
 
@@ -120,7 +153,9 @@ def _recipe(config: RunConfig, plan: Plan, precision: Precision, source: Source)
     def steps(duration: Duration, *loc: str) -> int:
         count = duration.to_steps(plan.steps_per_epoch, plan.total_steps)
         if count == 0:
-            raise ConfigError(f"{'.'.join(loc)}: {duration} is less than half a step", config.where(*loc), "1step or more")
+            raise ConfigError(
+                f"{'.'.join(loc)}: {duration} is less than half a step", config.where(*loc), "1step or more"
+            )
         return count
 
     return Recipe(

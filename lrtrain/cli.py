@@ -28,11 +28,19 @@ app = typer.Typer(
 
 P = ParamSpec("P")
 
-Config = Annotated[Path | None, typer.Argument(help="The YAML config; ./lrtrain.yaml when left out.", show_default=False)]
+Config = Annotated[
+    Path | None, typer.Argument(help="The YAML config; ./lrtrain.yaml when left out.", show_default=False)
+]
 Run = Annotated[Path, typer.Argument(help="A run directory, such as runs/quickstart.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", show_default=False,
-                                               help="Override any key: --set optimizer.lr=0.05. Repeatable.")]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", show_default=False, help="Override any key: --set optimizer.lr=0.05. Repeatable."
+    ),
+]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.", show_default=False)
+]
 Trust = Annotated[bool, typer.Option("--trust", help="Run code that the run directory's config names (pkg.mod:attr).")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -129,8 +137,11 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def _lrtrain(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
-                                                   help="Show the version.")] = False) -> None:
+def _lrtrain(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
     pass
 
 
@@ -138,9 +149,15 @@ def _lrtrain(version: Annotated[bool, typer.Option("--version", callback=_versio
 def fit(
     config: Config = None,
     set: Set = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", show_default=False,
-                                             help="Run directory; runs/<config's name> when left out.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out (or the newest) stopped.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", show_default=False, help="Run directory; runs/<config's name> when left out."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run in --out (or the newest) stopped.")
+    ] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="A few steps of everything, for CI; leaves nothing.")] = False,
     debug: Debug = False,
 ) -> int:
@@ -162,9 +179,15 @@ def fit(
 def range_test(
     config: Config = None,
     set: Set = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", show_default=False,
-                                             help="Folder for range-test.png and range-test.json; "
-                                                  "runs/<config's name>-range-test when left out.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            show_default=False,
+            help="Folder for range-test.png and range-test.json; runs/<config's name>-range-test when left out.",
+        ),
+    ] = None,
     json: Json = None,
     start: Annotated[float, typer.Option("--start", help="First LR.")] = 1e-7,
     end: Annotated[float, typer.Option("--end", help="Last LR.")] = 10.0,
@@ -176,8 +199,10 @@ def range_test(
     from lrtrain.commands import start as starting
 
     if not 0 < start < end <= 1000:
-        raise ConfigError(f"the LR must rise from above 0 to at most 1000: --start {start:g} --end {end:g}",
-                          hint="--start 1e-7 --end 10")
+        raise ConfigError(
+            f"the LR must rise from above 0 to at most 1000: --start {start:g} --end {end:g}",
+            hint="--start 1e-7 --end 10",
+        )
     started = starting.start(config, set)
     from lrtrain.commands.range_test import run
     from lrtrain.range_test.sweep import sweep_lrs
@@ -189,12 +214,17 @@ def range_test(
 def preview(
     config: Config = None,
     set: Set = None,
-    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", show_default=False,
-                                             help="Write every step's LR.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", show_default=False,
-                                              help="Draw the curve: .png, .svg or .pdf.")] = None,
-    at: Annotated[list[str] | None, typer.Option("--at", metavar="TIME", show_default=False,
-                                                 help="The LR at 3.5ep, 300step or 10%. Repeatable.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", show_default=False, help="Write every step's LR.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", show_default=False, help="Draw the curve: .png, .svg or .pdf."),
+    ] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option("--at", metavar="TIME", show_default=False, help="The LR at 3.5ep, 300step or 10%. Repeatable."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Show the LR of every group at every step, without training."""

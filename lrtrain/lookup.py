@@ -10,7 +10,7 @@ import difflib
 import importlib
 import importlib.util
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,13 @@ from typing import Any, Literal
 from lrtrain.errors import ConfigError, EnvironmentFault
 
 Kind = Literal["scheduler", "optimizer", "model", "dataset", "transform"]
+PLURALS: dict[Kind, str] = {
+    "scheduler": "schedules",
+    "optimizer": "optimizers",
+    "model": "models",
+    "dataset": "datasets",
+    "transform": "transforms",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +40,31 @@ class _Home:
 
 
 _HOMES: dict[Kind, _Home] = {
-    "scheduler": _Home("torch.optim", "lr_scheduler.py", "lr_scheduler.py", "class", "lrtrain.schedule.shapes",
-                       ("optimizer", "last_epoch", "verbose", "t", "steps")),
+    "scheduler": _Home(
+        "torch.optim",
+        "lr_scheduler.py",
+        "lr_scheduler.py",
+        "class",
+        "lrtrain.schedule.shapes",
+        ("optimizer", "last_epoch", "verbose", "t", "steps"),
+    ),
     "optimizer": _Home("torch.optim", "*.py", "__init__.py", "class", None, ("params",)),
-    "model": _Home("torchvision.models", "*.py", "__init__.py", "def", "lrtrain.models",
-                   ("weights", "progress", "num_classes", "in_channels")),
-    "dataset": _Home("torchvision.datasets", "*.py", "__init__.py", "class", "lrtrain.data.sources",
-                     ("transform", "target_transform", "transforms", "loader", "is_valid_file", "seed")),
+    "model": _Home(
+        "torchvision.models",
+        "*.py",
+        "__init__.py",
+        "def",
+        "lrtrain.models",
+        ("weights", "progress", "num_classes", "in_channels"),
+    ),
+    "dataset": _Home(
+        "torchvision.datasets",
+        "*.py",
+        "__init__.py",
+        "class",
+        "lrtrain.data.sources",
+        ("transform", "target_transform", "transforms", "loader", "is_valid_file", "seed"),
+    ),
     "transform": _Home("torchvision.transforms.v2", "*.py", "__init__.py", "class"),
 }
 _NOT_OURS = {"model": ("build", "heads", "weights", "stems"), "scheduler": (), "dataset": ("source",)}
@@ -50,7 +75,9 @@ _NOT_OFFERED: dict[Kind, dict[str, str]] = {
         "LBFGS": "it evaluates the loss several times a step, so a step would not be a step",
         "SparseAdam": "it takes sparse gradients only, and these models have none",
     },
-    "model": {}, "dataset": {}, "transform": {"Transform": "it is the base class"},
+    "model": {},
+    "dataset": {},
+    "transform": {"Transform": "it is the base class"},
 }
 
 
@@ -107,10 +134,16 @@ def why_unknown(kind: Kind, name: str) -> tuple[str, str] | None:
             return None
         return f"model {name!r} needs the package timm", "pip install 'lrtrain[timm]'"
     if name in _NOT_OFFERED[kind]:
-        return f"{kind} {name!r} cannot be used here: {_NOT_OFFERED[kind][name]}", f"`lrtrain list {kind}s` shows all"
+        return (
+            f"{kind} {name!r} cannot be used here: {_NOT_OFFERED[kind][name]}",
+            f"`lrtrain list {PLURALS[kind]}` shows all",
+        )
     guess = closest(name, names(kind))
     hint = f"did you mean {guess!r}? " if guess else ""
-    return f"there is no {kind} {name!r}", f"{hint}`lrtrain list {kind}s` shows all; pkg.mod:attr names code of yours"
+    return (
+        f"there is no {kind} {name!r}",
+        f"{hint}`lrtrain list {PLURALS[kind]}` shows all; pkg.mod:attr names code of yours",
+    )
 
 
 def closest(word: str, known: tuple[str, ...] | list[str]) -> str | None:
@@ -120,6 +153,9 @@ def closest(word: str, known: tuple[str, ...] | list[str]) -> str | None:
     if plain in folded:
         return folded[plain]
     match = difflib.get_close_matches(plain, folded, 1, 0.7)
+    stem = plain.removesuffix("lr")
+    if not match and len(stem) >= 4:
+        match = [name for name in folded if name.startswith(stem)][:1]
     return folded[match[0]] if match else None
 
 
@@ -129,19 +165,24 @@ def arguments(kind: Kind, name: str) -> Arguments | None:
     home = _HOMES[kind]
     if is_path(name) or name.startswith("timm/"):
         return None
-    if name in _theirs(kind):
+    theirs = name in _theirs(kind)
+    if theirs:
         definitions = _definitions(home.package, home.files)
         node: ast.AST | None = definitions[name][1]
         while isinstance(node, ast.ClassDef) and (init := _method(node, "__init__")) is None:
             bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id in definitions]
             node = definitions[bases[0]][1] if bases else None
         function = init if isinstance(node, ast.ClassDef) else node
+    elif name not in ours(kind):
+        return None
     else:
         tree = ast.parse((_folder(str(home.ours)) / f"{name}.py").read_text())
         function = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name), None)
     if not isinstance(function, ast.FunctionDef):
         return Arguments({}, open=False)
-    return _signature(function, home.supplied)
+    found = _signature(function, home.supplied)
+    # Which arguments make which split of a torchvision dataset is ours to say.
+    return replace(found, defaults={**found.defaults, "splits": "None"}) if kind == "dataset" and theirs else found
 
 
 def _signature(function: ast.FunctionDef, supplied: tuple[str, ...]) -> Arguments:
@@ -150,8 +191,11 @@ def _signature(function: ast.FunctionDef, supplied: tuple[str, ...]) -> Argument
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(spec.defaults)) + list(spec.defaults)
     pairs = [*zip(positional, defaults, strict=True), *zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
     return Arguments(
-        {arg.arg: None if default is None else ast.unparse(default)
-         for arg, default in pairs if arg.arg != "self" and arg.arg not in supplied},
+        {
+            arg.arg: None if default is None else ast.unparse(default)
+            for arg, default in pairs
+            if arg.arg != "self" and arg.arg not in supplied
+        },
         open=spec.kwarg is not None,
     )
 
@@ -182,8 +226,9 @@ def _import_path(path: str) -> Any:
             found = getattr(found, part)
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"cannot import {path!r}: {why}",
-                          hint="the module must be installed, or lie on PYTHONPATH") from error
+        raise ConfigError(
+            f"cannot import {path!r}: {why}", hint="the module must be installed, or lie on PYTHONPATH"
+        ) from error
     return found
 
 

@@ -29,8 +29,14 @@ def lrtrain(tmp_path: Path) -> Callable[..., Ended]:
 
     def run(*args: object, **env: str) -> Ended:
         ended = subprocess.run(
-            [sys.executable, "-m", "lrtrain", *map(str, args)], cwd=tmp_path, capture_output=True, text=True,
-            timeout=300, stdin=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", **env})
+            [sys.executable, "-m", "lrtrain", *map(str, args)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", **env},
+        )
         return Ended(ended.returncode, ended.stdout, ended.stderr)
 
     return run

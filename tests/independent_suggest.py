@@ -108,8 +108,12 @@ def expected(curve):
     smoothed = smoothed_losses(curve["losses"])
     points = usable(list(zip(curve["lrs"], smoothed, strict=True)), curve["steps_planned"])
     return {
-        "stop": first_stop(smoothed), "points": len(points), "steepest": steep(points),
-        "valley": valley(points), "minimum_tenth": minimum(points), "slide": slide(points),
+        "stop": first_stop(smoothed),
+        "points": len(points),
+        "steepest": steep(points),
+        "valley": valley(points),
+        "minimum_tenth": minimum(points),
+        "slide": slide(points),
     }
 
 

@@ -8,8 +8,15 @@ from torch import Tensor, nn
 class _WithDropout(nn.Module):
     def __init__(self, num_classes: int, in_channels: int):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(in_channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-                                  nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.2))
+        self.body = nn.Sequential(
+            nn.Conv2d(in_channels, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+        )
         self.head = nn.Linear(16, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

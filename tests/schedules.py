@@ -59,8 +59,14 @@ def real_optimizer(lrs: Sequence[float] = THREE, kind: type[Optimizer] = SGD) ->
     return SGD(groups, lr=0.1, momentum=0.9) if kind is SGD else Adam(groups, lr=0.1)
 
 
-def live(make: Callable[[Optimizer], Any], steps: int, *, hold: int = 1, kind: type[Optimizer] = SGD,
-         lrs: Sequence[float] = THREE) -> tuple[list[list[float]], list[list[float]]]:
+def live(
+    make: Callable[[Optimizer], Any],
+    steps: int,
+    *,
+    hold: int = 1,
+    kind: type[Optimizer] = SGD,
+    lrs: Sequence[float] = THREE,
+) -> tuple[list[list[float]], list[list[float]]]:
     """LR and momentum (or beta1) of each step, torch's scheduler stepped every `hold` steps."""
     optimizer = real_optimizer(lrs, kind)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -72,8 +78,9 @@ def live(make: Callable[[Optimizer], Any], steps: int, *, hold: int = 1, kind: t
             if step and step % hold == 0:
                 scheduler.step()
             lr.append([float(group["lr"]) for group in optimizer.param_groups])
-            momentum.append([group["momentum"] if "momentum" in group else group["betas"][0]
-                             for group in optimizer.param_groups])
+            momentum.append(
+                [group["momentum"] if "momentum" in group else group["betas"][0] for group in optimizer.param_groups]
+            )
             for p in parameters:
                 p.grad = torch.ones_like(p)
             optimizer.step()

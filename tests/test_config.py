@@ -31,12 +31,37 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("1e-3", 0.001), ("1E-3", 0.001), ("1.0e3", 1000.0), (".5", 0.5), ("5.", 5.0), ("-1e+2", -100.0), ("010", 10), ("0o10", 8),
-    ("0x1F", 31), ("+7", 7), ("true", True), ("no", "no"), ("off", "off"), ("~", None), ("", None), ("12:30:45", "12:30:45"),
-    ("2024-01-01", "2024-01-01"), ("1_000", "1_000"), ("0,001", "0,001"), ("10%", "10%"), ("5ep", "5ep"), (".inf", math.inf),
-    ("1e400", math.inf), ("e3", "e3"), ("-", "-"), (".", "."),
-])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("1E-3", 0.001),
+        ("1.0e3", 1000.0),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("-1e+2", -100.0),
+        ("010", 10),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("+7", 7),
+        ("true", True),
+        ("no", "no"),
+        ("off", "off"),
+        ("~", None),
+        ("", None),
+        ("12:30:45", "12:30:45"),
+        ("2024-01-01", "2024-01-01"),
+        ("1_000", "1_000"),
+        ("0,001", "0,001"),
+        ("10%", "10%"),
+        ("5ep", "5ep"),
+        (".inf", math.inf),
+        ("1e400", math.inf),
+        ("e3", "e3"),
+        ("-", "-"),
+        (".", "."),
+    ],
+)
 def test_plain_scalars_follow_yaml_1_2(text: str, value: Any) -> None:
     found = yaml.scalar(text)
     assert found == value
@@ -44,10 +69,17 @@ def test_plain_scalars_follow_yaml_1_2(text: str, value: Any) -> None:
 
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-10**12, 10**12) | st.floats(allow_nan=False) | st.text(max_size=12)
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**12), 10**12)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=12)
     | st.sampled_from(["1e-3", "no", "0x10", "12:30", "5ep", "~", "true", "- a", "a: b", "#", "=", "<<"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "lr", "no", "1e3"]), inner, max_size=3),
-    max_leaves=8)
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "lr", "no", "1e3"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
 
 
 @given(plain.filter(lambda value: value is not None))
@@ -57,30 +89,35 @@ def test_what_is_dumped_reads_back_as_the_same_data(value: Any) -> None:
     assert repr(again) == repr(value)
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("a: 1\na: 2", "given twice, on line 1 and on line 2"),
-    ("a: &x [1]\nb: *x", "aliases"),
-    ("a: &a [*a]", "aliases"),
-    ("a: !!python/object/apply:os.system [ls]", "tags are not allowed"),
-    ("a:\n\tb: 1", "tabs"),
-    ("a: [1, 2", "not YAML"),
-    ("a: 'x", "not YAML"),
-    ("", "empty"),
-    ("# only a comment\n", "empty"),
-    ("a: " + "[" * 50 + "]" * 50, "deep"),
-    ("[" * 5000, "deep"),
-    ("a: 1\n---\nb: 2", "not YAML"),
-    ("? [a]\n: 1", "plain text"),
-    ("<<: {a: 1}", "plain text"),
-    ("x" * 1_000_001, "at most 1,000,000"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\na: 2", "given twice, on line 1 and on line 2"),
+        ("a: &x [1]\nb: *x", "aliases"),
+        ("a: &a [*a]", "aliases"),
+        ("a: !!python/object/apply:os.system [ls]", "tags are not allowed"),
+        ("a:\n\tb: 1", "tabs"),
+        ("a: [1, 2", "not YAML"),
+        ("a: 'x", "not YAML"),
+        ("", "empty"),
+        ("# only a comment\n", "empty"),
+        ("a: " + "[" * 50 + "]" * 50, "deep"),
+        ("[" * 5000, "deep"),
+        ("a: 1\n---\nb: 2", "not YAML"),
+        ("? [a]\n: 1", "plain text"),
+        ("<<: {a: 1}", "plain text"),
+        ("x" * 1_000_001, "at most 1,000,000"),
+    ],
+)
 def test_yaml_that_is_refused(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         yaml.parse(text, "x.yaml")
 
 
 def test_an_error_names_file_line_and_key(tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD + "schedule:\n  - {name: LinearLR, for: 1ep}\n  - name: CosineAnnealingLR\n    Tmax: 2ep\n")
+    path = written(
+        tmp_path, GOOD + "schedule:\n  - {name: LinearLR, for: 1ep}\n  - name: CosineAnnealingLR\n    Tmax: 2ep\n"
+    )
     with pytest.raises(ConfigError) as caught:
         load(path)
     assert [problem.where for problem in caught.value.problems] == [f"{path}:10  schedule[1].Tmax"]
@@ -89,7 +126,9 @@ def test_an_error_names_file_line_and_key(tmp_path: Path) -> None:
 
 
 def test_all_errors_of_a_file_are_reported_together_in_its_order(tmp_path: Path) -> None:
-    path = written(tmp_path, """
+    path = written(
+        tmp_path,
+        """
 epochs: 0
 batch_size: "64"
 model: resnet81
@@ -97,12 +136,21 @@ dataset: {name: imagefolder, rot: x}
 optimizer: {name: SGD, lr: "1e-3", momentun: 0.9}
 schedule: {name: StepLR, step_size: 30}
 precison: bf16
-""")
+""",
+    )
     with pytest.raises(ConfigError) as caught:
         load(path)
     whats = [problem.what for problem in caught.value.problems]
-    expected = ["epochs must be", "batch_size must be", "'resnet81'", "'rot'", "optimizer.lr must be", "'momentun'",
-                "step_size", "'precison'"]
+    expected = [
+        "epochs must be",
+        "batch_size must be",
+        "'resnet81'",
+        "'rot'",
+        "optimizer.lr must be",
+        "'momentun'",
+        "step_size",
+        "'precison'",
+    ]
     found = [next((i for i, what in enumerate(whats) if words in what), None) for words in expected]
     assert None not in found
     assert found == sorted(found)
@@ -110,8 +158,16 @@ precison: bf16
 
 def test_set_overrides_any_key_and_is_named_in_errors(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD)
-    config = load(path, ["optimizer.lr=5e-2", "model.stem=standard", "early_stop.patience=3",
-                         "schedule={name: StepLR, step_size: 1ep}", "schedule.gamma=0.5"])
+    config = load(
+        path,
+        [
+            "optimizer.lr=5e-2",
+            "model.stem=standard",
+            "early_stop.patience=3",
+            "schedule={name: StepLR, step_size: 1ep}",
+            "schedule.gamma=0.5",
+        ],
+    )
     assert config.optimizer.lr == 0.05
     assert config.early_stop is not None
     assert config.early_stop.patience == 3
@@ -121,7 +177,9 @@ def test_set_overrides_any_key_and_is_named_in_errors(tmp_path: Path) -> None:
     assert caught.value.problems[0].where == "--set optimizer.lr=fast"
 
 
-@pytest.mark.parametrize("override", ["optimizer.lr", "=3", "schedule.4.name=StepLR", "epochs.x.y=1", "optimizer.groups.0=1"])
+@pytest.mark.parametrize(
+    "override", ["optimizer.lr", "=3", "schedule.4.name=StepLR", "epochs.x.y=1", "optimizer.groups.0=1"]
+)
 def test_set_that_cannot_be_applied_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError):
         load(written(tmp_path, GOOD), [override])
@@ -139,13 +197,29 @@ def test_a_config_is_frozen(tmp_path: Path) -> None:
         config.epochs = 5  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(("line", "words"), [
-    ("seed: 18446744073709551616", "seed"), ("seed: -1", "at least 0"), ("epochs: 2.5", "whole number"), ("epochs: true", "whole number"),
-    ("batch_size: 0", "greater than 0"), ("label_smoothing: 1", "less than 1"), ("ema: 1.5", "less than 1"), ("device: gpu", "cuda"),
-    ("precision: fp8", "bf16"), ("steps: 100", "keep one"), ("accumulate: 5", "does not divide"), ("eval_every: 2", "no unit"),
-    ("eval_every: 2 epochs", "2ep"), ("checkpoint: {best: val_acc}", "val_acc1"), ("early_stop: {patience: 0}", "at least 1"),
-    ("lr: 0.1", "optimizer.lr"), ("scheduler: {name: StepLR}", "schedule"), ("num_workers: 2", "workers"),
-])
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("seed: 18446744073709551616", "seed"),
+        ("seed: -1", "at least 0"),
+        ("epochs: 2.5", "whole number"),
+        ("epochs: true", "whole number"),
+        ("batch_size: 0", "greater than 0"),
+        ("label_smoothing: 1", "less than 1"),
+        ("ema: 1.5", "less than 1"),
+        ("device: gpu", "cuda"),
+        ("precision: fp8", "bf16"),
+        ("steps: 100", "keep one"),
+        ("accumulate: 5", "does not divide"),
+        ("eval_every: 2", "no unit"),
+        ("eval_every: 2 epochs", "2ep"),
+        ("checkpoint: {best: val_acc}", "val_acc1"),
+        ("early_stop: {patience: 0}", "at least 1"),
+        ("lr: 0.1", "optimizer.lr"),
+        ("scheduler: {name: StepLR}", "schedule"),
+        ("num_workers: 2", "workers"),
+    ],
+)
 def test_values_that_are_refused_say_what_is_allowed(tmp_path: Path, line: str, words: str) -> None:
     key = line.split(":")[0]
     good = "\n".join(old for old in GOOD.splitlines() if not old.startswith(f"{key}:"))
@@ -177,8 +251,14 @@ def test_the_json_schema_accepts_every_shipped_config_and_refuses_mistakes() -> 
         validator.validate(yaml.parse(path.read_text(), path.name).data)
     good = yaml.parse(GOOD, "x").data
     validator.validate(good)
-    for wrong in ({"epochs": "3"}, {"precison": "bf16"}, {"model": "resnet81"}, {"optimizer": {"name": "SGD"}},
-                  {"eval_every": "2 epochs"}, {"schedule": [{"name": "StepLr"}]}):
+    for wrong in (
+        {"epochs": "3"},
+        {"precison": "bf16"},
+        {"model": "resnet81"},
+        {"optimizer": {"name": "SGD"}},
+        {"eval_every": "2 epochs"},
+        {"schedule": [{"name": "StepLr"}]},
+    ):
         assert not validator.is_valid({**good, **wrong}), wrong
 
 

@@ -31,9 +31,15 @@ def op_for(name, **arguments):
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 1000), height=st.integers(1, 12), width=st.integers(1, 10),
-       padding=st.sampled_from([None, 2, [1, 3], [1, 2, 3, 0]]), fill=st.sampled_from([0, 7, [1, 2, 3]]),
-       mode=st.sampled_from(["constant", "reflect", "edge", "symmetric"]), as_float=st.booleans())
+@given(
+    seed=st.integers(0, 1000),
+    height=st.integers(1, 12),
+    width=st.integers(1, 10),
+    padding=st.sampled_from([None, 2, [1, 3], [1, 2, 3, 0]]),
+    fill=st.sampled_from([0, 7, [1, 2, 3]]),
+    mode=st.sampled_from(["constant", "reflect", "edge", "symmetric"]),
+    as_float=st.booleans(),
+)
 def test_a_batched_crop_equals_torchvisions_pad_and_crop(seed, height, width, padding, fill, mode, as_float):
     images = IMAGES.float() if as_float else IMAGES
     fill = fill if mode == "constant" else 0  # torchvision takes one fill per channel for constant padding only
@@ -60,8 +66,9 @@ def test_a_crop_larger_than_the_image_is_refused_with_both_sizes():
         op(IMAGES, draws(op))
 
 
-@pytest.mark.parametrize(("name", "flip"), [
-    ("RandomHorizontalFlip", F.horizontal_flip), ("RandomVerticalFlip", F.vertical_flip)])
+@pytest.mark.parametrize(
+    ("name", "flip"), [("RandomHorizontalFlip", F.horizontal_flip), ("RandomVerticalFlip", F.vertical_flip)]
+)
 def test_a_batched_flip_mirrors_the_samples_whose_draw_is_below_p(name, flip):
     op = op_for(name, p=0.3)
     uniform = draws(op)
@@ -92,9 +99,15 @@ def test_batched_conversion_equals_torchvisions():
     assert torch.equal(op(IMAGES, draws(op)), torch.stack(expected))
 
 
-@pytest.mark.parametrize("transform", [
-    v2.RandomCrop(4, pad_if_needed=True), v2.ToDtype(torch.float32), v2.ToDtype(torch.float64, scale=True),
-    v2.ColorJitter()])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        v2.RandomCrop(4, pad_if_needed=True),
+        v2.ToDtype(torch.float32),
+        v2.ToDtype(torch.float64, scale=True),
+        v2.ColorJitter(),
+    ],
+)
 def test_options_without_a_batched_op_are_left_to_torchvision(transform):
     assert batch_op(type(transform).__name__, transform) is None
 
@@ -103,8 +116,10 @@ def test_options_without_a_batched_op_are_left_to_torchvision(transform):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_sample_gets_the_same_bits_alone_and_in_a_batch(name, layout):
     arguments = {
-        "Normalize": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.1]}, "RandomCrop": {"size": 8, "padding": 2},
-        "ToDtype": {"dtype": torch.float32, "scale": True}}.get(name, {})
+        "Normalize": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.1]},
+        "RandomCrop": {"size": 8, "padding": 2},
+        "ToDtype": {"dtype": torch.float32, "scale": True},
+    }.get(name, {})
     op = op_for(name, **arguments)
     uniform = draws(op)
     batch = op(IMAGES.contiguous(memory_format=layout), uniform)
@@ -159,12 +174,18 @@ NORMALIZE = {"name": "Normalize", "mean": [0.5], "std": [0.5]}
 
 def test_a_list_is_parted_into_its_deterministic_beginning_and_its_batched_end():
     assert staged({"name": "Resize", "size": 10}, CROP, FLIP, TO_FLOAT, NORMALIZE, size=(12, 12)) == [
-        ["Resize"], [], ["RandomCrop", FLIP, "Normalize"]]
+        ["Resize"],
+        [],
+        ["RandomCrop", FLIP, "Normalize"],
+    ]
 
 
 def test_ops_before_one_that_cannot_be_batched_run_per_sample():
     assert staged(CROP, FLIP, TO_FLOAT, NORMALIZE, "RandomErasing", size=(12, 12)) == [
-        [], ["RandomCrop", FLIP, "Normalize", "RandomErasing"], []]
+        [],
+        ["RandomCrop", FLIP, "Normalize", "RandomErasing"],
+        [],
+    ]
 
 
 def test_only_images_of_one_size_are_batched():
@@ -178,7 +199,7 @@ def test_a_list_gives_the_same_bits_per_sample_and_per_batch(layout):
     steps = build_steps(entries, [""] * len(entries))
     index, moment = np.array([5, 900, 3, 44]), Moment(1, 2)
     batch = stages(steps, (12, 10)).to_batch(IMAGES[:4].contiguous(memory_format=layout), index, moment)
-    never, = build_steps([{"name": "RandomErasing", "p": 0}], [""])
+    (never,) = build_steps([{"name": "RandomErasing", "p": 0}], [""])
     first, last = stages(steps, (12, 10)), stages([*steps, never], None)
     assert not first.per_sample
     assert not last.per_batch
@@ -191,14 +212,17 @@ def test_a_nested_list_of_transforms_is_built():
     assert staged(entry, size=(12, 12)) == [[], ["RandomApply"], []]
 
 
-@pytest.mark.parametrize(("entry", "what"), [
-    ({"name": "RandomCrop"}, "RandomCrop does not take these arguments.*size"),
-    ({"name": "RandomCrop", "size": "big"}, "RandomCrop does not take these arguments"),
-    ({"name": "Resize", "size": 8, "interpolation": "sharp"}, "interpolation must be one of nearest.*'sharp'"),
-    ({"name": "ToDtype", "dtype": "float31"}, "dtype must be a torch dtype.*'float31'"),
-    ({"name": "MixUp", "num_classes": 2}, "MixUp cannot be used in a list"),
-    ({"name": "RandomCorp"}, "no transform 'RandomCorp'"),
-])
+@pytest.mark.parametrize(
+    ("entry", "what"),
+    [
+        ({"name": "RandomCrop"}, "RandomCrop does not take these arguments.*size"),
+        ({"name": "RandomCrop", "size": "big"}, "RandomCrop does not take these arguments"),
+        ({"name": "Resize", "size": 8, "interpolation": "sharp"}, "interpolation must be one of nearest.*'sharp'"),
+        ({"name": "ToDtype", "dtype": "float31"}, "dtype must be a torch dtype.*'float31'"),
+        ({"name": "MixUp", "num_classes": 2}, "MixUp cannot be used in a list"),
+        ({"name": "RandomCorp"}, "no transform 'RandomCorp'"),
+    ],
+)
 def test_a_transform_that_cannot_be_built_is_refused_where_it_stands(entry, what):
     with pytest.raises(ConfigError, match=what) as caught:
         build_steps([entry], ["cfg.yaml:9"])

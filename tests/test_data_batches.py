@@ -21,9 +21,13 @@ from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 from lrtrain.random import key, uniforms
 
 RANDOM = [
-    {"name": "RandomCrop", "size": 12, "padding": 2}, "RandomHorizontalFlip",
-    {"name": "ColorJitter", "brightness": 0.5}, {"name": "ToDtype", "dtype": "float32", "scale": True},
-    {"name": "RandomErasing", "p": 0.5}, "RandomVerticalFlip"]
+    {"name": "RandomCrop", "size": 12, "padding": 2},
+    "RandomHorizontalFlip",
+    {"name": "ColorJitter", "brightness": 0.5},
+    {"name": "ToDtype", "dtype": "float32", "scale": True},
+    {"name": "RandomErasing", "p": 0.5},
+    "RandomVerticalFlip",
+]
 PHOTOS = [{"name": "RandomResizedCrop", "size": 10}, "RandomHorizontalFlip"]
 LISTS = {"default": None, "random": RANDOM, "photos": PHOTOS}
 
@@ -38,8 +42,11 @@ def pipeline(seed=1, **dataset):
 
 
 def lists(**named):
-    return {"transforms": {split: [{"name": e} if isinstance(e, str) else e for e in entries]
-                           for split, entries in named.items()}}
+    return {
+        "transforms": {
+            split: [{"name": e} if isinstance(e, str) else e for e in entries] for split, entries in named.items()
+        }
+    }
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +69,24 @@ def batches(folder, kind="default", seed=1, batch_size=8, **options):
 
 
 def same(one, two):
-    return (torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels)
-            and np.array_equal(one.index, two.index))
+    return (
+        torch.equal(one.images, two.images)
+        and torch.equal(one.labels, two.labels)
+        and np.array_equal(one.index, two.index)
+    )
 
 
 @pytest.mark.parametrize("kind", LISTS)
-@pytest.mark.parametrize("options", [
-    {"workers": 0, "cache": "off"}, {"workers": 1, "cache": "off"}, {"workers": 2, "cache": "off"},
-    {"workers": 2, "cache": "auto"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workers": 0, "cache": "off"},
+        {"workers": 1, "cache": "off"},
+        {"workers": 2, "cache": "off"},
+        {"workers": 2, "cache": "auto"},
+    ],
+    ids=str,
+)
 def test_batches_are_the_same_bits_for_any_workers_cache_and_start(folder, kind, options):
     reference = list(batches(folder, kind, cache="auto").train(0, 9))
     other = batches(folder, kind, **options)
@@ -81,8 +98,14 @@ def test_batches_are_the_same_bits_for_any_workers_cache_and_start(folder, kind,
 
 @pytest.mark.parametrize("kind", LISTS)
 def test_the_augmentation_of_a_sample_does_not_depend_on_its_batch(folder, kind):
-    large, small = ({int(i): image for batch in batches(folder, kind, batch_size=size).train(0, -(-26 // size))
-                     for i, image in zip(batch.index, batch.images, strict=True)} for size in (26, 7))
+    large, small = (
+        {
+            int(i): image
+            for batch in batches(folder, kind, batch_size=size).train(0, -(-26 // size))
+            for i, image in zip(batch.index, batch.images, strict=True)
+        }
+        for size in (26, 7)
+    )
     assert large.keys() == small.keys() == set(range(26))
     assert all(torch.equal(large[i], small[i]) for i in large)
 
@@ -91,7 +114,7 @@ def test_the_augmentation_of_a_sample_does_not_depend_on_its_batch(folder, kind)
 @pytest.mark.parametrize(("seed", "epoch"), [(1, 1), (2, 0)])
 def test_the_augmentation_of_a_sample_differs_between_epochs_and_seeds(folder, kind, seed, epoch):
     def by_index(seed, epoch):
-        batch, = batches(folder, kind, seed=seed, batch_size=26).train(epoch, epoch + 1)
+        (batch,) = batches(folder, kind, seed=seed, batch_size=26).train(epoch, epoch + 1)
         return batch.images[np.argsort(batch.index)]
 
     one, two = by_index(1, 0), by_index(seed, epoch)
@@ -128,7 +151,7 @@ def test_evaluation_sees_every_image_once_and_in_order(folder, options):
         assert np.concatenate([batch.index for batch in seen]).tolist() == list(range(n))
     first, again = (torch.cat([b.images for b in made.evaluate("val", size)]) for size in (4, 10))
     assert torch.equal(first, again)
-    own, = made.evaluate(made.pipeline.source.val, 10)
+    (own,) = made.evaluate(made.pipeline.source.val, 10)
     assert torch.equal(own.images, first)
 
 
@@ -161,9 +184,17 @@ def test_no_worker_is_started_where_all_is_cached_and_batched(folder, monkeypatc
 
 # Transform lists
 
-@pytest.mark.parametrize("given", [
-    {}, {"train": RANDOM}, {"val": [{"name": "Resize", "size": 12}]}, {"train": PHOTOS, "val": ["ToTensor"]},
-    {"train": ["ToImage", {"name": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}]}])
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"train": RANDOM},
+        {"val": [{"name": "Resize", "size": 12}]},
+        {"train": PHOTOS, "val": ["ToTensor"]},
+        {"train": ["ToImage", {"name": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}]},
+    ],
+)
 def test_resolved_transforms_read_back_as_the_same_pipeline(folder, given):
     first = pipeline(name="imagefolder", root=str(folder), **(lists(**given) if given else {}))
     second = pipeline(name="imagefolder", root=str(folder), **lists(**first.resolved_transforms))
@@ -179,8 +210,10 @@ def names(made):
 
 def test_defaults_of_small_images_are_crop_and_flip(folder):
     made = pipeline(name="imagefolder", root=str(folder))
-    assert names(made) == {"train": ["RandomCrop", "RandomHorizontalFlip", "ToDtype", "Normalize"],
-                           "val": ["ToDtype", "Normalize"]}
+    assert names(made) == {
+        "train": ["RandomCrop", "RandomHorizontalFlip", "ToDtype", "Normalize"],
+        "val": ["ToDtype", "Normalize"],
+    }
     assert made.resolved_transforms["train"][0] == {"name": "RandomCrop", "size": [16, 16], "padding": [2, 2]}
     assert made.shape == (3, 16, 16)
 
@@ -205,21 +238,29 @@ def mixed(root):
 
 def test_defaults_of_photos_are_the_usual_ones(tmp_path):
     made = pipeline(**mixed(tmp_path))
-    assert names(made) == {"train": ["RandomResizedCrop", "RandomHorizontalFlip", "ToDtype", "Normalize"],
-                           "val": ["Resize", "CenterCrop", "ToDtype", "Normalize"]}
+    assert names(made) == {
+        "train": ["RandomResizedCrop", "RandomHorizontalFlip", "ToDtype", "Normalize"],
+        "val": ["Resize", "CenterCrop", "ToDtype", "Normalize"],
+    }
     assert made.resolved_transforms["val"][0]["size"] == 256
     assert made.resolved_transforms["train"][-1] == {
-        "name": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+        "name": "Normalize",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
     own = pipeline(**mixed(tmp_path), **lists(train=[PHOTOS[0]]))
     assert [entry["size"] for entry in own.resolved_transforms["val"][:2]] == [11, [10, 10]]
 
 
-@pytest.mark.parametrize(("given", "other", "first"), [
-    ({"train": [{"name": "RandomCrop", "size": 12}]}, "val", {"name": "CenterCrop", "size": [12, 12]}),
-    ({"train": [{"name": "Resize", "size": 24}]}, "val", {"name": "Resize", "size": [24, 24]}),
-    ({"val": [{"name": "CenterCrop", "size": 12}]}, "train", {"name": "RandomCrop", "size": [12, 12]}),
-    ({"val": [{"name": "Resize", "size": 24}]}, "train", {"name": "Resize", "size": [24, 24]}),
-])
+@pytest.mark.parametrize(
+    ("given", "other", "first"),
+    [
+        ({"train": [{"name": "RandomCrop", "size": 12}]}, "val", {"name": "CenterCrop", "size": [12, 12]}),
+        ({"train": [{"name": "Resize", "size": 24}]}, "val", {"name": "Resize", "size": [24, 24]}),
+        ({"val": [{"name": "CenterCrop", "size": 12}]}, "train", {"name": "RandomCrop", "size": [12, 12]}),
+        ({"val": [{"name": "Resize", "size": 24}]}, "train", {"name": "Resize", "size": [24, 24]}),
+    ],
+)
 def test_a_missing_list_follows_the_size_of_the_given_one(folder, given, other, first):
     made = pipeline(name="imagefolder", root=str(folder), **lists(**given))
     assert made.resolved_transforms[other][0] == first
@@ -234,15 +275,24 @@ def test_normalisation_of_the_weights_goes_before_that_of_the_dataset():
     assert gray.resolved_transforms["val"][-1]["mean"] == list(source.mean)
 
 
-@pytest.mark.parametrize(("given", "what", "place"), [
-    ({"train": [{"name": "RandomCrop", "size": 40}]}, "RandomCrop fails on .*png.*40x40 does not fit into 16x16",
-     "train.0"),
-    ({"train": ["ToImage", {"name": "Normalize", "mean": [0.5], "std": [0.5]}]}, "1 means for images of 3",
-     "train.1"),
-    ({"train": ["RandomHorizontalFlip", "FiveCrop"]}, "FiveCrop cannot be used", "train.1"),
-    ({"val": ["RandomHorizontalFlip"]}, "evaluation must not be random", "val.0"),
-    ({"train": [{"name": "ToDtype", "dtype": "uint8"}]}, "must end with float32 images, not torch.uint8", "train"),
-])
+@pytest.mark.parametrize(
+    ("given", "what", "place"),
+    [
+        (
+            {"train": [{"name": "RandomCrop", "size": 40}]},
+            "RandomCrop fails on .*png.*40x40 does not fit into 16x16",
+            "train.0",
+        ),
+        (
+            {"train": ["ToImage", {"name": "Normalize", "mean": [0.5], "std": [0.5]}]},
+            "1 means for images of 3",
+            "train.1",
+        ),
+        ({"train": ["RandomHorizontalFlip", "FiveCrop"]}, "FiveCrop cannot be used", "train.1"),
+        ({"val": ["RandomHorizontalFlip"]}, "evaluation must not be random", "val.0"),
+        ({"train": [{"name": "ToDtype", "dtype": "uint8"}]}, "must end with float32 images, not torch.uint8", "train"),
+    ],
+)
 def test_a_list_that_cannot_work_is_refused_before_training(folder, given, what, place):
     with pytest.raises(ConfigError, match=what) as caught:
         pipeline(name="imagefolder", root=str(folder), **lists(**given))
@@ -255,6 +305,7 @@ def test_images_that_stay_of_different_sizes_are_refused_with_the_fix(tmp_path):
 
 
 # What goes wrong while running
+
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_breaks_later_is_named(folder, workers, tmp_path):

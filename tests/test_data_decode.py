@@ -57,8 +57,13 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     upright = PIXELS
     # How a camera stores an upright picture under each orientation (Exif 2.3, tag 274).
     stored = {
-        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
-        5: upright.transpose(1, 0, 2), 6: np.rot90(upright, 1), 7: upright[::-1, ::-1].transpose(1, 0, 2),
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
         8: np.rot90(upright, -1),
     }[orientation]
     exif = Image.Exif()
@@ -133,9 +138,15 @@ def test_more_pixels_than_pillow_allows_are_refused(tmp_path, monkeypatch):
         decode(path, 1)
 
 
-@pytest.mark.parametrize(("content", "why"), [
-    (b"", "no image format"), (b"hello", "no image format"), (None, "No such file"), ("cut", "truncated"),
-])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "no image format"),
+        (b"hello", "no image format"),
+        (None, "No such file"),
+        ("cut", "truncated"),
+    ],
+)
 def test_an_unreadable_file_is_named_and_the_reason_said(tmp_path, content, why):
     path = tmp_path / "a.jpg"
     if content == "cut":

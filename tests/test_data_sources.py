@@ -53,6 +53,7 @@ def refused(kind, **dataset):
 
 # digits
 
+
 def test_digits_are_split_the_same_whatever_the_seed():
     one, two = opened(1, name="digits"), opened(2, name="digits")
     assert (len(one.train), len(one.val)) == (1437, 360)
@@ -70,6 +71,7 @@ def test_digits_are_scaled_to_bytes_and_their_statistics_are_right():
 
 
 # imagefolder
+
 
 def test_train_and_val_folders_are_found_and_test_is_held_back(tmp_path):
     for split, n in (("train", 3), ("val", 2), ("test", 1)):
@@ -141,7 +143,7 @@ def test_litter_is_passed_over_and_counted(tmp_path):
     (tmp_path / "README").write_text("x")
     source = opened(name="imagefolder", root=str(tmp_path), val_fraction=0.3)
     assert source.classes == ("a", "b")
-    note, = source.notes
+    (note,) = source.notes
     assert "4 hidden or system files" in note
     assert "1 files outside the class folders" in note
     assert "1 files that are no images (.txt)" in note
@@ -202,10 +204,16 @@ def test_all_problems_of_a_folder_are_reported_at_once(tmp_path):
     (tmp_path / "train" / "b" / "self.png").symlink_to("self.png")
     os.mkfifo(tmp_path / "train" / "b" / "pipe.jpg")
     text = refused(DataError, name="imagefolder", root=str(tmp_path))
-    for expected in ("class 'hollow' is empty", "class 'texts' has no images", "only files of type .txt",
-                     "class 'stranger' is in val/ but not in train/", "broken.png' is a broken link",
-                     "loop' links to a folder that it lies in", "self.png' is a broken link",
-                     "pipe.jpg' is no regular file"):
+    for expected in (
+        "class 'hollow' is empty",
+        "class 'texts' has no images",
+        "only files of type .txt",
+        "class 'stranger' is in val/ but not in train/",
+        "broken.png' is a broken link",
+        "loop' links to a folder that it lies in",
+        "self.png' is a broken link",
+        "pipe.jpg' is no regular file",
+    ):
         assert expected in text
 
 
@@ -218,11 +226,14 @@ def test_unreadable_images_are_all_named_when_the_folder_is_opened(tmp_path):
     assert "b/2.png" in text
 
 
-@pytest.mark.parametrize(("folders", "fraction", "what"), [
-    ({"a": 2, "b": 2}, None, "nothing to evaluate on"),
-    ({"train/a": 2, "train/b": 2}, None, "has train/ but no val/"),
-    ({"train/a": 2, "train/b": 2, "val/a": 1}, 0.1, "val_fraction 0.1 contradicts val/"),
-])
+@pytest.mark.parametrize(
+    ("folders", "fraction", "what"),
+    [
+        ({"a": 2, "b": 2}, None, "nothing to evaluate on"),
+        ({"train/a": 2, "train/b": 2}, None, "has train/ but no val/"),
+        ({"train/a": 2, "train/b": 2, "val/a": 1}, 0.1, "val_fraction 0.1 contradicts val/"),
+    ],
+)
 def test_what_is_evaluated_must_be_clear(tmp_path, folders, fraction, what):
     tree(tmp_path, folders)
     arguments = {} if fraction is None else {"val_fraction": fraction}
@@ -248,6 +259,7 @@ def test_unknown_and_missing_arguments_of_our_sources_are_refused(tmp_path):
 
 # csv
 
+
 def manifest(folder, *lines):
     tree(folder, {"i": 4})
     (folder / "list.csv").write_text("\n".join(lines) + "\n")
@@ -255,8 +267,11 @@ def manifest(folder, *lines):
 
 
 def test_a_manifest_with_splits_is_read(tmp_path):
-    source = opened(**manifest(tmp_path, "path,label,split", "i/1.png,10,train", "i/0.png,9,train", 'i/2.png,"10",val',
-                               "i/3.png,9,test"))
+    source = opened(
+        **manifest(
+            tmp_path, "path,label,split", "i/1.png,10,train", "i/0.png,9,train", 'i/2.png,"10",val', "i/3.png,9,test"
+        )
+    )
     assert source.classes == ("9", "10")
     assert source.counts() == {"train": {"9": 1, "10": 1}, "val": {"9": 0, "10": 1}, "test": {"9": 1, "10": 0}}
     assert source.train.path(0).endswith("i/0.png")
@@ -275,23 +290,35 @@ def test_paths_may_start_from_a_root(tmp_path):
 
 
 def test_every_wrong_row_is_named_with_its_line(tmp_path):
-    dataset = manifest(tmp_path, "path,label,split", "i/0.png,a,train", "i/9.png,a,train", "i/1.png,,train",
-                       "i/0.png,b,val", "i/2.png,a,dev", "i/3.png,a,val,b")
+    dataset = manifest(
+        tmp_path,
+        "path,label,split",
+        "i/0.png,a,train",
+        "i/9.png,a,train",
+        "i/1.png,,train",
+        "i/0.png,b,val",
+        "i/2.png,a,dev",
+        "i/3.png,a,val,b",
+    )
     with pytest.raises(DataError) as caught:
         opened(**dataset)
     lines = [(p.where.rpartition(":")[2], p.what) for p in caught.value.problems]
     assert [line for line, _ in lines] == ["3", "4", "5", "6", "7"]
-    for (_, what), expected in zip(lines, ("no such file", "no label", "listed twice, first on line 2",
-                                           "not 'dev'", "more cells"), strict=True):
+    for (_, what), expected in zip(
+        lines, ("no such file", "no label", "listed twice, first on line 2", "not 'dev'", "more cells"), strict=True
+    ):
         assert expected in what
 
 
-@pytest.mark.parametrize(("lines", "what"), [
-    (["file,label", "i/0.png,a"], "has no column path"),
-    (["path,label,split", "i/0.png,a,train", "i/1.png,b,val"], "label 'b' is in val but not in train"),
-    (["path,label,split", "i/0.png,a,train", "i/1.png,a,val"], "only one class, 'a'"),
-    (["path,label,split", "i/0.png,a,val"], "lists no training images"),
-])
+@pytest.mark.parametrize(
+    ("lines", "what"),
+    [
+        (["file,label", "i/0.png,a"], "has no column path"),
+        (["path,label,split", "i/0.png,a,train", "i/1.png,b,val"], "label 'b' is in val but not in train"),
+        (["path,label,split", "i/0.png,a,train", "i/1.png,a,val"], "only one class, 'a'"),
+        (["path,label,split", "i/0.png,a,val"], "lists no training images"),
+    ],
+)
 def test_a_manifest_that_cannot_be_trained_on_is_refused(tmp_path, lines, what):
     assert what in refused(DataError, **manifest(tmp_path, *lines))
 
@@ -301,6 +328,7 @@ def test_a_missing_manifest_is_refused(tmp_path):
 
 
 # torchvision
+
 
 def write_mnist(root, n):
     """The four files of MNIST's own format, n images each, as torchvision expects them after unpacking."""
@@ -356,22 +384,26 @@ def test_a_dataset_without_splits_needs_val_fraction_or_explicit_splits():
     assert [len(split) for split in opened(**fake, splits=splits).splits().values()] == [30, 10]
 
 
-@pytest.mark.parametrize(("dataset", "kind", "what"), [
-    ({"name": "MNIST"}, DataError, "cannot open MNIST.*add `download: true`"),
-    ({"name": "MNIST", "train": True}, ConfigError, "train: True picks one split, and training needs two"),
-    ({"name": "VOCDetection"}, ConfigError, "no image classification dataset but for detection"),
-    ({"name": "CelebA"}, ConfigError, "attributes"),
-    ({"name": "DTD"}, DataError, "cannot open DTD"),
-    ({"name": "FakeData", "splits": {"val": {}}}, ConfigError, "splits must name train"),
-    ({"name": "FakeData", "shape": 3}, ConfigError, "does not take these arguments"),
-    ({"name": "CIFAR11"}, ConfigError, "no dataset 'CIFAR11'.*CIFAR10"),
-])
+@pytest.mark.parametrize(
+    ("dataset", "kind", "what"),
+    [
+        ({"name": "MNIST"}, DataError, "cannot open MNIST.*add `download: true`"),
+        ({"name": "MNIST", "train": True}, ConfigError, "train: True picks one split, and training needs two"),
+        ({"name": "VOCDetection"}, ConfigError, "no image classification dataset but for detection"),
+        ({"name": "CelebA"}, ConfigError, "attributes"),
+        ({"name": "DTD"}, DataError, "cannot open DTD"),
+        ({"name": "FakeData", "splits": {"val": {}}}, ConfigError, "splits must name train"),
+        ({"name": "FakeData", "shape": 3}, ConfigError, "does not take these arguments"),
+        ({"name": "CIFAR11"}, ConfigError, "no dataset 'CIFAR11'.*CIFAR10"),
+    ],
+)
 def test_what_torchvision_cannot_open_is_refused(tmp_path, dataset, kind, what):
     arguments = dataset if dataset["name"] == "FakeData" else {**dataset, "root": str(tmp_path)}
     assert re.search(what, refused(kind, **arguments))
 
 
 # pkg.mod:attr
+
 
 @pytest.fixture
 def own(monkeypatch):
@@ -397,13 +429,16 @@ def test_a_function_of_the_users_may_return_a_source(own):
     assert opened(name="own_data:make").classes == tuple("0123456789")
 
 
-@pytest.mark.parametrize(("made", "what"), [
-    (3, "it returned int"),
-    ((pairs(2), []), r"own_data:make \(val\) is empty"),
-    (([(Image.new("L", (8, 8)), "cat")] * 2, pairs(2)), "a target must be one integer, not str 'cat'"),
-    ((pairs(2, torch.zeros(1, 8, 8)), pairs(2)), "cannot read image 0.*uint8 tensor.*not torch.float32"),
-    (([(Image.new("L", (8, 8)), 0)] * 2, pairs(2)), "occur in another split but not in train"),
-])
+@pytest.mark.parametrize(
+    ("made", "what"),
+    [
+        (3, "it returned int"),
+        ((pairs(2), []), r"own_data:make \(val\) is empty"),
+        (([(Image.new("L", (8, 8)), "cat")] * 2, pairs(2)), "a target must be one integer, not str 'cat'"),
+        ((pairs(2, torch.zeros(1, 8, 8)), pairs(2)), "cannot read image 0.*uint8 tensor.*not torch.float32"),
+        (([(Image.new("L", (8, 8)), 0)] * 2, pairs(2)), "occur in another split but not in train"),
+    ],
+)
 def test_what_a_function_of_the_users_may_not_return(own, made, what):
     own.make = lambda: made
     assert re.search(what, refused(DataError, name="own_data:make"))

@@ -6,8 +6,9 @@ from rich.cells import cell_len
 
 from lrtrain.schedule.draw import MIN_WIDTH, draw, short
 
-VALUES = st.lists(st.floats(0, 1000) | st.sampled_from([0.0, 1e-8, 0.1, 1e300, float("nan"), float("inf")]),
-                  min_size=1, max_size=300)
+VALUES = st.lists(
+    st.floats(0, 1000) | st.sampled_from([0.0, 1e-8, 0.1, 1e300, float("nan"), float("inf")]), min_size=1, max_size=300
+)
 NAMES = st.text(min_size=1, max_size=60)
 
 
@@ -24,9 +25,15 @@ def plot_rows(picture, height, level="+", side="|"):
 
 
 @settings(deadline=None, max_examples=150)
-@given(series=st.dictionaries(NAMES, VALUES, min_size=1, max_size=6), width=st.integers(MIN_WIDTH, 130),
-       height=st.integers(2, 20), unicode=st.booleans(), log_y=st.booleans(),
-       steps_per_epoch=st.none() | st.integers(1, 400), live_from=st.none() | st.integers(0, 400))
+@given(
+    series=st.dictionaries(NAMES, VALUES, min_size=1, max_size=6),
+    width=st.integers(MIN_WIDTH, 130),
+    height=st.integers(2, 20),
+    unicode=st.booleans(),
+    log_y=st.booleans(),
+    steps_per_epoch=st.none() | st.integers(1, 400),
+    live_from=st.none() | st.integers(0, 400),
+)
 def test_any_picture_fits_its_width_and_height(series, width, height, unicode, **options):
     picture = draw(series, width=width, height=height, unicode=unicode, **options)
     if not np.isfinite(np.concatenate(list(series.values()))).any():
@@ -119,16 +126,19 @@ def test_values_that_hardly_differ_get_labels_that_do():
     assert [rows[0].split()[0], rows[9].split()[0]] == ["0.10001", "0.1"]
 
 
-@pytest.mark.parametrize(("steps", "steps_per_epoch", "width", "axis"), [
-    (3000, 100, 40, ["0", "10", "20", "30ep"]),
-    (2000, 100, 80, ["0", "5", "10", "15", "20ep"]),
-    (1700, 100, 80, ["0", "2", "4", "6", "8", "10", "12", "14", "16ep"]),
-    (9000, 100, 40, ["0", "30", "60", "90ep"]),
-    (50, 100, 60, ["0", "0.1", "0.2", "0.3", "0.4", "0.5ep"]),
-    (10, None, 80, ["0", "2", "4", "6", "8", "10step"]),
-    (3, None, 80, ["0", "1", "2", "3step"]),
-    (450_000, None, 40, ["0", "200k", "400k", "step"]),
-])
+@pytest.mark.parametrize(
+    ("steps", "steps_per_epoch", "width", "axis"),
+    [
+        (3000, 100, 40, ["0", "10", "20", "30ep"]),
+        (2000, 100, 80, ["0", "5", "10", "15", "20ep"]),
+        (1700, 100, 80, ["0", "2", "4", "6", "8", "10", "12", "14", "16ep"]),
+        (9000, 100, 40, ["0", "30", "60", "90ep"]),
+        (50, 100, 60, ["0", "0.1", "0.2", "0.3", "0.4", "0.5ep"]),
+        (10, None, 80, ["0", "2", "4", "6", "8", "10step"]),
+        (3, None, 80, ["0", "1", "2", "3step"]),
+        (450_000, None, 40, ["0", "200k", "400k", "step"]),
+    ],
+)
 def test_the_x_axis_has_round_numbers_and_a_unit(steps, steps_per_epoch, width, axis):
     picture = draw({"lr": np.linspace(0.1, 0, steps)}, width=width, steps_per_epoch=steps_per_epoch)
     assert picture.split("\n")[11].split() == axis
@@ -154,10 +164,20 @@ def test_marks_stand_on_the_axis():
     assert legend == "1 low   2 high"
 
 
-@pytest.mark.parametrize(("value", "text"), [
-    (0.1, "0.1"), (0.001, "1e-3"), (3e-4, "3e-4"), (0.0312345, "0.0312"), (1.0, "1"), (0.0, "0"),
-    (12.5, "12.5"), (2.5e-7, "2.5e-7"), (-0.001, "-1e-3"),
-])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.1, "0.1"),
+        (0.001, "1e-3"),
+        (3e-4, "3e-4"),
+        (0.0312345, "0.0312"),
+        (1.0, "1"),
+        (0.0, "0"),
+        (12.5, "12.5"),
+        (2.5e-7, "2.5e-7"),
+        (-0.001, "-1e-3"),
+    ],
+)
 def test_numbers_are_short(value, text):
     assert short(value) == text
 

@@ -51,13 +51,29 @@ def test_a_pdf_is_written(tmp_path):
 
 def test_the_svg_names_groups_phases_axes_and_the_metric_that_decides(tmp_path):
     cosine = 0.05 * (1 + np.cos(np.linspace(0, np.pi, 300)))
-    save_curve(tmp_path / "curve.svg", {"head": cosine, "^layer[12]$": cosine / 10, "_norm": cosine / 10}, 10,
-               momentum={"all": np.linspace(0.95, 0.85, 300)}, title="cost $5 & $6",
-               live_from=200, monitor="val_acc1",
-               phases=[("LinearLR", 0, 50), ("CosineAnnealingLR", 50, 200), ("ReduceLROnPlateau", 200, 300)])
+    save_curve(
+        tmp_path / "curve.svg",
+        {"head": cosine, "^layer[12]$": cosine / 10, "_norm": cosine / 10},
+        10,
+        momentum={"all": np.linspace(0.95, 0.85, 300)},
+        title="cost $5 & $6",
+        live_from=200,
+        monitor="val_acc1",
+        phases=[("LinearLR", 0, 50), ("CosineAnnealingLR", 50, 200), ("ReduceLROnPlateau", 200, 300)],
+    )
     said = texts(tmp_path / "curve.svg")
-    for text in ("head", "^layer[12]$, _norm", "learning rate", "momentum", "epoch", "cost $5 & $6", "LinearLR",
-                 "CosineAnnealingLR", "ReduceLROnPlateau", "live: val_acc1"):
+    for text in (
+        "head",
+        "^layer[12]$, _norm",
+        "learning rate",
+        "momentum",
+        "epoch",
+        "cost $5 & $6",
+        "LinearLR",
+        "CosineAnnealingLR",
+        "ReduceLROnPlateau",
+        "live: val_acc1",
+    ):
         assert text in said, text
 
 
@@ -127,8 +143,10 @@ def test_letters_that_the_font_lacks_do_not_warn(tmp_path):
 
 
 def test_importing_the_figures_does_not_import_matplotlib_or_torch():
-    code = ("import sys, lrtrain.range_test.figure, lrtrain.schedule.draw; "
-            "sys.exit(bool({'matplotlib', 'torch'} & set(sys.modules)))")
+    code = (
+        "import sys, lrtrain.range_test.figure, lrtrain.schedule.draw; "
+        "sys.exit(bool({'matplotlib', 'torch'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -63,8 +63,15 @@ def environment() -> dict[str, str]:
 
 def fit(folder: Path, config: str, *more: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     (folder / "c.yaml").write_text(config)
-    return subprocess.run([sys.executable, "-m", "lrtrain", "fit", "c.yaml", *more], cwd=folder, capture_output=True,
-                          text=True, timeout=300, env=environment(), **kwargs)
+    return subprocess.run(
+        [sys.executable, "-m", "lrtrain", "fit", "c.yaml", *more],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(),
+        **kwargs,
+    )
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -74,8 +81,11 @@ def rows(run: Path) -> list[dict[str, Any]]:
 def tensors(run: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a run's last checkpoint, by file and name."""
     step = json.loads((run / "checkpoints" / "last.json").read_text())["checkpoint"]
-    return {f"{path.stem}/{name}": tensor for path in sorted((run / "checkpoints" / step).glob("*.safetensors"))
-            for name, tensor in safetensors.torch.load_file(path).items()}
+    return {
+        f"{path.stem}/{name}": tensor
+        for path in sorted((run / "checkpoints" / step).glob("*.safetensors"))
+        for name, tensor in safetensors.torch.load_file(path).items()
+    }
 
 
 def assert_same_bits(one: Path, other: Path) -> None:
@@ -105,7 +115,13 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_what_the_contract_says(quick: Path) -> None:
     assert {path.name for path in quick.iterdir()} == {
-        "config.yaml", "curve.csv", "metrics.jsonl", "timing.jsonl", "status.json", "checkpoints"}
+        "config.yaml",
+        "curve.csv",
+        "metrics.jsonl",
+        "timing.jsonl",
+        "status.json",
+        "checkpoints",
+    }
     status = json.loads((quick / "status.json").read_text())
     assert status["state"] == "done"
     assert status["exit_code"] == 0
@@ -128,8 +144,16 @@ def test_every_logged_lr_equals_the_planned_curve_exactly(quick: Path) -> None:
 
 def test_a_person_sees_the_plan_the_epochs_and_the_next_command(quick: Path) -> None:
     shown = (quick.parents[1] / "stdout").read_text()
-    for words in ("training into runs/c", "small_cnn", "1,437 train, 360 val", "OneCycleLR", "3 epochs, 69 steps", "train loss",
-                  "best", "lrtrain evaluate runs/c"):
+    for words in (
+        "training into runs/c",
+        "small_cnn",
+        "1,437 train, 360 val",
+        "OneCycleLR",
+        "3 epochs, 69 steps",
+        "train loss",
+        "best",
+        "lrtrain evaluate runs/c",
+    ):
         assert words in shown
     epochs = [line.split() for line in shown.splitlines() if line.split()[:1] in (["1"], ["2"], ["3"])]
     assert len(epochs) == 3
@@ -181,8 +205,14 @@ def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
 def kill_at_row(folder: Path, out: str, wanted_rows: int, signal_number: int, *more: str) -> int:
     """Start a run and send it a signal once metrics.jsonl has so many rows, wherever in an epoch that is."""
     (folder / "c.yaml").write_text(RICH)
-    process = subprocess.Popen([sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--out", out, *more], cwd=folder,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(), start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--out", out, *more],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        start_new_session=True,
+    )
     metrics = folder / out / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
@@ -211,7 +241,9 @@ def test_a_run_killed_again_and_again_resumes_to_the_same_bytes(rich: Path) -> N
     assert_same_bits(rich / "whole", rich / "chain")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 75)]
+)
 def test_a_signal_saves_and_the_run_goes_on_in_the_same_bits(rich: Path, number: int, code: int) -> None:
     out = f"signal-{code}"
     assert kill_at_row(rich, out, 6, number) == code
@@ -249,8 +281,9 @@ def test_when_every_checkpoint_is_damaged_nothing_starts_from_scratch(rich: Path
 
 
 def test_a_loss_that_is_not_finite_ends_with_6_and_keeps_what_was_good(tmp_path: Path) -> None:
-    ended = fit(tmp_path, QUICK, "--set", "optimizer.lr=900", "--set", "schedule=fixed",
-                "--set", "model=tests.nets:linear")
+    ended = fit(
+        tmp_path, QUICK, "--set", "optimizer.lr=900", "--set", "schedule=fixed", "--set", "model=tests.nets:linear"
+    )
     assert ended.returncode == 6, ended.stdout
     assert "training loss is nan" in ended.stderr or "training loss is inf" in ended.stderr
     status = json.loads((tmp_path / "runs" / "c" / "status.json").read_text())
@@ -263,16 +296,18 @@ def test_training_goes_on_when_nobody_reads_its_output(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(QUICK.replace("epochs: 3", "epochs: 1"))
     command = f"{sys.executable} -m lrtrain fit c.yaml --out {{}} {{}}"
     for out, rest in (("closed", ">&- 2>&-"), ("head", "| head -1"), ("full", "> /dev/full")):
-        subprocess.run(["bash", "-c", command.format(out, rest)], cwd=tmp_path, env=environment(), timeout=120,
-                       capture_output=True)
+        subprocess.run(
+            ["bash", "-c", command.format(out, rest)], cwd=tmp_path, env=environment(), timeout=120, capture_output=True
+        )
         assert json.loads((tmp_path / out / "status.json").read_text())["state"] == "done", out
 
 
 def test_a_narrow_terminal_without_unicode_is_fine(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(QUICK.replace("epochs: 3", "epochs: 1"))
     env = {**environment(), "LC_ALL": "C", "PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0", "COLUMNS": "40"}
-    ended = subprocess.run([sys.executable, "-m", "lrtrain", "fit", "c.yaml"], cwd=tmp_path, env=env, timeout=120,
-                           capture_output=True)
+    ended = subprocess.run(
+        [sys.executable, "-m", "lrtrain", "fit", "c.yaml"], cwd=tmp_path, env=env, timeout=120, capture_output=True
+    )
     assert ended.returncode == 0
     lines = ended.stdout.decode("ascii").splitlines()
     assert max(map(len, lines)) <= 40
@@ -286,8 +321,23 @@ def test_smoke_runs_everything_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_evaluate_agrees_with_what_training_found(quick: Path, tmp_path: Path) -> None:
-    ended = subprocess.run([sys.executable, "-m", "lrtrain", "evaluate", str(quick), "--checkpoint", "last", "--json",
-                            str(tmp_path / "e.json")], env=environment(), capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "lrtrain",
+            "evaluate",
+            str(quick),
+            "--checkpoint",
+            "last",
+            "--json",
+            str(tmp_path / "e.json"),
+        ],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert ended.returncode == 0, ended.stderr
     found = json.loads((tmp_path / "e.json").read_text())
     last = [row for row in rows(quick) if row["event"] == "eval"][-1]
@@ -300,5 +350,7 @@ def test_a_run_that_names_foreign_code_is_evaluated_only_with_trust(rich: Path) 
     refused = subprocess.run(command, cwd=rich, env=environment(), capture_output=True, text=True, timeout=120)
     assert refused.returncode == 2
     assert "tests.nets:with_dropout" in refused.stderr
-    allowed = subprocess.run([*command, "--trust"], cwd=rich, env=environment(), capture_output=True, text=True, timeout=120)
+    allowed = subprocess.run(
+        [*command, "--trust"], cwd=rich, env=environment(), capture_output=True, text=True, timeout=120
+    )
     assert allowed.returncode == 0, allowed.stderr

@@ -25,43 +25,139 @@ schedule: {name: StepLR, step_size: 3ep}
 CONFIGS: list[tuple[str, str, int, str, str]] = [
     ("a wrong key", "precison: bf16", 2, "there is no key 'precison'", "precison"),
     ("learning_rate at the top", "learning_rate: 0.1", 2, "write it as optimizer.lr", "learning_rate"),
-    ("learning_rate in the optimizer", "optimizer: {name: SGD, learning_rate: 0.1}", 2, "did you mean 'lr'", "optimizer.learning_rate"),
+    (
+        "learning_rate in the optimizer",
+        "optimizer: {name: SGD, learning_rate: 0.1}",
+        2,
+        "did you mean 'lr'",
+        "optimizer.learning_rate",
+    ),
     ("lr in the wrong section", "schedule: {name: StepLR, step_size: 3ep, lr: 0.1}", 2, "optimizer.lr", "schedule.lr"),
     ("momentum at the top", "momentum: 0.9", 2, "optimizer.momentum", "momentum"),
     ("lr in quotes", 'optimizer: {name: SGD, lr: "1e-3"}', 2, "the quotes make it text: write 1e-3", "optimizer.lr"),
     ("lr with a decimal comma", "optimizer: {name: SGD, lr: 0,001}", 2, "", ""),
     ("a negative lr", "optimizer: {name: SGD, lr: -0.1}", 2, "greater than 0", "optimizer.lr"),
     ("no lr", "optimizer: SGD", 2, "optimizer", "optimizer"),
-    ("step_size without a unit", "schedule: {name: StepLR, step_size: 3}", 2, "write 3ep or 3step", "schedule.step_size"),
+    (
+        "step_size without a unit",
+        "schedule: {name: StepLR, step_size: 3}",
+        2,
+        "write 3ep or 3step",
+        "schedule.step_size",
+    ),
     ("gamma per what", "schedule: {name: ExponentialLR, gamma: 0.9}", 2, "every", "schedule"),
-    ("milestones past the end", "schedule: {name: MultiStepLR, milestones: [3ep, 12ep]}", 2, "12", "schedule.milestones"),
-    ("milestones out of order", "schedule: {name: MultiStepLR, milestones: [6ep, 3ep]}", 2, "increas", "schedule.milestones"),
+    (
+        "milestones past the end",
+        "schedule: {name: MultiStepLR, milestones: [3ep, 12ep]}",
+        2,
+        "12",
+        "schedule.milestones",
+    ),
+    (
+        "milestones out of order",
+        "schedule: {name: MultiStepLR, milestones: [6ep, 3ep]}",
+        2,
+        "must rise",
+        "schedule.milestones",
+    ),
     ("warm-up longer than the run", "schedule: {name: CosineAnnealingLR, warmup: 20ep}", 2, "20", "schedule"),
-    ("phases that do not add up", "schedule: [{name: LinearLR, for: 5ep}, {name: StepLR, step_size: 1ep, for: 3ep}]", 2, "10", "schedule"),
+    (
+        "phases that do not add up",
+        "schedule: [{name: LinearLR, for: 5ep}, {name: StepLR, step_size: 1ep, for: 3ep}]",
+        2,
+        "10",
+        "schedule",
+    ),
     ("Tmax", "schedule: {name: CosineAnnealingLR, Tmax: 10ep}", 2, "did you mean 'T_max'", "schedule.Tmax"),
     ("an unknown scheduler", "schedule: {name: CosineLR}", 2, "CosineAnnealingLR", "schedule"),
-    ("a scheduler in sequence by torch's class", "schedule: {name: SequentialLR, schedulers: [], milestones: []}", 2, "phases", "schedule"),
-    ("a plateau that watches nothing", "schedule: {name: ReduceLROnPlateau, monitor: accuracy}", 2, "val_acc1", "schedule.monitor"),
-    ("a plateau in the middle", "schedule: [{name: ReduceLROnPlateau, for: 5ep}, {name: fixed, for: 5ep}]", 2, "last", "schedule[0]"),
-    ("a plateau that minimises accuracy", "schedule: {name: ReduceLROnPlateau, monitor: val_acc1, mode: min}", 2, "max", "schedule.mode"),
+    (
+        "a scheduler in sequence by torch's class",
+        "schedule: {name: SequentialLR, schedulers: [], milestones: []}",
+        2,
+        "phases",
+        "schedule",
+    ),
+    (
+        "a plateau that watches nothing",
+        "schedule: {name: ReduceLROnPlateau, monitor: accuracy}",
+        2,
+        "val_acc1",
+        "schedule.monitor",
+    ),
+    (
+        "a plateau in the middle",
+        "schedule: [{name: ReduceLROnPlateau, for: 5ep}, {name: fixed, for: 5ep}]",
+        2,
+        "last",
+        "schedule[0]",
+    ),
+    (
+        "a plateau that minimises accuracy",
+        "schedule: {name: ReduceLROnPlateau, monitor: val_acc1, mode: min}",
+        2,
+        "more of it is better",
+        "schedule.mode",
+    ),
     ("an unknown model", "model: resnet81", 2, "did you mean 'resnet18'", "model"),
     ("an unknown optimizer", "optimizer: {name: Sgd, lr: 0.1}", 2, "did you mean 'SGD'", "optimizer"),
     ("an unknown dataset", "dataset: ImageFolders", 2, "", "dataset"),
-    ("an unknown transform", "dataset: {name: digits, transforms: {train: [RandomFlip]}}", 2, "", "dataset.transforms.train[0]"),
+    (
+        "an unknown transform",
+        "dataset: {name: digits, transforms: {train: [RandomFlip]}}",
+        2,
+        "",
+        "dataset.transforms.train[0]",
+    ),
     ("both epochs and steps", "steps: 100", 2, "keep one of them", "steps"),
     ("no epochs", "epochs: 0", 2, "greater than 0", "epochs"),
     ("a monitor that is no metric", "early_stop: {monitor: accuracy}", 2, "val_acc1", "early_stop.monitor"),
-    ("OneCycleLR of another length", "schedule: {name: OneCycleLR, total_steps: 5ep}", 2, "total_steps", "schedule.total_steps"),
-    ("OneCycleLR without momentum", "optimizer: {name: SGD, lr: 0.1}\nschedule: {name: OneCycleLR}", 2, "cycle_momentum: false", "schedule"),
+    (
+        "OneCycleLR of another length",
+        "schedule: {name: OneCycleLR, total_steps: 5ep}",
+        2,
+        "total_steps",
+        "schedule.total_steps",
+    ),
+    (
+        "OneCycleLR without momentum",
+        "optimizer: {name: SGD, lr: 0.1}\nschedule: {name: OneCycleLR}",
+        2,
+        "cycle_momentum: false",
+        "schedule",
+    ),
     ("a floor above the peak", "schedule: {name: CosineAnnealingLR, eta_min: 0.5}", 2, "0.5", "schedule.eta_min"),
     ("a folder that is missing", "dataset: {name: imagefolder, root: nowhere}", 3, "nowhere", "dataset.root"),
-    ("a class without images", "dataset: {name: imagefolder, root: photos}|mkdir train/empty val/empty", 3, "empty", "dataset.root"),
+    (
+        "a class without images",
+        "dataset: {name: imagefolder, root: photos}|mkdir train/empty val/empty",
+        3,
+        "empty",
+        "dataset.root",
+    ),
     ("a class only in val", "dataset: {name: imagefolder, root: photos}|mv train/red away", 3, "red", "dataset.root"),
-    ("one class", "dataset: {name: imagefolder, root: photos}|mv train/red away|mv val/red away2", 3, "class", "dataset.root"),
+    (
+        "one class",
+        "dataset: {name: imagefolder, root: photos}|mv train/red away|mv val/red away2",
+        3,
+        "class",
+        "dataset.root",
+    ),
     ("no val folder", "dataset: {name: imagefolder, root: photos}|mv val away", 2, "val_fraction", "dataset"),
     ("cuda where there is none", "device: cuda:7", 2, "available: cpu", "device"),
-    ("a group that matches nothing", 'optimizer: {name: SGD, lr: 0.1, groups: [{params: "^fc", lr: 1.0}]}', 2, "^fc", "optimizer.groups[0].params"),
-    ("weights that are missing", "model: {name: resnet18, weights: w.safetensors}", 4, "w.safetensors", "model.weights"),
+    (
+        "a group that matches nothing",
+        'optimizer: {name: SGD, lr: 0.1, groups: [{params: "^head", lr: 1.0}]}',
+        2,
+        "^head",
+        "optimizer.groups[0].params",
+    ),
+    (
+        "weights that are missing",
+        "model: {name: resnet18, weights: w.safetensors}",
+        4,
+        "w.safetensors",
+        "model.weights",
+    ),
     ("stem on the wrong family", "model: {name: vgg11, stem: small}", 2, "resnet", "model.stem"),
     ("an import path that leads nowhere", "model: {name: 'no.such:net'}", 2, "no.such:net", "model"),
     ("a model's argument", "model: {name: resnet18, depth: 3}", 2, "depth", "model"),
@@ -86,7 +182,9 @@ def prepared(tmp_path: Path, photos: Path, lines: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("lines", "code", "words", "place"), [row[1:] for row in CONFIGS], ids=[row[0] for row in CONFIGS])
+@pytest.mark.parametrize(
+    ("lines", "code", "words", "place"), [row[1:] for row in CONFIGS], ids=[row[0] for row in CONFIGS]
+)
 def test_a_mistake_is_one_clear_error_before_any_training(
     lrtrain: Callable[..., Ended], tmp_path: Path, photos: Path, lines: str, code: int, words: str, place: str
 ) -> None:
@@ -103,23 +201,26 @@ def test_a_mistake_is_one_clear_error_before_any_training(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("arguments", "code", "words"), [
-    (["fit", "nope.yaml"], 2, "there is no config file"),
-    (["fit"], 2, "lrtrain init --example"),
-    (["fit", "."], 2, "is a folder"),
-    (["fit", "c.yaml", "--set", "optimizer.lr"], 2, "KEY=VALUE"),
-    (["fit", "c.yaml", "--sett", "a=b"], 2, "--set"),
-    (["fitt", "c.yaml"], 2, "fit"),
-    (["fit", "c.yaml", "--resume"], 4, "no run"),
-    (["range-test", "c.yaml", "--start", "1", "--end", "0.1"], 2, "--start"),
-    (["preview", "c.yaml", "--at", "3"], 2, "3ep"),
-    (["preview", "c.yaml", "--at", "99ep"], 2, "10ep"),
-    (["preview", "c.yaml", "--plot", "a.gif"], 2, ".png"),
-    (["preview", "c.yaml", "--csv", "no/such/a.csv"], 5, "no/such/a.csv"),
-    (["evaluate", "nowhere"], 4, "config.yaml"),
-    (["list", "things"], 2, "models"),
-    (["init"], 2, "--example"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["fit", "nope.yaml"], 2, "there is no config file"),
+        (["fit"], 2, "lrtrain init --example"),
+        (["fit", "."], 2, "is a folder"),
+        (["fit", "c.yaml", "--set", "optimizer.lr"], 2, "KEY=VALUE"),
+        (["fit", "c.yaml", "--sett", "a=b"], 2, "--set"),
+        (["fitt", "c.yaml"], 2, "fit"),
+        (["fit", "c.yaml", "--resume"], 4, "no run"),
+        (["range-test", "c.yaml", "--start", "1", "--end", "0.1"], 2, "--start"),
+        (["preview", "c.yaml", "--at", "3"], 2, "--at 3.5ep"),
+        (["preview", "c.yaml", "--at", "99ep"], 2, "10ep"),
+        (["preview", "c.yaml", "--plot", "a.gif"], 2, ".png"),
+        (["preview", "c.yaml", "--csv", "no/such/a.csv"], 5, "no/such/a.csv"),
+        (["evaluate", "nowhere"], 4, "config.yaml"),
+        (["list", "things"], 2, "models"),
+        (["init"], 2, "--example"),
+    ],
+)
 def test_a_wrong_command_line_is_refused(
     lrtrain: Callable[..., Ended], tmp_path: Path, arguments: list[str], code: int, words: str
 ) -> None:
@@ -135,6 +236,7 @@ def test_config_errors_and_help_need_neither_torch_nor_numpy(tmp_path: Path) -> 
     (tmp_path / "probe.py").write_text(
         "import sys\nfrom pathlib import Path\nimport lrtrain.cli\nfrom lrtrain.commands.start import start\n"
         "try:\n    start(Path('c.yaml'), [])\nexcept Exception as error:\n    print(len(error.problems))\n"
-        "print(sorted({'torch', 'torchvision', 'numpy', 'matplotlib'} & sys.modules.keys()))\n")
+        "print(sorted({'torch', 'torchvision', 'numpy', 'matplotlib'} & sys.modules.keys()))\n"
+    )
     probe = subprocess.run([sys.executable, "probe.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert probe.stdout.split("\n")[:2] == ["2", "[]"], probe.stderr

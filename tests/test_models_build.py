@@ -20,10 +20,27 @@ from lrtrain.models.build import BuiltModel, build_model
 
 TORCHVISION = [name for name in lookup.names("model") if name not in lookup.ours("model")]
 SMALLEST = [
-    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet",
-    "inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf",
-    "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11",
-    "vit_b_32", "wide_resnet50_2",
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "googlenet",
+    "inception_v3",
+    "maxvit_t",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_y_400mf",
+    "resnet18",
+    "resnext50_32x4d",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "swin_t",
+    "swin_v2_t",
+    "vgg11",
+    "vit_b_32",
+    "wide_resnet50_2",
 ]
 AUXILIARY = {"googlenet", "inception_v3"}
 
@@ -32,8 +49,9 @@ def where(*loc: str | int) -> str:
     return dotted(loc)
 
 
-def built(name: str, num_classes: int = 7, in_channels: int = 3, seed: int = 0, load: bool = True,
-          **section: Any) -> BuiltModel:
+def built(
+    name: str, num_classes: int = 7, in_channels: int = 3, seed: int = 0, load: bool = True, **section: Any
+) -> BuiltModel:
     return build_model(Model(name=name, **section), num_classes, in_channels, seed, where, load)
 
 
@@ -77,7 +95,8 @@ def test_every_family_takes_colour_and_gray_images(name: str, in_channels: int) 
 @pytest.mark.parametrize("name", SMALLEST)
 @pytest.mark.usefixtures("no_arithmetic")
 def test_pretrained_weights_of_every_family_load_and_the_new_head_is_reported(
-        name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_aux = {"aux_logits": True, "init_weights": True} if name in AUXILIARY else {}
     published = getattr(tv, name)(weights=None, **with_aux).to("meta").state_dict()
     monkeypatch.setattr(tv.WeightsEnum, "get_state_dict", lambda *_, **__: published)
@@ -137,8 +156,10 @@ def test_gray_filters_are_the_sum_over_the_colours(monkeypatch: pytest.MonkeyPat
     model = built("resnet18", in_channels=1, pretrained=True)
     summed = published["conv1.weight"].sum(1, keepdim=True)
     assert torch.equal(model.module.get_parameter("conv1.weight"), summed)
-    assert model.notes == ("first convolution conv1: 3 -> 1 channels, weights summed",
-                           "head fc: 1000 -> 7 classes, new")
+    assert model.notes == (
+        "first convolution conv1: 3 -> 1 channels, weights summed",
+        "head fc: 1000 -> 7 classes, new",
+    )
     assert model.mean == pytest.approx(((0.485 + 0.456 + 0.406) / 3,))
 
 
@@ -167,7 +188,8 @@ def test_a_small_stem_keeps_the_resolution_of_small_images(name: str) -> None:
     model = built(name, stem="small")
     seen: dict[str, tuple[int, ...]] = {}
     model.module.get_submodule("layer1").register_forward_hook(
-        lambda _, args, __: seen.update(layer1=tuple(args[0].shape)))
+        lambda _, args, __: seen.update(layer1=tuple(args[0].shape))
+    )
     assert logits_shape(model.module, 3, 32) == (2, 7)
     assert seen["layer1"] == (2, 64, 32, 32)
     assert model.notes == ("small stem: conv1 is 3x3 with stride 1, no max-pool",)
@@ -209,18 +231,21 @@ def test_initial_weights_follow_from_the_seed_and_leave_torchs_generator_alone()
     assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
 
 
-@pytest.mark.parametrize(("section", "message", "at"), [
-    ({"name": "resnet81"}, "no model 'resnet81'", "model.name"),
-    ({"name": "resnet18", "groups": "many"}, "resnet18 cannot be built with groups='many'", "model"),
-    ({"name": "small_cnn", "widht": 3}, "widht", "model"),
-    ({"name": "small_cnn", "width": -1}, "small_cnn cannot be built with width=-1", "model"),
-    ({"name": "resnet18", "num_classes": 3}, "num_classes", "model"),
-    ({"name": "googlenet", "aux_logits": True}, "three logits", "model.aux_logits"),
-    ({"name": "resnet18", "pretrained": True, "weights": "a.pth"}, "contradict", "model.weights"),
-    ({"name": "resnet18", "pretrained": True, "stem": "small"}, "contradict", "model.stem"),
-    ({"name": "small_cnn", "pretrained": True}, "only torchvision's and timm's", "model.pretrained"),
-    ({"name": "no_such_package:net"}, "cannot import 'no_such_package:net'", "model.name"),
-])
+@pytest.mark.parametrize(
+    ("section", "message", "at"),
+    [
+        ({"name": "resnet81"}, "no model 'resnet81'", "model.name"),
+        ({"name": "resnet18", "groups": "many"}, "resnet18 cannot be built with groups='many'", "model"),
+        ({"name": "small_cnn", "widht": 3}, "widht", "model"),
+        ({"name": "small_cnn", "width": -1}, "small_cnn cannot be built with width=-1", "model"),
+        ({"name": "resnet18", "num_classes": 3}, "num_classes", "model"),
+        ({"name": "googlenet", "aux_logits": True}, "three logits", "model.aux_logits"),
+        ({"name": "resnet18", "pretrained": True, "weights": "a.pth"}, "contradict", "model.weights"),
+        ({"name": "resnet18", "pretrained": True, "stem": "small"}, "contradict", "model.stem"),
+        ({"name": "small_cnn", "pretrained": True}, "only torchvision's and timm's", "model.pretrained"),
+        ({"name": "no_such_package:net"}, "cannot import 'no_such_package:net'", "model.name"),
+    ],
+)
 def test_an_impossible_model_is_refused_at_its_line(section: dict[str, Any], message: str, at: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         build_model(Model(**section), 7, 3, 0, where)

@@ -35,11 +35,16 @@ def state_of(num_classes: int, in_channels: int = 3) -> dict[str, Tensor]:
     return small_cnn(num_classes, in_channels, 4).state_dict()
 
 
-@pytest.mark.parametrize("wrap", [
-    dict, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s},
-    lambda s: {f"module.{k}": v for k, v in s.items()},
-    lambda s: {"model": {f"module._orig_mod.{k}": v for k, v in s.items()}},
-])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        dict,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": s},
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda s: {"model": {f"module._orig_mod.{k}": v for k, v in s.items()}},
+    ],
+)
 def test_a_torch_file_is_read_through_its_usual_wrappings(wrap: Any, tmp_path: Path) -> None:
     state = state_of(5)
     torch.save(wrap(state), tmp_path / "w.pth")
@@ -98,8 +103,9 @@ def test_a_file_that_is_damaged_missing_or_holds_more_than_tensors_is_refused(tm
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2])
-def test_values_that_are_not_finite_are_refused_with_their_tensor(value: float, dtype: torch.dtype,
-                                                                  tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_refused_with_their_tensor(
+    value: float, dtype: torch.dtype, tmp_path: Path
+) -> None:
     state = state_of(5) | {"bn2.weight": torch.tensor([1.0, value]).to(dtype)}
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match=r"not finite, in 'bn2\.weight'"):
@@ -107,7 +113,8 @@ def test_values_that_are_not_finite_are_refused_with_their_tensor(value: float, 
 
 
 def test_a_file_without_read_permission_is_a_fault_of_the_environment(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.save(state_of(5), tmp_path / "w.pth")
 
     def forbidden(*_: Any, **__: Any) -> Any:
@@ -125,24 +132,29 @@ def test_all_but_a_head_of_another_size_arrives(old: int, new: int, gray: bool) 
     own = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     loaded = load_into(module, state, new, "a file")
     assert loaded.head == (() if old == new else ("fc.weight", "fc.bias"))
-    assert loaded.notes[-1] == (f"head: {new} classes, kept as in a file" if old == new else
-                                f"head fc: {old} -> {new} classes, new")
+    assert loaded.notes[-1] == (
+        f"head: {new} classes, kept as in a file" if old == new else f"head fc: {old} -> {new} classes, new"
+    )
     expected = state | {name: own[name] for name in loaded.head}
     if gray:
         expected["conv1.weight"] = state["conv1.weight"].sum(1, keepdim=True)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in module.state_dict().items())
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"conv2.weight": None}, r"missing are conv2\.weight"),
-    ({"extra.weight": torch.zeros(1)}, r"left over are extra\.weight"),
-    ({"conv2.weight": torch.zeros(8, 5, 3, 3)}, r"conv2\.weight is 8x5x3x3 and must be 8x4x3x3"),
-    ({"conv2.weight": torch.zeros(8, 4, 3, 3, dtype=torch.int8)}, "8x4x3x3 int8"),
-    ({"bn1.bias": torch.zeros(5)}, r"bn1\.bias is 5 and must be 4"),
-    ({"fc.weight": torch.zeros(9, 17), "fc.bias": torch.zeros(9)}, r"fc\.weight is 9x17 and must be 7x16"),
-])
-def test_any_other_mismatch_is_refused_by_name_and_changes_nothing(change: dict[str, Tensor | None],
-                                                                   message: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conv2.weight": None}, r"missing are conv2\.weight"),
+        ({"extra.weight": torch.zeros(1)}, r"left over are extra\.weight"),
+        ({"conv2.weight": torch.zeros(8, 5, 3, 3)}, r"conv2\.weight is 8x5x3x3 and must be 8x4x3x3"),
+        ({"conv2.weight": torch.zeros(8, 4, 3, 3, dtype=torch.int8)}, "8x4x3x3 int8"),
+        ({"bn1.bias": torch.zeros(5)}, r"bn1\.bias is 5 and must be 4"),
+        ({"fc.weight": torch.zeros(9, 17), "fc.bias": torch.zeros(9)}, r"fc\.weight is 9x17 and must be 7x16"),
+    ],
+)
+def test_any_other_mismatch_is_refused_by_name_and_changes_nothing(
+    change: dict[str, Tensor | None], message: str
+) -> None:
     state = {k: v for k, v in (state_of(9) | change).items() if v is not None}
     module = small_cnn(7, 3, 4)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -177,8 +189,7 @@ def test_the_normalisation_is_the_files_else_the_published_one(tmp_path: Path) -
     assert built("squeezenet1_1", file, in_channels=1).std == (2.5,)
 
 
-@pytest.mark.parametrize(
-    "metadata", [{"mean": "0.5"}, {"mean": "0.5 0.5", "std": "1"}, {"mean": "0", "std": "0"}])
+@pytest.mark.parametrize("metadata", [{"mean": "0.5"}, {"mean": "0.5 0.5", "std": "1"}, {"mean": "0", "std": "0"}])
 def test_a_normalisation_that_cannot_be_is_refused(metadata: dict[str, str], tmp_path: Path) -> None:
     save_file(state_of(7), tmp_path / "w.safetensors", metadata)
     with pytest.raises(CheckpointError, match="must name") as caught:

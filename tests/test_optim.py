@@ -61,14 +61,24 @@ def test_without_groups_everything_is_default() -> None:
 
 
 def test_groups_keep_the_configs_order_and_the_first_match_wins() -> None:
-    groups = groups_of(net(), groups=[
-        {"params": r"^fc\.", "name": "head", "lr": 0.5}, {"params": "norm_and_bias", "weight_decay": 0},
-        {"params": "^conv[12]", "lr_scale": 0.5, "frozen_until": Duration.parse("2ep"), "momentum": 0.5}])
+    groups = groups_of(
+        net(),
+        groups=[
+            {"params": r"^fc\.", "name": "head", "lr": 0.5},
+            {"params": "norm_and_bias", "weight_decay": 0},
+            {"params": "^conv[12]", "lr_scale": 0.5, "frozen_until": Duration.parse("2ep"), "momentum": 0.5},
+        ],
+    )
     assert {name: group.lr for name, group in groups.items()} == {
-        "head": 0.5, "norm_and_bias": 0.1, "^conv[12]": 0.05, "default": 0.1}
+        "head": 0.5,
+        "norm_and_bias": 0.1,
+        "^conv[12]": 0.05,
+        "default": 0.1,
+    }
     assert groups["head"].parameter_names == ("fc.weight", "fc.bias")
     assert groups["norm_and_bias"].parameter_names == tuple(
-        f"bn{i}.{kind}" for i in (1, 2, 3) for kind in ("weight", "bias"))
+        f"bn{i}.{kind}" for i in (1, 2, 3) for kind in ("weight", "bias")
+    )
     assert groups["norm_and_bias"].options == {"weight_decay": 0}
     assert groups["^conv[12]"].frozen_until == Duration.parse("2ep")
     assert groups["default"].parameter_names == ("conv3.weight",)
@@ -102,31 +112,57 @@ def test_frozen_parameters_are_left_out_and_tied_ones_count_once() -> None:
     assert "no trainable" in str(error_of(module.requires_grad_(False)))
 
 
-@pytest.mark.parametrize(("groups", "message", "at", "hint"), [
-    ([{"params": "^clasifier"}], "matches '^clasifier'", "optimizer.groups[0].params", "conv1, bn1, conv2"),
-    ([{"params": r"^conv4\.weight"}], "matches", "optimizer.groups[0].params", "near it are conv"),
-    ([{"params": "(fc"}], "must be a regular expression", "optimizer.groups[0].params", None),
-    ([{"params": "bias"}, {"params": r"fc\.bias"}], r"for group 'fc\\.bias': what it matches is in 'bias'",
-     "optimizer.groups[1].params", "move this group up"),
-    ([{"params": "conv1", "name": "a"}, {"params": "conv2", "name": "a"}], "two groups are called 'a'",
-     "optimizer.groups[1].name", None),
-    ([{"params": "conv1", "name": "default"}], "'default'", "optimizer.groups[0].name", None),
-    ([{"params": "fc", "weight_decy": 0}], "no argument 'weight_decy'", "optimizer.groups[0].weight_decy",
-     "did you mean 'weight_decay'?"),
-    ([{"params": "fc", "betas": [0.9, 0.9]}], "no argument 'betas'", "optimizer.groups[0].betas", None),
-    ([{"params": "fc", "fused": True}], "holds for the whole optimizer", "optimizer.groups[0].fused", None),
-    ([{"params": "conv1", "momentum": -1}], "Invalid momentum value: -1", "optimizer.groups", None),
-])
-def test_a_group_that_cannot_be_is_refused_where_it_stands(groups: list[Any], message: str, at: str,
-                                                           hint: str | None) -> None:
+@pytest.mark.parametrize(
+    ("groups", "message", "at", "hint"),
+    [
+        ([{"params": "^clasifier"}], "matches '^clasifier'", "optimizer.groups[0].params", "conv1, bn1, conv2"),
+        ([{"params": r"^conv4\.weight"}], "matches", "optimizer.groups[0].params", "near it are conv"),
+        ([{"params": "(fc"}], "must be a regular expression", "optimizer.groups[0].params", None),
+        (
+            [{"params": "bias"}, {"params": r"fc\.bias"}],
+            r"for group 'fc\\.bias': what it matches is in 'bias'",
+            "optimizer.groups[1].params",
+            "move this group up",
+        ),
+        (
+            [{"params": "conv1", "name": "a"}, {"params": "conv2", "name": "a"}],
+            "two groups are called 'a'",
+            "optimizer.groups[1].name",
+            None,
+        ),
+        ([{"params": "conv1", "name": "default"}], "'default'", "optimizer.groups[0].name", None),
+        (
+            [{"params": "fc", "weight_decy": 0}],
+            "no argument 'weight_decy'",
+            "optimizer.groups[0].weight_decy",
+            "did you mean 'weight_decay'?",
+        ),
+        ([{"params": "fc", "betas": [0.9, 0.9]}], "no argument 'betas'", "optimizer.groups[0].betas", None),
+        ([{"params": "fc", "fused": True}], "holds for the whole optimizer", "optimizer.groups[0].fused", None),
+        ([{"params": "conv1", "momentum": -1}], "Invalid momentum value: -1", "optimizer.groups", None),
+    ],
+)
+def test_a_group_that_cannot_be_is_refused_where_it_stands(
+    groups: list[Any], message: str, at: str, hint: str | None
+) -> None:
     problem = error_of(net(), groups=groups).problems[0]
     assert message in problem.what
     assert problem.where == at
     assert hint is None or hint in str(problem.hint)
 
 
-LAYERS = {"resnet18": 10, "efficientnet_b0": 19, "vit_b_16": 14, "convnext_tiny": 23, "swin_t": 17,
-          "small_cnn": 4, "googlenet": 13, "alexnet": 8, "resnet9": 7, "densenet121": 9}
+LAYERS = {
+    "resnet18": 10,
+    "efficientnet_b0": 19,
+    "vit_b_16": 14,
+    "convnext_tiny": 23,
+    "swin_t": 17,
+    "small_cnn": 4,
+    "googlenet": 13,
+    "alexnet": 8,
+    "resnet9": 7,
+    "densenet121": 9,
+}
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -159,13 +195,29 @@ def test_what_follows_the_blocks_of_a_timm_network_is_its_head() -> None:
 
 
 def test_layer_decay_multiplies_each_groups_lr_from_the_head_down() -> None:
-    groups = groups_of(net(), layer_decay=0.5, groups=[
-        {"params": "norm_and_bias", "name": "1d", "lr_scale": 2.0, "weight_decay": 0,
-         "frozen_until": Duration.parse("10%")}])
+    groups = groups_of(
+        net(),
+        layer_decay=0.5,
+        groups=[
+            {
+                "params": "norm_and_bias",
+                "name": "1d",
+                "lr_scale": 2.0,
+                "weight_decay": 0,
+                "frozen_until": Duration.parse("10%"),
+            }
+        ],
+    )
     assert {name: group.lr for name, group in groups.items()} == {
-        "1d.layer0": 0.2 * 0.5**3, "1d.layer1": 0.2 * 0.5**2, "1d.layer2": 0.2 * 0.5, "1d.layer3": 0.2,
-        "default.layer0": 0.1 * 0.5**3, "default.layer1": 0.1 * 0.5**2, "default.layer2": 0.1 * 0.5,
-        "default.layer3": 0.1}
+        "1d.layer0": 0.2 * 0.5**3,
+        "1d.layer1": 0.2 * 0.5**2,
+        "1d.layer2": 0.2 * 0.5,
+        "1d.layer3": 0.2,
+        "default.layer0": 0.1 * 0.5**3,
+        "default.layer1": 0.1 * 0.5**2,
+        "default.layer2": 0.1 * 0.5,
+        "default.layer3": 0.1,
+    }
     assert groups["1d.layer1"].parameter_names == ("bn2.weight", "bn2.bias")
     assert groups["1d.layer3"].options == {"weight_decay": 0}
     assert groups["1d.layer3"].frozen_until == Duration.parse("10%")
@@ -193,18 +245,31 @@ def test_every_optimizer_of_torch_takes_a_step_that_lowers_the_loss(name: str) -
 
 def test_torch_groups_stand_in_order_with_their_own_arguments() -> None:
     module = net()
-    optimizer = optimizer_of(module, name="AdamW", betas=[0.8, 0.99], weight_decay=0.1, groups=[
-        {"params": "norm_and_bias", "weight_decay": 0, "betas": [0.7, 0.9]}, {"params": "fc", "lr": 1.0}])
+    optimizer = optimizer_of(
+        module,
+        name="AdamW",
+        betas=[0.8, 0.99],
+        weight_decay=0.1,
+        groups=[{"params": "norm_and_bias", "weight_decay": 0, "betas": [0.7, 0.9]}, {"params": "fc", "lr": 1.0}],
+    )
     seen = [(g["lr"], g["weight_decay"], g["betas"], len(g["params"])) for g in optimizer.param_groups]
     assert seen == [(0.1, 0, (0.7, 0.9), 7), (1.0, 0.1, (0.8, 0.99), 1), (0.1, 0.1, (0.8, 0.99), 3)]
 
 
-@pytest.mark.parametrize(("section", "fused"), [
-    ({"name": "SGD"}, True), ({"name": "Adam"}, True), ({"name": "AdamW"}, True), ({"name": "Adagrad"}, True),
-    ({"name": "SGD", "fused": False}, False), ({"name": "SGD", "foreach": True}, None),
-    ({"name": "SGD", "differentiable": True}, None), ({"name": "torch.optim:SGD"}, True),
-    ({"name": "RMSprop"}, None),
-])
+@pytest.mark.parametrize(
+    ("section", "fused"),
+    [
+        ({"name": "SGD"}, True),
+        ({"name": "Adam"}, True),
+        ({"name": "AdamW"}, True),
+        ({"name": "Adagrad"}, True),
+        ({"name": "SGD", "fused": False}, False),
+        ({"name": "SGD", "foreach": True}, None),
+        ({"name": "SGD", "differentiable": True}, None),
+        ({"name": "torch.optim:SGD"}, True),
+        ({"name": "RMSprop"}, None),
+    ],
+)
 def test_a_fused_kernel_is_used_unless_the_user_chose(section: dict[str, Any], fused: bool | None) -> None:
     assert optimizer_of(net(), **section).param_groups[0].get("fused") is fused
 
@@ -230,14 +295,17 @@ def test_a_third_partys_optimizer_is_held_to_its_own_arguments(monkeypatch: pyte
     assert "must be a torch.optim.Optimizer" in str(error_of(net(), name="my_optimizers:not_one"))
 
 
-@pytest.mark.parametrize(("section", "message", "at"), [
-    ({"name": "SDG"}, "no optimizer 'SDG'", "optimizer.name"),
-    ({"name": "nowhere:Opt"}, "cannot import", "optimizer.name"),
-    ({"name": "SGD", "nesterov": True}, "Nesterov momentum requires", "optimizer"),
-    ({"name": "AdamW", "betas": [1.5, 0.9]}, "Invalid beta parameter", "optimizer"),
-    ({"name": "AdamW", "betas": 0.9}, "AdamW cannot be built with lr=0.1, betas=0.9", "optimizer"),
-    ({"name": "SGD", "momentun": 0.9}, "momentun", "optimizer"),
-])
+@pytest.mark.parametrize(
+    ("section", "message", "at"),
+    [
+        ({"name": "SDG"}, "no optimizer 'SDG'", "optimizer.name"),
+        ({"name": "nowhere:Opt"}, "cannot import", "optimizer.name"),
+        ({"name": "SGD", "nesterov": True}, "Nesterov momentum requires", "optimizer"),
+        ({"name": "AdamW", "betas": [1.5, 0.9]}, "Invalid beta parameter", "optimizer"),
+        ({"name": "AdamW", "betas": 0.9}, "AdamW cannot be built with lr=0.1, betas=0.9", "optimizer"),
+        ({"name": "SGD", "momentun": 0.9}, "momentun", "optimizer"),
+    ],
+)
 def test_an_impossible_optimizer_is_refused(section: dict[str, Any], message: str, at: str) -> None:
     problem = error_of(net(), **section).problems[0]
     assert message in problem.what

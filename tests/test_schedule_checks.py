@@ -163,9 +163,7 @@ AT_LOAD = [
 
 
 @pytest.mark.parametrize(("schedule", "what", "hint"), AT_LOAD)
-def test_a_mistake_is_refused_at_load_with_its_place_and_fix(
-    schedule: str, what: str, hint: str | None
-) -> None:
+def test_a_mistake_is_refused_at_load_with_its_place_and_fix(schedule: str, what: str, hint: str | None) -> None:
     with pytest.raises(ConfigError) as caught:
         config_of(schedule, length="epochs: 10")
     problem = next(problem for problem in caught.value.problems if what in problem.what)
@@ -210,9 +208,7 @@ IN_THE_PLAN = [
 
 
 @pytest.mark.parametrize(("schedule", "message"), IN_THE_PLAN)
-def test_a_mistake_that_shows_only_in_this_run_is_refused_before_training(
-    schedule: str, message: str
-) -> None:
+def test_a_mistake_that_shows_only_in_this_run_is_refused_before_training(schedule: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         plan_of(schedule)
     assert message in str(caught.value)
@@ -222,14 +218,18 @@ def test_the_plan_reports_the_problems_of_every_phase_together() -> None:
     with pytest.raises(ConfigError) as caught:
         plan_of("[{name: MultiStepLR, for: 3ep, milestones: [4ep]}, {name: CosineAnnealingLR, eta_min: 1.0}]")
     assert [problem.where for problem in caught.value.problems] == [
-        "c.yaml:6  schedule[0].milestones", "c.yaml:6  schedule[1].eta_min"]
+        "c.yaml:6  schedule[0].milestones",
+        "c.yaml:6  schedule[1].eta_min",
+    ]
 
 
 def test_checking_a_schedule_imports_neither_torch_nor_numpy() -> None:
-    code = ("import sys; from lrtrain.config import yaml, load\n"
-            "text = 'epochs: 3\\nbatch_size: 8\\nmodel: resnet18\\ndataset: digits\\n' \\\n"
-            "    'optimizer: {name: SGD, lr: 0.1}\\nschedule: {name: wsd, warmup: 1ep, cooldown: 20%}\\n'\n"
-            "load.resolve(yaml.parse(text, 'c.yaml')); print('torch' in sys.modules, 'numpy' in sys.modules)")
+    code = (
+        "import sys; from lrtrain.config import yaml, load\n"
+        "text = 'epochs: 3\\nbatch_size: 8\\nmodel: resnet18\\ndataset: digits\\n' \\\n"
+        "    'optimizer: {name: SGD, lr: 0.1}\\nschedule: {name: wsd, warmup: 1ep, cooldown: 20%}\\n'\n"
+        "load.resolve(yaml.parse(text, 'c.yaml')); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "False False\n"
@@ -237,16 +237,41 @@ def test_checking_a_schedule_imports_neither_torch_nor_numpy() -> None:
 
 
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 50) | st.floats() | st.sampled_from(
-        ["5ep", "10%", "0step", "1.5ep", "StepLR", "x", "", "t", "1 / t", "OneCycleLR", "cos"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "gamma", "T_max"]), inner))
-KEYS = ["every", "for", "warmup", "monitor", "schedulers", "milestones", "step_size", "gamma", "T_max", "max_lr",
-        "total_steps", "pct_start", "lr_lambda", "mode", "cooldown", "min_lr", "base_lr", "eta_min", "total_iters"]
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 50)
+    | st.floats()
+    | st.sampled_from(["5ep", "10%", "0step", "1.5ep", "StepLR", "x", "", "t", "1 / t", "OneCycleLR", "cos"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "gamma", "T_max"]), inner),
+)
+KEYS = [
+    "every",
+    "for",
+    "warmup",
+    "monitor",
+    "schedulers",
+    "milestones",
+    "step_size",
+    "gamma",
+    "T_max",
+    "max_lr",
+    "total_steps",
+    "pct_start",
+    "lr_lambda",
+    "mode",
+    "cooldown",
+    "min_lr",
+    "base_lr",
+    "eta_min",
+    "total_iters",
+]
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(st.sampled_from([*lookup.names("scheduler"), "Nothing", "a.b:c"]),
-       st.dictionaries(st.sampled_from(KEYS), ANYTHING, max_size=5))
+@given(
+    st.sampled_from([*lookup.names("scheduler"), "Nothing", "a.b:c"]),
+    st.dictionaries(st.sampled_from(KEYS), ANYTHING, max_size=5),
+)
 def test_no_phase_however_written_is_more_than_a_list_of_problems(name: str, keys: dict[str, object]) -> None:
     try:
         phase = Phase.model_validate({"name": name, **keys})

@@ -74,8 +74,11 @@ ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     ),
 }
 FORMULAS: dict[str, Any] = {
-    "0.95 ** t": lambda t: 0.95**t, "1 / (1 + t / 10)": lambda t: 1 / (1 + t / 10), "0.99": lambda t: 0.99,
-    "0.1 if t > 7 else 1": lambda t: 0.1 if t > 7 else 1, "1 - 1 / (t + 10)": lambda t: 1 - 1 / (t + 10),
+    "0.95 ** t": lambda t: 0.95**t,
+    "1 / (1 + t / 10)": lambda t: 1 / (1 + t / 10),
+    "0.99": lambda t: 0.99,
+    "0.1 if t > 7 else 1": lambda t: 0.1 if t > 7 else 1,
+    "1 - 1 / (t + 10)": lambda t: 1 - 1 / (t + 10),
     "(1 + cos(pi * t / 500)) / 2": lambda t: (1 + torchs.math.cos(torchs.math.pi * t / 500)) / 2,
 }
 
@@ -95,11 +98,7 @@ def torchs_own(name: str, args: dict[str, Any], ticks: int, lrs: tuple[float, ..
 def written(name: str, args: dict[str, Any], every: str) -> str:
     pairs = {"name": name, "every": every, **args}
     texts = {
-        key: f"'{value}'"
-        if key == "lr_lambda"
-        else str(value).lower()
-        if isinstance(value, bool)
-        else f"{value}"
+        key: f"'{value}'" if key == "lr_lambda" else str(value).lower() if isinstance(value, bool) else f"{value}"
         for key, value in pairs.items()
     }
     return "{" + ", ".join(f"{key}: {text}" for key, text in texts.items()) + "}"
@@ -111,8 +110,11 @@ def test_every_scheduler_of_torch_is_held_against_torch() -> None:
     assert torchs_names == set(ARGUMENTS) | elsewhere
 
 
-@pytest.mark.parametrize(("name", "kind"), [(name, SGD) for name in sorted(ARGUMENTS)] + [
-    ("CosineAnnealingLR", Adam), ("CyclicLR", Adam), ("OneCycleLR", Adam)])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, SGD) for name in sorted(ARGUMENTS)]
+    + [("CosineAnnealingLR", Adam), ("CyclicLR", Adam), ("OneCycleLR", Adam)],
+)
 @pytest.mark.parametrize("every", ["step", "epoch"])
 def test_the_curve_equals_torch_stepped_live(name: str, kind: type[Optimizer], every: str) -> None:
     @FEW
@@ -142,16 +144,27 @@ def test_a_chain_equals_torchs_chain_stepped_live(every: str) -> None:
     )
 
     def chain(optimizer: Optimizer) -> Any:
-        return torchs.ChainedScheduler([
-            torchs.ConstantLR(optimizer, 0.1, 4), torchs.CosineAnnealingLR(optimizer, 9),
-            torchs.ExponentialLR(optimizer, 0.97)])
+        return torchs.ChainedScheduler(
+            [
+                torchs.ConstantLR(optimizer, 0.1, 4),
+                torchs.CosineAnnealingLR(optimizer, 9),
+                torchs.ExponentialLR(optimizer, 0.97),
+            ]
+        )
 
     assert rows(plan) == live(chain, STEPS, hold=hold)[0]
 
 
-@pytest.mark.parametrize(("name", "horizon"), [
-    ("CosineAnnealingLR", "T_max"), ("LinearLR", "total_iters"), ("PolynomialLR", "total_iters"),
-    ("ConstantLR", "total_iters"), ("OneCycleLR", "total_steps")])
+@pytest.mark.parametrize(
+    ("name", "horizon"),
+    [
+        ("CosineAnnealingLR", "T_max"),
+        ("LinearLR", "total_iters"),
+        ("PolynomialLR", "total_iters"),
+        ("ConstantLR", "total_iters"),
+        ("OneCycleLR", "total_steps"),
+    ],
+)
 @pytest.mark.parametrize("hold", [1, 50])
 def test_a_length_that_is_absent_is_the_phases_own(name: str, horizon: str, hold: int) -> None:
     every = "step" if hold == 1 else "epoch"
@@ -165,10 +178,7 @@ def test_durations_count_steps_unless_the_scheduler_ticks_once_an_epoch() -> Non
     by_epoch = live(lambda optimizer: torchs.CosineAnnealingLR(optimizer, 4), STEPS, hold=50)[0]
     for length in ("4ep", "200step", "40%"):
         assert rows(plan_of(f"{{name: CosineAnnealingLR, T_max: {length}}}", lrs=THREE)) == by_step
-        assert (
-            rows(plan_of(f"{{name: CosineAnnealingLR, every: epoch, T_max: {length}}}", lrs=THREE))
-            == by_epoch
-        )
+        assert rows(plan_of(f"{{name: CosineAnnealingLR, every: epoch, T_max: {length}}}", lrs=THREE)) == by_epoch
 
 
 def test_a_formula_can_scale_the_cycles() -> None:
@@ -183,9 +193,11 @@ def test_a_formula_can_scale_the_cycles() -> None:
 
 
 def test_lists_give_each_group_its_own_value() -> None:
-    plan = plan_of(
-        "{name: OneCycleLR, max_lr: [0.2, 0.1, 0.2], base_momentum: [0.8, 0.8, 0.7]}", lrs=(0.1, 0.1, 0.1)
+    plan = plan_of("{name: OneCycleLR, max_lr: [0.2, 0.1, 0.2], base_momentum: [0.8, 0.8, 0.7]}", lrs=(0.1, 0.1, 0.1))
+    lr, momentum = live(
+        lambda optimizer: torchs.OneCycleLR(
+            optimizer, [0.2, 0.1, 0.2], total_steps=STEPS, base_momentum=[0.8, 0.8, 0.7]
+        ),
+        STEPS,
     )
-    lr, momentum = live(lambda optimizer: torchs.OneCycleLR(
-        optimizer, [0.2, 0.1, 0.2], total_steps=STEPS, base_momentum=[0.8, 0.8, 0.7]), STEPS)
     assert (rows(plan), momenta(plan)) == (lr, momentum)

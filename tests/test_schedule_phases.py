@@ -52,9 +52,7 @@ def test_a_warm_up_and_what_follows_are_two_segments_end_to_end(follower: str) -
 
 
 def test_momentum_is_the_optimizers_own_in_phases_that_leave_it_alone() -> None:
-    plan = plan_of(
-        f"[{RAMP}, {{name: OneCycleLR, for: 4ep}}, {{name: fixed, for: rest}}]", lrs=THREE, optimizer=ADAM
-    )
+    plan = plan_of(f"[{RAMP}, {{name: OneCycleLR, for: 4ep}}, {{name: fixed, for: rest}}]", lrs=THREE, optimizer=ADAM)
     cycle = live(lambda o: torchs.OneCycleLR(o, list(THREE), 200), 200, kind=Adam)
     own = [[0.9] * 3]
     assert momenta(plan) == own * 150 + cycle[1] + own * 150
@@ -80,9 +78,7 @@ def test_no_schedule_is_the_fixed_schedule() -> None:
 
 
 def test_ends_are_rounded_so_that_broken_epochs_still_fill_the_run() -> None:
-    plan = plan_of(
-        "[{name: fixed, for: 3.5ep}, {name: fixed, for: 3.5ep}]", steps_per_epoch=25, length="epochs: 7"
-    )
+    plan = plan_of("[{name: fixed, for: 3.5ep}, {name: fixed, for: 3.5ep}]", steps_per_epoch=25, length="epochs: 7")
     assert [(span.start, span.stop) for span in plan.phases] == [(0, 88), (88, 175)]
 
 
@@ -211,8 +207,11 @@ def test_a_shared_floor_and_a_frozen_group_are_said() -> None:
 
 
 def test_phases_are_told_in_words() -> None:
-    plan = plan_of("[{name: LinearLR, for: 5ep, start_factor: 0.01}, {name: OneCycleLR, for: rest}]",
-                   steps_per_epoch=391, length="epochs: 30")
+    plan = plan_of(
+        "[{name: LinearLR, for: 5ep, start_factor: 0.01}, {name: OneCycleLR, for: rest}]",
+        steps_per_epoch=391,
+        length="epochs: 30",
+    )
     assert [span.words for span in plan.phases] == [
         "LinearLR  0.001 -> 0.0999 over 5 epochs (1,955 steps)",
         "OneCycleLR  0.004 -> 0.1 -> 4e-07 over 25 epochs (9,775 steps)",

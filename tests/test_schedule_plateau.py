@@ -20,8 +20,13 @@ METRICS = st.lists(st.floats(0, 10) | st.just(float("nan")), min_size=1, max_siz
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(metrics=METRICS, patience=st.integers(0, 3), cooldown=st.integers(0, 3), cut=st.integers(0, 25),
-       min_lr=st.sampled_from(["0.001", "[0.01, 0.0, 0.001]"]))
+@given(
+    metrics=METRICS,
+    patience=st.integers(0, 3),
+    cooldown=st.integers(0, 3),
+    cut=st.integers(0, 25),
+    min_lr=st.sampled_from(["0.001", "[0.01, 0.0, 0.001]"]),
+)
 def test_warm_up_then_plateau_is_torchs_plateau_across_a_checkpoint(
     metrics: list[float], patience: int, cooldown: int, cut: int, min_lr: str
 ) -> None:
@@ -56,9 +61,7 @@ def test_the_warm_up_before_it_is_in_the_curve_and_the_tail_holds_the_lr_without
 
 
 def test_a_reduction_applies_from_the_tail_on_and_never_to_a_frozen_group() -> None:
-    plan = plan_of(
-        "{name: ReduceLROnPlateau, warmup: 2ep, patience: 0}", lrs=(0.1, 0.01), frozen_steps=(0, 200)
-    )
+    plan = plan_of("{name: ReduceLROnPlateau, warmup: 2ep, patience: 0}", lrs=(0.1, 0.01), frozen_steps=(0, 200))
     tail = plan.start_live()
     assert tail is not None
     assert [tail.observe(1.0), tail.observe(1.0)] == [False, True]

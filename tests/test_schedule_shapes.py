@@ -59,9 +59,7 @@ def test_a_shape_has_the_values_of_its_paper(schedule: str) -> None:
     for group, lr in enumerate(THREE):
         per_epoch = [row[group] / lr for row in rows(plan)[::50]]
         assert per_epoch == pytest.approx(GOLDEN[schedule], abs=1e-6)
-        assert [row[group] for row in rows(plan)] == [
-            row[group] for row in rows(plan)[::50] for _ in range(50)
-        ]
+        assert [row[group] for row in rows(plan)] == [row[group] for row in rows(plan)[::50] for _ in range(50)]
 
 
 def test_every_shape_of_the_folder_has_golden_values() -> None:
@@ -72,9 +70,7 @@ def test_every_shape_of_the_folder_has_golden_values() -> None:
 @pytest.mark.parametrize("name", lookup.ours("scheduler"))
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(steps=st.integers(1, 300), count=st.integers(1, 300))
-def test_a_shape_keeps_the_groups_ratios_and_lies_between_0_and_its_peak(
-    name: str, steps: int, count: int
-) -> None:
+def test_a_shape_keeps_the_groups_ratios_and_lies_between_0_and_its_peak(name: str, steps: int, count: int) -> None:
     counts = "".join(f", {key}: {min(count, steps)}step" for key in counts_of(name))
     plan = plan_of(f"{{name: {name}{counts}}}", lrs=(0.1, 0.025), length=f"steps: {steps}", steps_per_epoch=7)
     table = plan.curve.lr
@@ -99,12 +95,17 @@ def test_warmup_before_wsd_is_the_warm_up_of_wsd() -> None:
     assert rows(plan)[50:401] == [[0.1]] * 351
 
 
-@pytest.mark.parametrize(("path", "reason"), [
-    ("my_schedules:halving", "a function of (t, steps) is a shape"),
-    ("my_schedules:Halving", "a class is a scheduler of torch's kind"),
-    ("my_schedules:make", "so is a function that makes one")])
-def test_code_of_the_users_own_is_found_by_import_path(path: str, reason: str, tmp_path: object,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("my_schedules:halving", "a function of (t, steps) is a shape"),
+        ("my_schedules:Halving", "a class is a scheduler of torch's kind"),
+        ("my_schedules:make", "so is a function that makes one"),
+    ],
+)
+def test_code_of_the_users_own_is_found_by_import_path(
+    path: str, reason: str, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = (
         "from torch.optim.lr_scheduler import LRScheduler, StepLR\n"
         "def halving(t, steps, after, words='x'):\n    return 0.5 ** (t // after)\n"

@@ -132,14 +132,17 @@ def test_points_from_the_first_loss_that_is_not_finite_are_left_out():
     assert trimmed(lrs, losses, 40)[0].tolist() == list(range(5, 21))
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("flat", "hardly fell"),
-    ("rises_from_the_start", "hardly fell"),
-    ("never_diverges", "still falling"),
-    ("adamw_on_photos", "28x apart"),
-    ("short", "only 12 usable points"),
-    ("too_short", "only 0 usable points"),
-])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("flat", "hardly fell"),
+        ("rises_from_the_start", "hardly fell"),
+        ("never_diverges", "still falling"),
+        ("adamw_on_photos", "28x apart"),
+        ("short", "only 12 usable points"),
+        ("too_short", "only 0 usable points"),
+    ],
+)
 def test_a_doubtful_curve_is_called_doubtful(name, words):
     assert words in (recorded_suggestions(name).caution or "")
 

@@ -38,18 +38,11 @@ def test_t2_warm_up_before_plateau_is_not_rejected_and_plateau_before_others_is(
 
 
 def test_t3_a_composite_inside_a_composite_does_not_fail_at_its_milestone() -> None:
-    with refused(
-        "SequentialLR is written as a list of phases", "LinearLR, for: 5ep", "CosineAnnealingLR, for: rest"
-    ):
+    with refused("SequentialLR is written as a list of phases", "LinearLR, for: 5ep", "CosineAnnealingLR, for: rest"):
         plan_of("{name: SequentialLR, milestones: [5ep], schedulers: [LinearLR, {name: CosineAnnealingLR}]}")
     with refused("ChainedScheduler cannot stand in a ChainedScheduler: chains do not nest"):
-        plan_of(
-            "{name: ChainedScheduler, every: step, schedulers: "
-            "[{name: ChainedScheduler, schedulers: [StepLR]}]}"
-        )
-    chain = (
-        "{name: ChainedScheduler, for: rest, every: step, schedulers: [{name: ExponentialLR, gamma: 0.5}]}"
-    )
+        plan_of("{name: ChainedScheduler, every: step, schedulers: [{name: ChainedScheduler, schedulers: [StepLR]}]}")
+    chain = "{name: ChainedScheduler, for: rest, every: step, schedulers: [{name: ExponentialLR, gamma: 0.5}]}"
     assert rows(plan_of(f"[{{name: LinearLR, for: 1ep}}, {chain}]"), 50, 53) == [[0.1], [0.05], [0.025]]
 
 
@@ -64,11 +57,10 @@ def test_t5_a_scalar_max_lr_does_not_flatten_group_ratios() -> None:
     for name in ("OneCycleLR", "CyclicLR"):
         floor = ", base_lr: 0.001, every: step" if name == "CyclicLR" else ""
         plan = plan_of(f"{{name: {name}{floor}}}", lrs=(0.1, 0.02))
-        assert plan.curve.lr.max(axis=0).tolist() == pytest.approx([0.1, 0.02] if name == "OneCycleLR" else [
-            0.001 + 0.099 * 499 / 2000, 0.001 + 0.019 * 499 / 2000], rel=1e-4)
-        with refused(
-            "max_lr: 0.1 would give every parameter group the same LR", "a 0.1, b 0.02", "leave max_lr out"
-        ):
+        assert plan.curve.lr.max(axis=0).tolist() == pytest.approx(
+            [0.1, 0.02] if name == "OneCycleLR" else [0.001 + 0.099 * 499 / 2000, 0.001 + 0.019 * 499 / 2000], rel=1e-4
+        )
+        with refused("max_lr: 0.1 would give every parameter group the same LR", "a 0.1, b 0.02", "leave max_lr out"):
             plan_of(f"{{name: {name}{floor}, max_lr: 0.1}}", lrs=(0.1, 0.02))
 
 
@@ -90,8 +82,10 @@ def test_t6_momentum_does_not_appear_where_the_optimizer_has_none(
 ) -> None:
     with refused(f"OneCycleLR cycles the momentum, but {why}", "cycle_momentum: false"):
         plan_of("OneCycleLR", optimizer=optimizer, momentum=momentum)
-    assert plan_of("{name: OneCycleLR, cycle_momentum: false}", optimizer=optimizer,
-                   momentum=momentum).curve.momentum is None
+    assert (
+        plan_of("{name: OneCycleLR, cycle_momentum: false}", optimizer=optimizer, momentum=momentum).curve.momentum
+        is None
+    )
 
 
 def test_t6_momentum_of_a_group_is_seen_even_where_the_optimizers_signature_says_nothing() -> None:
@@ -117,7 +111,8 @@ def test_t8_one_cycle_whose_rise_is_one_tick_does_not_divide_by_zero() -> None:
 
 def test_t9_a_cosine_that_climbs_again_is_not_a_surprise() -> None:
     assert plan_of("{name: CosineAnnealingLR, T_max: 8ep}").notes == (
-        "CosineAnnealingLR: LR rises again after epoch 8, where T_max ends",)
+        "CosineAnnealingLR: LR rises again after epoch 8, where T_max ends",
+    )
     assert plan_of("CosineAnnealingLR").notes == ()
     with refused("T_max: 8 has no unit", "write 8ep or 8step"):
         plan_of("{name: CosineAnnealingLR, T_max: 8}")
@@ -185,9 +180,7 @@ def test_t13_a_changed_schedule_is_not_overridden_by_a_checkpoint() -> None:
 
 
 def test_t14_warm_restarts_can_warm_up_and_need_no_memory_of_the_past() -> None:
-    plan = plan_of(
-        "{name: CosineAnnealingWarmRestarts, warmup: 2ep, T_0: 2ep, T_mult: 2}", lrs=(0.1, 0.01, 0.003)
-    )
+    plan = plan_of("{name: CosineAnnealingWarmRestarts, warmup: 2ep, T_0: 2ep, T_mult: 2}", lrs=(0.1, 0.01, 0.003))
     cosine = live(lambda optimizer: CosineAnnealingWarmRestarts(optimizer, 100, 2), 400)[0]
     assert rows(plan, 100) == cosine
     optimizer = real_optimizer()
@@ -237,7 +230,10 @@ def test_sequential_warm_up_before_one_cycle_is_wrong_in_torch_and_right_here() 
     assert momenta(plan) == ramp[1] + cycle[1]
 
     def torchs_way(optimizer: SGD) -> SequentialLR:
-        return SequentialLR(optimizer, [LinearLR(optimizer, 0.1, total_iters=100),
-                                        OneCycleLR(optimizer, [0.1, 0.01, 0.003], 400)], [100])
+        return SequentialLR(
+            optimizer,
+            [LinearLR(optimizer, 0.1, total_iters=100), OneCycleLR(optimizer, [0.1, 0.01, 0.003], 400)],
+            [100],
+        )
 
     assert live(torchs_way, 100)[0] != ramp[0]

@@ -86,8 +86,11 @@ def write(root: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]]
         _sync(root)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise EnvironmentFault(f"the checkpoint of step {step} could not be written: {error.strerror}", str(final),
-                               "earlier checkpoints are untouched; make room, then `--resume`") from error
+        raise EnvironmentFault(
+            f"the checkpoint of step {step} could not be written: {error.strerror}",
+            str(final),
+            "earlier checkpoints are untouched; make room, then `--resume`",
+        ) from error
     for old in root.glob(".old-*"):
         shutil.rmtree(old, ignore_errors=True)
     return final

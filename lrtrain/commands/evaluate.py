@@ -35,17 +35,40 @@ def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None
     load_module(job.state.evaluated, checkpoint, "model" if job.state.ema is None else "ema")
     metrics, seen, right = _measure(job, split)
     screen = Screen()
-    screen.facts([("run", f"{path}, {checkpoint.path.name} ({which})"), ("split", f"{split}, {metrics.images:,} images"),
-                  ("loss", f"{metrics.loss:.4f}"), ("acc1", f"{metrics.acc1:.4f}"), ("acc5", f"{metrics.acc5:.4f}")])
+    screen.facts(
+        [
+            ("run", f"{path}, {checkpoint.path.name} ({which})"),
+            ("split", f"{split}, {metrics.images:,} images"),
+            ("loss", f"{metrics.loss:.4f}"),
+            ("acc1", f"{metrics.acc1:.4f}"),
+            ("acc5", f"{metrics.acc5:.4f}"),
+        ]
+    )
     screen.print()
     screen.print(_by_class(job.source.classes, seen, right))
     if json is not None:
-        by_class = {name: {"images": n, "acc1": k / n if n else None}
-                    for name, n, k in zip(job.source.classes, seen, right, strict=True)}
-        write_atomically(json, json_module.dumps(
-            {"run": str(path), "checkpoint": checkpoint.path.name, "step": checkpoint.step, "split": split,
-             "images": metrics.images, "loss": metrics.loss, "acc1": metrics.acc1, "acc5": metrics.acc5,
-             "classes": by_class}, indent=1) + "\n")
+        by_class = {
+            name: {"images": n, "acc1": k / n if n else None}
+            for name, n, k in zip(job.source.classes, seen, right, strict=True)
+        }
+        write_atomically(
+            json,
+            json_module.dumps(
+                {
+                    "run": str(path),
+                    "checkpoint": checkpoint.path.name,
+                    "step": checkpoint.step,
+                    "split": split,
+                    "images": metrics.images,
+                    "loss": metrics.loss,
+                    "acc1": metrics.acc1,
+                    "acc5": metrics.acc5,
+                    "classes": by_class,
+                },
+                indent=1,
+            )
+            + "\n",
+        )
         screen.print(f"\nwrote {json}")
 
 
@@ -60,8 +83,9 @@ def _measure(job: Job, split: str) -> tuple[Metrics, list[int], list[int]]:
 
     images = {"train": job.source.train, "val": job.source.val, "test": job.source.test}[split]
     if images is None:
-        raise DataError(f"the dataset has no {split} split beside the one that is evaluated while training",
-                        hint="--split val")
+        raise DataError(
+            f"the dataset has no {split} split beside the one that is evaluated while training", hint="--split val"
+        )
     steps = evaluate(job.state.evaluated, job.batches.evaluate(split), len(images), job.recipe.precision, each=count)
     with tqdm(total=len(images), desc="evaluating", unit="img", leave=False, disable=None, dynamic_ncols=True) as bar:
         metrics = _exhaust(steps, bar)
@@ -81,8 +105,11 @@ def _exhaust(steps: Iterator[Any], bar: tqdm[Any]) -> Metrics:
 def _checkpoint(run_dir: RunDir, which: str) -> format.Checkpoint:
     path = format.pointed(run_dir.checkpoints, which)
     if path is None:
-        raise CheckpointError(f"the run has no {which} checkpoint yet", str(run_dir.checkpoints),
-                              "--checkpoint last" if which == "best" else None)
+        raise CheckpointError(
+            f"the run has no {which} checkpoint yet",
+            str(run_dir.checkpoints),
+            "--checkpoint last" if which == "best" else None,
+        )
     return format.open_checkpoint(path)
 
 

@@ -42,7 +42,9 @@ def run(start: Start, out: Path | None, resumed: RunDir | None) -> int:
     if resumed is not None:
         return _continue(job, resumed, screen)
     run_dir = create(out, start.name)
-    header = f"# {start.label}, as lrtrain {lrtrain.__version__} resolved it: `lrtrain fit` on this file repeats the run.\n"
+    header = (
+        f"# {start.label}, as lrtrain {lrtrain.__version__} resolved it: `lrtrain fit` on this file repeats the run.\n"
+    )
     write_atomically(run_dir.config, header + yaml.dump(job.config.dump()))
     with run_dir.curve.open("w", encoding="utf-8", newline="") as file:
         write_csv(job.plan, file, CURVE_ROWS)
@@ -71,7 +73,9 @@ def follow(job: Job, run_dir: RunDir, screen: Screen, log_bytes: int) -> int:
     show_plan(job, screen, run_dir)
     state = job.state
     metrics = Metrics(run_dir.metrics, log_bytes)
-    checkpoints = Checkpoints(run_dir.checkpoints, state, job.config.checkpoint.keep, facts(job), lambda: metrics.length)
+    checkpoints = Checkpoints(
+        run_dir.checkpoints, state, job.config.checkpoint.keep, facts(job), lambda: metrics.length
+    )
     status = Status(run_dir, state, job.recipe.best)
     progress = Progress(screen, job.recipe.total_steps, job.plan.steps_per_epoch, state.step, len(job.groups) > 1)
     sinks = (metrics, Timing(run_dir.timing), progress, checkpoints, status)
@@ -116,10 +120,16 @@ def _conclude(end: Event | None, job: Job, run_dir: RunDir, screen: Screen, stat
     if isinstance(end, Stopped) and end.reason in EXIT_CODES:
         code = EXIT_CODES[end.reason]
         status.write("stopped", code, f"saved after {end.reason}")
-        screen.print(f"stopped by {end.reason}; saved at step {end.step:,} of {job.recipe.total_steps:,}, nothing is lost", "bold")
+        screen.print(
+            f"stopped by {end.reason}; saved at step {end.step:,} of {job.recipe.total_steps:,}, nothing is lost",
+            "bold",
+        )
     elif isinstance(end, Stopped):
-        screen.print(f"stopped early at step {end.step:,}: {job.config.early_stop.monitor if job.config.early_stop else ''} "
-                     "did not improve any more", "bold")
+        screen.print(
+            f"stopped early at step {end.step:,}: {job.config.early_stop.monitor if job.config.early_stop else ''} "
+            "did not improve any more",
+            "bold",
+        )
     else:
         assert isinstance(end, Finished)
     best = job.state.best
@@ -127,8 +137,10 @@ def _conclude(end: Event | None, job: Job, run_dir: RunDir, screen: Screen, stat
     if best.value is not None:
         epoch = best.step / job.plan.steps_per_epoch
         rows.append(("best", f"{job.recipe.best} {best.value:.4f} at epoch {epoch:g} (step {best.step:,})"))
-    rows += [("run", f"{run_dir}  (config.yaml, curve.csv, metrics.jsonl, checkpoints/)"),
-             ("next", again if code else f"lrtrain evaluate {run_dir}")]
+    rows += [
+        ("run", f"{run_dir}  (config.yaml, curve.csv, metrics.jsonl, checkpoints/)"),
+        ("next", again if code else f"lrtrain evaluate {run_dir}"),
+    ]
     screen.facts(rows)
     return code
 
@@ -145,25 +157,39 @@ def facts(job: Job) -> dict[str, Any]:
         "steps_per_epoch": job.plan.steps_per_epoch,
         "threads": torch.get_num_threads(),
         "device": job.device.type,
-        "versions": {"lrtrain": lrtrain.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__,
-                     "python": sys.version.split()[0]},
+        "versions": {
+            "lrtrain": lrtrain.__version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "python": sys.version.split()[0],
+        },
     }
 
 
 def _refuse_changes(before: RunConfig, now: RunConfig, run_dir: RunDir) -> None:
     old, new = _flat(before.dump()), _flat(now.dump())
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE]
+    changed = [
+        key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE
+    ]
     if changed:
         raise ConfigError(
-            Problem(f"{key} was {old.get(key, 'absent')!r} when the run began and is {new.get(key, 'absent')!r} now",
-                     now.where(*key.split(".")),
-                     f"a run is continued as it began (only {', '.join(FREE_TO_CHANGE)} may change): "
-                     f"lrtrain fit --resume --out {run_dir}") for key in changed)
+            Problem(
+                f"{key} was {old.get(key, 'absent')!r} when the run began and is {new.get(key, 'absent')!r} now",
+                now.where(*key.split(".")),
+                f"a run is continued as it began (only {', '.join(FREE_TO_CHANGE)} may change): "
+                f"lrtrain fit --resume --out {run_dir}",
+            )
+            for key in changed
+        )
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(data, dict):
-        return {key: value for name, item in data.items() for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()}
+        return {
+            key: value
+            for name, item in data.items()
+            for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()
+        }
     return {prefix: data}
 
 
@@ -171,10 +197,15 @@ def _refuse_other_machine(checkpoint: format.Checkpoint, job: Job) -> None:
     """The same bits need the same number of threads: sums are split among them."""
     threads = checkpoint.manifest.get("threads")
     if job.device.type == "cpu" and threads != torch.get_num_threads():
-        raise CheckpointError(f"the run computed with {threads} threads, this process has {torch.get_num_threads()}: "
-                              "its results would not be the same bits", str(checkpoint.path), f"set OMP_NUM_THREADS={threads}")
+        raise CheckpointError(
+            f"the run computed with {threads} threads, this process has {torch.get_num_threads()}: "
+            "its results would not be the same bits",
+            str(checkpoint.path),
+            f"set OMP_NUM_THREADS={threads}",
+        )
     if checkpoint.manifest.get("classes") != list(job.source.classes):
-        raise CheckpointError("the dataset's classes are not those that the run began with", str(checkpoint.path),
-                              "restore the dataset, or start a new run")
-
-
+        raise CheckpointError(
+            "the dataset's classes are not those that the run began with",
+            str(checkpoint.path),
+            "restore the dataset, or start a new run",
+        )

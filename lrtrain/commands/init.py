@@ -17,7 +17,9 @@ def run(path: Path, *, example: bool) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise ConfigError(f"{str(path)!r} is there already", hint="name another file: lrtrain init --example FILE") from None
+        raise ConfigError(
+            f"{str(path)!r} is there already", hint="name another file: lrtrain init --example FILE"
+        ) from None
     except OSError as error:
         raise EnvironmentFault(f"cannot write {str(path)!r}: {error.strerror}") from error
     name = "" if path.name == "lrtrain.yaml" and path.parent == Path() else f" {path}"

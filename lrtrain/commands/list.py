@@ -6,8 +6,7 @@ import sys
 
 from lrtrain import lookup
 
-_KINDS: dict[str, lookup.Kind] = {"models": "model", "schedules": "scheduler", "optimizers": "optimizer",
-                                  "datasets": "dataset", "transforms": "transform"}
+_KINDS = {plural: kind for kind, plural in lookup.PLURALS.items()}
 _MORE = {
     "models": "timm/<name> with the extra: pip install 'lrtrain[timm]'",
     "schedules": "warmup: 5ep before a single one; a list of phases in sequence",
@@ -22,6 +21,10 @@ def run(plural: str) -> None:
     out = sys.stdout
     for name in names:
         takes = lookup.arguments(kind, name)
-        words = [key if default is not None else f"{key}*" for key, default in (takes.defaults if takes else {}).items()]
+        words = [
+            key if default is not None else f"{key}*" for key, default in (takes.defaults if takes else {}).items()
+        ]
         out.write(f"{name:{width}}  {', '.join(words)}".rstrip() + "\n")
-    out.write("\n* has no default" + (f". Also: {_MORE[plural]}" if plural in _MORE else "") + ". pkg.mod:attr: your own.\n")
+    out.write(
+        "\n* has no default" + (f". Also: {_MORE[plural]}" if plural in _MORE else "") + ". pkg.mod:attr: your own.\n"
+    )

@@ -44,10 +44,16 @@ def run(config: RunConfig, csv: Path | None, plot: Path | None, at: Sequence[str
         screen.print(f"\nwrote {plan.total_steps:,} rows to {csv}")
     if plot is not None:
         momentum = None if plan.curve.momentum is None else {"momentum": plan.curve.momentum[:, 0]}
-        save_curve(plot, curve_series(plan), plan.steps_per_epoch, momentum=momentum,
-                   monitor=monitor(plan),
-                   title=f"{config.optimizer.name}, {plan.total_steps:,} steps", live_from=plan.live_from,
-                   phases=[(span.name, span.start, span.stop) for span in plan.phases])
+        save_curve(
+            plot,
+            curve_series(plan),
+            plan.steps_per_epoch,
+            momentum=momentum,
+            monitor=monitor(plan),
+            title=f"{config.optimizer.name}, {plan.total_steps:,} steps",
+            live_from=plan.live_from,
+            phases=[(span.name, span.start, span.stop) for span in plan.phases],
+        )
         screen.print(f"\ndrew {plot}")
 
 
@@ -62,8 +68,11 @@ def _show_at(plan: Plan, times: Sequence[tuple[str, Duration]], screen: Screen) 
     for text, duration in times:
         t = duration.to_steps(plan.steps_per_epoch, plan.total_steps)
         if t >= plan.total_steps:
-            raise ConfigError(f"{text} is step {t:,}, after the run's last, {plan.total_steps - 1:,}", f"--at {text}",
-                              f"the run is {plan.total_steps / plan.steps_per_epoch:g}ep long; steps count from 0")
+            raise ConfigError(
+                f"{text} is step {t:,}, after the run's last, {plan.total_steps - 1:,}",
+                f"--at {text}",
+                f"the run is {plan.total_steps / plan.steps_per_epoch:g}ep long; steps count from 0",
+            )
         for group, lr in zip(plan.groups, plan.lrs(t, plan.start_live()), strict=True):
             name = "" if len(plan.groups) == 1 else f"  {group.name}"
             screen.print(f"{text}  step {t:,}{name}  LR {lr!r}")
@@ -74,7 +83,9 @@ def _table(plan: Plan) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("epoch", justify="right")
     table.add_column("steps", justify="right")
-    columns = {column: group.name for group, column in reversed(list(zip(plan.groups, plan.curve.columns, strict=True)))}
+    columns = {
+        column: group.name for group, column in reversed(list(zip(plan.groups, plan.curve.columns, strict=True)))
+    }
     shown = sorted(columns)[:4]
     for column in shown:
         table.add_column("LR" if len(columns) == 1 else f"LR {printable(columns[column])}", overflow="fold")

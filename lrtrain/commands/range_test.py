@@ -47,15 +47,24 @@ def run(start: Start, lrs: NDArray[np.float64], mode: str, out: Path | None, jso
     smoothed = smooth(result.losses)
     suggestions = suggest(result.lrs, result.losses, steps)
     screen = Screen()
-    screen.print(draw_range_test(result.lrs, smoothed, suggestions, width=min(screen.width, 100), unicode=screen.unicode))
+    screen.print(
+        draw_range_test(result.lrs, smoothed, suggestions, width=min(screen.width, 100), unicode=screen.unicode)
+    )
     screen.print()
     screen.print(_table(suggestions))
     _tell(screen, result, suggestions, start.path)
     write_atomically(folder / "range-test.json", _json(result, smoothed.tolist(), suggestions, mode))
     if json is not None:
         write_atomically(json, _json(result, smoothed.tolist(), suggestions, mode))
-    save_range_test(folder / "range-test.png", result.lrs, result.losses, smoothed, suggestions,
-                    title=f"{config.model.name} on {config.dataset.name}, {config.optimizer.name}", chosen=CHOSEN)
+    save_range_test(
+        folder / "range-test.png",
+        result.lrs,
+        result.losses,
+        smoothed,
+        suggestions,
+        title=f"{config.model.name} on {config.dataset.name}, {config.optimizer.name}",
+        chosen=CHOSEN,
+    )
     screen.print(f"\nplot      {folder / 'range-test.png'}\nevidence  {json or folder / 'range-test.json'}")
 
 
@@ -64,8 +73,11 @@ def _tell(screen: Screen, result: Sweep, suggestions: Suggestions, config_path: 
     if result.stopped:
         screen.print(f"stopped at step {len(result.losses)} of {result.planned}: {result.stopped}")
     same = result.state_before == result.state_after
-    screen.print("model, optimizer and random state are as before the test" if same
-                 else "warning: the test has changed model, optimizer or random state; this is a bug in lrtrain")
+    screen.print(
+        "model, optimizer and random state are as before the test"
+        if same
+        else "warning: the test has changed model, optimizer or random state; this is a bug in lrtrain"
+    )
     chosen = getattr(suggestions, CHOSEN)
     if suggestions.caution:
         screen.print(f"caution: {suggestions.caution}", "yellow")
@@ -101,5 +113,3 @@ def _json(result: Sweep, smoothed: Sequence[float], suggestions: Suggestions, mo
         "state_sha256": {"before": result.state_before, "after": result.state_after},
     }
     return json_module.dumps(evidence, indent=1, allow_nan=False) + "\n"
-
-

@@ -46,8 +46,10 @@ def run(config: RunConfig) -> int:
     images = sum(1 for _ in steps) * IMAGES
     job.batches.close()
     again.batches.close()
-    screen.print(f"smoke test passed in {time.perf_counter() - began:.1f} s: {2 * STEPS} steps trained, saved, resumed in "
-                 f"the same bits, evaluated on {images} images")
+    screen.print(
+        f"smoke test passed in {time.perf_counter() - began:.1f} s: {2 * STEPS} steps trained, saved, resumed in "
+        f"the same bits, evaluated on {images} images"
+    )
     return 0
 
 

@@ -29,8 +29,9 @@ def start(config_path: Path | None, overrides: Sequence[str] | None) -> Start:
     return Start(load(config_path, overrides or ()), str(path), path.stem, config_path)
 
 
-def start_fit(config_path: Path | None, overrides: Sequence[str] | None, out: Path | None, *,
-              resume: bool) -> tuple[Start, RunDir | None]:
+def start_fit(
+    config_path: Path | None, overrides: Sequence[str] | None, out: Path | None, *, resume: bool
+) -> tuple[Start, RunDir | None]:
     """Read and check a config to train, and find the run to go on with where `resume` says so."""
     if not resume:
         check_free(out, "`--resume` continues the run in it")
@@ -40,10 +41,13 @@ def start_fit(config_path: Path | None, overrides: Sequence[str] | None, out: Pa
     name = (config_path or DEFAULT).stem
     run_dir = RunDir(out) if out is not None else latest(name)
     if run_dir is None or not run_dir.path.is_dir():
-        raise CheckpointError(f"there is no run {str(out or f'runs/{name}')!r} to go on with",
-                              hint="leave out --resume to start one")
+        raise CheckpointError(
+            f"there is no run {str(out or f'runs/{name}')!r} to go on with", hint="leave out --resume to start one"
+        )
     if not run_dir.config.exists():
-        raise CheckpointError(f"{str(run_dir)!r} is no run directory: it has no config.yaml", hint="name one with --out")
+        raise CheckpointError(
+            f"{str(run_dir)!r} is no run directory: it has no config.yaml", hint="name one with --out"
+        )
     return start(config_path or run_dir.config, overrides), run_dir
 
 
@@ -56,7 +60,9 @@ def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool) 
     """
     run_dir = RunDir(path)
     if not run_dir.config.exists():
-        raise CheckpointError(f"{str(path)!r} is no run directory: it has no config.yaml", hint="such as runs/quickstart")
+        raise CheckpointError(
+            f"{str(path)!r} is no run directory: it has no config.yaml", hint="such as runs/quickstart"
+        )
     config = load(run_dir.config, overrides or ())
     if not trust:
         _refuse_foreign_code(config)
@@ -65,9 +71,16 @@ def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool) 
 
 def _refuse_foreign_code(config: RunConfig) -> None:
     """A run directory may come from anywhere; code that it names is run only when the user says so."""
-    named = [config.model.name, config.dataset.name, config.optimizer.name, *(phase.name for phase in config.schedule),
-             *(t.name for ts in (config.dataset.transforms.train, config.dataset.transforms.val) for t in ts or ())]
+    named = [
+        config.model.name,
+        config.dataset.name,
+        config.optimizer.name,
+        *(phase.name for phase in config.schedule),
+        *(t.name for ts in (config.dataset.transforms.train, config.dataset.transforms.val) for t in ts or ()),
+    ]
     foreign = [name for name in named if is_path(name)]
     if foreign:
-        raise ConfigError(f"the run's config names code outside lrtrain: {', '.join(foreign)}",
-                          hint="if you know the code, say --trust")
+        raise ConfigError(
+            f"the run's config names code outside lrtrain: {', '.join(foreign)}",
+            hint="if you know the code, say --trust",
+        )

@@ -13,8 +13,13 @@ from lrtrain.config.yaml import Document, Loc
 from lrtrain.errors import Problem
 
 # Lengths that the phase determines, filled in when absent.
-HORIZONS = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps", "ConstantLR": "total_iters",
-            "LinearLR": "total_iters", "PolynomialLR": "total_iters"}
+HORIZONS = {
+    "CosineAnnealingLR": "T_max",
+    "OneCycleLR": "total_steps",
+    "ConstantLR": "total_iters",
+    "LinearLR": "total_iters",
+    "PolynomialLR": "total_iters",
+}
 # torch's own arguments that a config may leave out, or not give at all.
 _FILLED = {"CosineAnnealingLR": ("T_max",), "OneCycleLR": ("max_lr",), "CyclicLR": ("max_lr",)}
 _RANGES = {"momentum": (0, 1), "betas": (0, 1), "weight_decay": (0, math.inf), "alpha": (0, 1)}
@@ -32,7 +37,10 @@ def check_names(document: Document) -> list[Problem]:
 
 def _sections(data: dict[str, Any]) -> Iterator[tuple[lookup.Kind, type[Named], Loc, dict[str, Any]]]:
     kinds: dict[str, tuple[lookup.Kind, type[Named]]] = {
-        "model": ("model", Model), "dataset": ("dataset", Dataset), "optimizer": ("optimizer", Optimizer)}
+        "model": ("model", Model),
+        "dataset": ("dataset", Dataset),
+        "optimizer": ("optimizer", Optimizer),
+    }
     for key, (kind, section) in kinds.items():
         yield from ((kind, section, loc, item) for loc, item in _mappings(data.get(key), (key,)))
     for loc, item in _mappings(data.get("schedule"), ("schedule",)):
@@ -53,8 +61,9 @@ def _mappings(value: Any, loc: Loc) -> list[tuple[Loc, dict[str, Any]]]:
     return [(loc, value)] if isinstance(value, dict) else []
 
 
-def _check_section(kind: lookup.Kind, section: type[Named], loc: Loc, name: str, data: dict[str, Any],
-                   document: Document) -> list[Problem]:
+def _check_section(
+    kind: lookup.Kind, section: type[Named], loc: Loc, name: str, data: dict[str, Any], document: Document
+) -> list[Problem]:
     unknown = lookup.why_unknown(kind, name)
     if unknown is not None:
         return [Problem(unknown[0], document.where(*loc), unknown[1])]
@@ -65,16 +74,23 @@ def _check_section(kind: lookup.Kind, section: type[Named], loc: Loc, name: str,
     if takes is None or name in ("SequentialLR", "ChainedScheduler"):
         return problems
     if not takes.open:
-        problems += [_unknown_argument(kind, name, key, (*loc, key), tuple(takes.defaults), fields, document)
-                     for key in given if key not in takes.defaults]
+        problems += [
+            _unknown_argument(kind, name, key, (*loc, key), tuple(takes.defaults), fields, document)
+            for key in given
+            if key not in takes.defaults
+        ]
     filled = _FILLED.get(name, ())
-    problems += [Problem(f"{name} needs {key}", document.where(*loc), f"such as {key}: ...; it has no default")
-                 for key in takes.required if key not in data and key not in filled and not (kind == "optimizer" and key == "lr")]
+    problems += [
+        Problem(f"{name} needs {key}", document.where(*loc), f"such as {key}: ...; it has no default")
+        for key in takes.required
+        if key not in data and key not in filled and not (kind == "optimizer" and key == "lr")
+    ]
     return problems
 
 
-def _unknown_argument(kind: str, name: str, key: str, loc: Loc, takes: tuple[str, ...], fields: set[str],
-                      document: Document) -> Problem:
+def _unknown_argument(
+    kind: str, name: str, key: str, loc: Loc, takes: tuple[str, ...], fields: set[str], document: Document
+) -> Problem:
     others = [argument for argument in takes if argument not in fields]
     guess = lookup.closest(key, [*others, *sorted(fields)])
     home = belongs(key)
@@ -89,7 +105,9 @@ def _unknown_argument(kind: str, name: str, key: str, loc: Loc, takes: tuple[str
         hint = f"it belongs elsewhere: {home}."
     else:
         hint = ""
-    also = f" Also takes: {', '.join(others)}" if others and guess else f" It takes: {', '.join(others)}" if others else ""
+    also = (
+        f" Also takes: {', '.join(others)}" if others and guess else f" It takes: {', '.join(others)}" if others else ""
+    )
     return Problem(f"{name} has no argument {key!r}", document.where(*loc), (hint + also).strip() or None)
 
 
@@ -123,28 +141,39 @@ def check_values(config: RunConfig) -> list[Problem]:
 
 def _check_run(config: RunConfig) -> Iterator[Problem]:
     if config.epochs is not None and config.steps is not None:
-        yield Problem(f"epochs: {config.epochs} and steps: {config.steps} both give the run's length",
-                      config.where("steps"), "keep one of them")
+        yield Problem(
+            f"epochs: {config.epochs} and steps: {config.steps} both give the run's length",
+            config.where("steps"),
+            "keep one of them",
+        )
     if config.epochs is None and config.steps is None:
         yield Problem("the run has no length", config.where(), "give epochs: 30 or steps: 20000")
     if config.batch_size % config.accumulate:
-        yield Problem(f"accumulate: {config.accumulate} does not divide batch_size: {config.batch_size}",
-                      config.where("accumulate"),
-                      "batch_size is the whole batch of a step, which accumulate splits into equal parts")
+        yield Problem(
+            f"accumulate: {config.accumulate} does not divide batch_size: {config.batch_size}",
+            config.where("accumulate"),
+            "batch_size is the whole batch of a step, which accumulate splits into equal parts",
+        )
     for key in ("eval_every", "log_every"):
         if getattr(config, key).value == 0:
             yield Problem(f"{key} must be longer than zero", config.where(key))
     if config.checkpoint.every.value == 0:
         yield Problem("checkpoint.every must be longer than zero", config.where("checkpoint", "every"))
     if config.device == "cpu" and config.deterministic is False:
-        yield Problem("deterministic: false has no meaning on CPU, where runs always repeat exactly",
-                      config.where("deterministic"), "leave it out")
+        yield Problem(
+            "deterministic: false has no meaning on CPU, where runs always repeat exactly",
+            config.where("deterministic"),
+            "leave it out",
+        )
 
 
 def _check_model(config: RunConfig) -> Iterator[Problem]:
     if config.model.pretrained and config.model.weights is not None:
-        yield Problem("pretrained: true and weights: FILE both say where the weights come from",
-                      config.where("model", "weights"), "keep one of them")
+        yield Problem(
+            "pretrained: true and weights: FILE both say where the weights come from",
+            config.where("model", "weights"),
+            "keep one of them",
+        )
 
 
 def _check_groups(config: RunConfig) -> Iterator[Problem]:
@@ -155,5 +184,6 @@ def _check_groups(config: RunConfig) -> Iterator[Problem]:
             loc: Loc = ("optimizer", "groups", i, key)
             yield from _check_number(key, value, loc, config._document)
             if takes is not None and not takes.open and key not in takes.defaults:
-                yield _unknown_argument("optimizer", config.optimizer.name, key, loc, tuple(takes.defaults), fields,
-                                        config._document)
+                yield _unknown_argument(
+                    "optimizer", config.optimizer.name, key, loc, tuple(takes.defaults), fields, config._document
+                )

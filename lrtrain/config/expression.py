@@ -14,15 +14,49 @@ from typing import Any
 MAX_LENGTH = 500
 
 _NAMES: dict[str, Any] = {
-    "pi": math.pi, "e": math.e, "sqrt": math.sqrt, "exp": math.exp, "log": math.log, "cos": math.cos,
-    "sin": math.sin, "tan": math.tan, "abs": abs, "min": min, "max": max,
-    "floor": lambda x: float(math.floor(x)), "ceil": lambda x: float(math.ceil(x)),
+    "pi": math.pi,
+    "e": math.e,
+    "sqrt": math.sqrt,
+    "exp": math.exp,
+    "log": math.log,
+    "cos": math.cos,
+    "sin": math.sin,
+    "tan": math.tan,
+    "abs": abs,
+    "min": min,
+    "max": max,
+    "floor": lambda x: float(math.floor(x)),
+    "ceil": lambda x: float(math.ceil(x)),
 }
 _FUNCTIONS = [name for name, value in _NAMES.items() if callable(value)]
 _ALLOWED = (
-    ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.UnaryOp, ast.UAdd,
-    ast.USub, ast.Constant, ast.Name, ast.Load, ast.Call, ast.IfExp, ast.Compare, ast.Lt, ast.LtE, ast.Gt,
-    ast.GtE, ast.Eq, ast.NotEq, ast.BoolOp, ast.And, ast.Or, ast.Not,
+    ast.BinOp,
+    ast.Add,
+    ast.Sub,
+    ast.Mult,
+    ast.Div,
+    ast.FloorDiv,
+    ast.Mod,
+    ast.Pow,
+    ast.UnaryOp,
+    ast.UAdd,
+    ast.USub,
+    ast.Constant,
+    ast.Name,
+    ast.Load,
+    ast.Call,
+    ast.IfExp,
+    ast.Compare,
+    ast.Lt,
+    ast.LtE,
+    ast.Gt,
+    ast.GtE,
+    ast.Eq,
+    ast.NotEq,
+    ast.BoolOp,
+    ast.And,
+    ast.Or,
+    ast.Not,
 )
 
 
@@ -87,8 +121,9 @@ def _check(node: ast.AST, variable: str) -> None:
         if not known or node.keywords or not node.args:
             raise ValueError(f"a formula can call only {', '.join(_FUNCTIONS)}, such as sqrt({variable})")
     elif not isinstance(node, _ALLOWED):
-        raise ValueError(f"a formula holds only arithmetic, comparisons and `a if {variable} < 1 else b`, "
-                         f"not {type(node).__name__}")
+        raise ValueError(
+            f"a formula holds only arithmetic, comparisons and `a if {variable} < 1 else b`, not {type(node).__name__}"
+        )
 
 
 class _Floats(ast.NodeTransformer):

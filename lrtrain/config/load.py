@@ -38,14 +38,16 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
 def resolve(document: Document) -> RunConfig:
     """Check plain data and freeze it."""
     if not isinstance(document.data, dict):
-        raise ConfigError("the config must be a mapping of keys such as model, dataset, optimizer, schedule",
-                          document.where())
+        raise ConfigError(
+            "the config must be a mapping of keys such as model, dataset, optimizer, schedule", document.where()
+        )
     problems = checks.check_names(document)
     try:
         config = RunConfig.model_validate(document.data)
     except ValidationError as error:
-        raise ConfigError(_in_file_order(problems_of(error, document)
-                                         + problems + _phase_problems(document), document)) from None
+        raise ConfigError(
+            _in_file_order(problems_of(error, document) + problems + _phase_problems(document), document)
+        ) from None
     config._document = document
     problems += checks.check_values(config) + schedule_checks.check_schedule(config)
     if problems:
@@ -84,15 +86,19 @@ def _read(path: Path, *, given: bool) -> str:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         if not given:
-            raise ConfigError("no CONFIG given, and there is no ./lrtrain.yaml",
-                              hint="`lrtrain init --example` writes one to start from") from None
+            raise ConfigError(
+                "no CONFIG given, and there is no ./lrtrain.yaml",
+                hint="`lrtrain init --example` writes one to start from",
+            ) from None
         beside = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         guess = difflib.get_close_matches(where, beside, 1)
-        raise ConfigError(f"there is no config file {where!r}",
-                          hint=f"did you mean {guess[0]!r}?" if guess else None) from None
+        raise ConfigError(
+            f"there is no config file {where!r}", hint=f"did you mean {guess[0]!r}?" if guess else None
+        ) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"the config is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}",
-                          where) from None
+        raise ConfigError(
+            f"the config is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}", where
+        ) from None
     except OSError as error:
         raise ConfigError(f"the config cannot be read: {error.strerror}", where) from None
     if "\0" in text:

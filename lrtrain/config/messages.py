@@ -15,22 +15,53 @@ SECTIONS: dict[str, type[BaseModel]] = {"model": Model, "dataset": Dataset, "opt
 
 # What people who come from elsewhere write, and where it stands here.
 ELSEWHERE = {
-    "learning_rate": "optimizer.lr", "lr": "optimizer.lr", "lr0": "optimizer.lr", "base_lr": "optimizer.lr",
-    "wd": "optimizer.weight_decay", "num_epochs": "epochs", "max_epochs": "epochs", "n_epochs": "epochs",
-    "max_steps": "steps", "batch": "batch_size", "bs": "batch_size", "scheduler": "schedule",
-    "lr_scheduler": "schedule", "data": "dataset", "arch": "model", "num_workers": "workers", "amp": "precision",
-    "gpu": "device", "patience": "early_stop.patience", "grad_clip": "clip_norm", "accum": "accumulate",
-    "gradient_accumulation_steps": "accumulate", "warmup_epochs": "schedule.warmup", "warmup_steps": "schedule.warmup",
-    "path": "dataset.root", "data_dir": "dataset.root", "milestones": "schedule.milestones", "gamma": "schedule.gamma",
-    "augment": "dataset.transforms", "opt": "optimizer", "val_split": "dataset.val_fraction",
+    "learning_rate": "optimizer.lr",
+    "lr": "optimizer.lr",
+    "lr0": "optimizer.lr",
+    "base_lr": "optimizer.lr",
+    "wd": "optimizer.weight_decay",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "n_epochs": "epochs",
+    "max_steps": "steps",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "scheduler": "schedule",
+    "lr_scheduler": "schedule",
+    "data": "dataset",
+    "arch": "model",
+    "num_workers": "workers",
+    "amp": "precision",
+    "gpu": "device",
+    "patience": "early_stop.patience",
+    "grad_clip": "clip_norm",
+    "accum": "accumulate",
+    "gradient_accumulation_steps": "accumulate",
+    "warmup_epochs": "schedule.warmup",
+    "warmup_steps": "schedule.warmup",
+    "path": "dataset.root",
+    "data_dir": "dataset.root",
+    "milestones": "schedule.milestones",
+    "gamma": "schedule.gamma",
+    "augment": "dataset.transforms",
+    "opt": "optimizer",
+    "val_split": "dataset.val_fraction",
 }
 _EXAMPLES = {
-    "model": "model: resnet18", "dataset": "dataset: {name: imagefolder, root: ~/photos}", "batch_size": "batch_size: 128",
-    "optimizer": "optimizer: {name: SGD, lr: 0.1, momentum: 0.9}", "lr": "lr: 0.1", "name": "name: ...",
+    "model": "model: resnet18",
+    "dataset": "dataset: {name: imagefolder, root: ~/photos}",
+    "batch_size": "batch_size: 128",
+    "optimizer": "optimizer: {name: SGD, lr: 0.1, momentum: 0.9}",
+    "lr": "lr: 0.1",
+    "name": "name: ...",
     "params": 'params: "^fc\\\\."',
 }
-_BOUNDS = {"greater_than": ("gt", "greater than"), "greater_than_equal": ("ge", "at least"),
-           "less_than": ("lt", "less than"), "less_than_equal": ("le", "at most")}
+_BOUNDS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
 
 
 def problems_of(error: ValidationError, document: Document) -> list[Problem]:
@@ -65,7 +96,9 @@ def _problem(item: Any, loc: Loc, document: Document) -> Problem:
     if kind == "extra_forbidden":
         return unknown_key(loc, document)
     if kind == "duration":
-        return Problem(f"{name}: {context['why']}", where, "a duration is epochs (5ep), steps (300step) or a part of the run (10%)")
+        return Problem(
+            f"{name}: {context['why']}", where, "a duration is epochs (5ep), steps (300step) or a part of the run (10%)"
+        )
     if kind == "literal_error":
         allowed = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
         guess = lookup.closest(str(value), allowed)
@@ -80,10 +113,19 @@ def _problem(item: Any, loc: Loc, document: Document) -> Problem:
 
 
 def _wrong_type(kind: str, message: str, name: str, value: Any, where: str) -> Problem:
-    wanted = {"float_type": "a number", "int_type": "a whole number", "bool_type": "true or false",
-              "string_type": "text", "finite_number": "a finite number", "tuple_type": "a list",
-              "model_type": "a mapping", "model_attributes_type": "a mapping", "dict_type": "a mapping",
-              "int_from_float": "a whole number", "string_pattern_mismatch": "auto, cpu, cuda, cuda:1 or mps"}.get(kind)
+    wanted = {
+        "float_type": "a number",
+        "int_type": "a whole number",
+        "bool_type": "true or false",
+        "string_type": "text",
+        "finite_number": "a finite number",
+        "tuple_type": "a list",
+        "model_type": "a mapping",
+        "model_attributes_type": "a mapping",
+        "dict_type": "a mapping",
+        "int_from_float": "a whole number",
+        "string_pattern_mismatch": "auto, cpu, cuda, cuda:1 or mps",
+    }.get(kind)
     if wanted is None:
         return Problem(f"{name}: {message}; got {shortened(value)}", where)
     return Problem(f"{name} must be {wanted}; got {shortened(value)}", where, number_hint(value))
@@ -111,7 +153,9 @@ def unknown_key(loc: Loc, document: Document) -> Problem:
     if not parents and (guess is None or key in ELSEWHERE):
         home = belongs(str(key))
         if home is not None:
-            return Problem(f"{key!r} is not a key of the config's top level", document.where(*loc), f"write it as {home}")
+            return Problem(
+                f"{key!r} is not a key of the config's top level", document.where(*loc), f"write it as {home}"
+            )
     hint = f"did you mean {guess!r}? " if guess else ""
     return Problem(f"there is no key {dotted(loc)!r}", document.where(*loc), f"{hint}known here: {', '.join(known)}")
 
@@ -129,7 +173,13 @@ def belongs(key: str) -> str | None:
 
 def _section(parents: Loc) -> type[BaseModel]:
     names = [part for part in parents if isinstance(part, str)]
-    nested: dict[str, type[BaseModel]] = {"transforms": Transforms, "groups": Group, "early_stop": EarlyStop, "checkpoint": Checkpoint, **SECTIONS}
+    nested: dict[str, type[BaseModel]] = {
+        "transforms": Transforms,
+        "groups": Group,
+        "early_stop": EarlyStop,
+        "checkpoint": Checkpoint,
+        **SECTIONS,
+    }
     return nested.get(names[-1], RunConfig) if names else RunConfig
 
 

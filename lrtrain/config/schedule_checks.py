@@ -19,7 +19,8 @@ CYCLES_MOMENTUM = ("OneCycleLR", "CyclicLR")
 DEFAULT_MONITOR = "val_loss"
 
 _NOT_IN_A_CHAIN = {
-    "ReduceLROnPlateau": "it ticks at each evaluation, on a metric", "ChainedScheduler": "chains do not nest",
+    "ReduceLROnPlateau": "it ticks at each evaluation, on a metric",
+    "ChainedScheduler": "chains do not nest",
     "SequentialLR": "phases in sequence are a list under `schedule`",
 }
 
@@ -30,8 +31,10 @@ def phases(config: RunConfig) -> list[tuple[Loc, Phase]]:
         return [(("schedule",), Phase.model_validate({"name": "fixed", "for": "rest"}))]
     places, first = _places(config), config.schedule[0]
     if len(places) == 1 and first.warmup is not None:
-        return [(places[0], Phase.model_validate({"name": "LinearLR", "for": first.warmup})),
-                (places[0], first.model_copy(update={"warmup": None, "length": "rest"}))]
+        return [
+            (places[0], Phase.model_validate({"name": "LinearLR", "for": first.warmup})),
+            (places[0], first.model_copy(update={"warmup": None, "length": "rest"})),
+        ]
     last = config.schedule[-1]
     ending = last.model_copy(update={"length": "rest"}) if last.length is None else last
     return list(zip(places, (*config.schedule[:-1], ending), strict=True))
@@ -46,8 +49,11 @@ def _places(config: RunConfig) -> list[Loc]:
 def check_schedule(config: RunConfig) -> list[Problem]:
     """Every problem of the schedule that needs no data; `make_plan` finds the others."""
     found = phases(config)
-    problems = [problem for loc, phase in zip(_places(config), config.schedule, strict=True)
-                for problem in check_phase(phase, loc, config.where)]
+    problems = [
+        problem
+        for loc, phase in zip(_places(config), config.schedule, strict=True)
+        for problem in check_phase(phase, loc, config.where)
+    ]
     problems += _check_order(config, found)
     problems += _check_lengths(config, found)
     problems += [problem for loc, phase in found for problem in _check_momentum(config, phase, loc)]
@@ -65,8 +71,13 @@ def check_phase(phase: Phase, loc: Loc, where: Where) -> list[Problem]:
     problems: list[Problem] = []
     for key, length in (("for", phase.length), ("warmup", phase.warmup)):
         if isinstance(length, Duration) and length.value == 0:
-            problems.append(Problem(f"a phase lasts longer than zero; got {length}", where(*loc, key),
-                                    "leave the warmup out" if key == "warmup" else "leave the phase out"))
+            problems.append(
+                Problem(
+                    f"a phase lasts longer than zero; got {length}",
+                    where(*loc, key),
+                    "leave the warmup out" if key == "warmup" else "leave the phase out",
+                )
+            )
     if phase.warmup is not None and phase.length not in (None, "rest"):
         problems.append(
             Problem(
@@ -82,8 +93,13 @@ def check_phase(phase: Phase, loc: Loc, where: Where) -> list[Problem]:
             Problem("SequentialLR is written as a list of phases", where(*loc), as_phases(phase)),
         ]
     if phase.monitor is not None and phase.name != "ReduceLROnPlateau":
-        problems.append(Problem(f"{phase.name} watches no metric; monitor is for ReduceLROnPlateau",
-                                where(*loc, "monitor"), "leave it out"))
+        problems.append(
+            Problem(
+                f"{phase.name} watches no metric; monitor is for ReduceLROnPlateau",
+                where(*loc, "monitor"),
+                "leave it out",
+            )
+        )
     if phase.name == "ChainedScheduler":
         return problems + list(_check_chain(phase, loc, where))
     problems += check_arguments(phase.name, phase.args, phase.every, loc, where)
@@ -91,8 +107,13 @@ def check_phase(phase: Phase, loc: Loc, where: Where) -> list[Problem]:
     if phase.name in checks:
         problems += checks[phase.name](phase, loc, where)
     if phase.every == "epoch" and isinstance(phase.length, Duration) and _broken_epochs(phase.length):
-        problems.append(Problem(f"`every: epoch` ticks at whole epochs, but the phase lasts {phase.length}",
-                                where(*loc, "for"), "use `every: step`, or whole epochs"))
+        problems.append(
+            Problem(
+                f"`every: epoch` ticks at whole epochs, but the phase lasts {phase.length}",
+                where(*loc, "for"),
+                "use `every: step`, or whole epochs",
+            )
+        )
     return problems
 
 
@@ -101,9 +122,7 @@ def cycles_momentum(name: str, args: dict[str, Any]) -> bool:
     return name in CYCLES_MOMENTUM and args.get("cycle_momentum", True) is True
 
 
-_AS_PHASES = (
-    "write the warm-up as the first of a list of phases: {name: LinearLR, for: 5ep, start_factor: 0.01}"
-)
+_AS_PHASES = "write the warm-up as the first of a list of phases: {name: LinearLR, for: 5ep, start_factor: 0.01}"
 
 
 def _broken_epochs(length: Duration) -> bool:
@@ -165,9 +184,7 @@ def _check_chain(phase: Phase, loc: Loc, where: Where) -> Iterator[Problem]:
 def _check_child(data: dict[str, Any], phase: Phase, loc: Loc, where: Where) -> Iterator[Problem]:
     name = data["name"]
     unknown = lookup.why_unknown("scheduler", name)
-    refused = _NOT_IN_A_CHAIN.get(name) or (
-        "it is a shape of ours" if name in lookup.ours("scheduler") else None
-    )
+    refused = _NOT_IN_A_CHAIN.get(name) or ("it is a shape of ours" if name in lookup.ours("scheduler") else None)
     if unknown is not None or refused:
         what, hint = unknown or (
             f"{name} cannot stand in a ChainedScheduler: {refused}",
@@ -183,9 +200,7 @@ def _check_child(data: dict[str, Any], phase: Phase, loc: Loc, where: Where) -> 
                 where(*loc, key),
                 "write it beside ChainedScheduler",
             )
-    args = {
-        key: value for key, value in data.items() if key not in ("name", "for", "every", "warmup", "monitor")
-    }
+    args = {key: value for key, value in data.items() if key not in ("name", "for", "every", "warmup", "monitor")}
     for key in args:
         if takes is not None and key not in takes.defaults:
             guess = lookup.closest(key, list(takes.defaults))
@@ -205,8 +220,11 @@ def _check_order(config: RunConfig, found: list[tuple[Loc, Phase]]) -> Iterator[
     if len(config.schedule) > 1:
         for loc, phase in found:
             if phase.warmup is not None:
-                yield Problem("warmup is for a schedule of one phase; here there are "
-                              f"{len(config.schedule)}", config.where(*loc, "warmup"), _AS_PHASES)
+                yield Problem(
+                    f"warmup is for a schedule of one phase; here there are {len(config.schedule)}",
+                    config.where(*loc, "warmup"),
+                    _AS_PHASES,
+                )
     for loc, phase in found[:-1]:
         if phase.length is None:
             yield Problem(
@@ -215,8 +233,11 @@ def _check_order(config: RunConfig, found: list[tuple[Loc, Phase]]) -> Iterator[
                 "such as for: 5ep, or for: rest where it fills what the others leave",
             )
         if phase.name == "ReduceLROnPlateau":
-            yield Problem("ReduceLROnPlateau must be the last phase: what it does is not known in advance",
-                          config.where(*loc), "put the other phases before it")
+            yield Problem(
+                "ReduceLROnPlateau must be the last phase: what it does is not known in advance",
+                config.where(*loc),
+                "put the other phases before it",
+            )
     rests = [loc for loc, phase in found if phase.length == "rest"]
     if len(rests) > 1:
         yield Problem(
@@ -241,9 +262,7 @@ def _check_lengths(config: RunConfig, found: list[tuple[Loc, Phase]]) -> Iterato
     if too_long or too_short:
         sums = " + ".join(str(d) for d in lengths)
         least = "at least " if len(known) < len(lengths) else ""
-        total_words = (
-            f" = {least}{float(total):g} {word}" if len(lengths) > 1 or lengths[0].unit != unit else ""
-        )
+        total_words = f" = {least}{float(total):g} {word}" if len(lengths) > 1 or lengths[0].unit != unit else ""
         leaves = ", which leaves nothing for the rest" if too_long and open_ended else ""
         warmup = config.schedule[0].warmup if len(config.schedule) == 1 else None
         what = f"the warm-up lasts {sums}" if warmup is not None else f"the phases last {sums}"

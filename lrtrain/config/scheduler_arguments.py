@@ -88,9 +88,7 @@ class Interval:
         low, high = self.text[1:-1].split(", ")
         words = ("at least " if self.text[0] == "[" else "greater than ") + low
         return (
-            words
-            if high == "inf"
-            else words + (" and at most " if self.text[-1] == "]" else " and less than ") + high
+            words if high == "inf" else words + (" and at most " if self.text[-1] == "]" else " and less than ") + high
         )
 
 
@@ -101,9 +99,7 @@ def counts_of(name: str) -> tuple[str, ...]:
     return COUNTS.get(name, ())
 
 
-def check_arguments(
-    name: str, args: dict[str, Any], every: Every | None, loc: Loc, where: Where
-) -> Iterator[Problem]:
+def check_arguments(name: str, args: dict[str, Any], every: Every | None, loc: Loc, where: Where) -> Iterator[Problem]:
     """What is wrong with the values of one scheduler's arguments; unknown arguments are somebody else's."""
     counts = counts_of(name)
     for key, value in args.items():
@@ -112,8 +108,11 @@ def check_arguments(
             yield Problem(what, where(*loc, key), hint)
     reason = None if every else why_unit_needed(name, args)
     if reason:
-        yield Problem(f"{name} needs `every: epoch` or `every: step`: {reason}", where(*loc),
-                      "put `every: epoch` or `every: step` beside it")
+        yield Problem(
+            f"{name} needs `every: epoch` or `every: step`: {reason}",
+            where(*loc),
+            "put `every: epoch` or `every: step` beside it",
+        )
 
 
 def why_unit_needed(name: str, args: dict[str, Any]) -> str | None:
@@ -146,10 +145,14 @@ def _check_count(key: str, value: Any, every: Every | None) -> Iterator[tuple[st
         yield f"{key} is empty", "name at least one point, such as [30ep, 60ep]"
     bare = [item for item in items if isinstance(item, int | float) and not isinstance(item, bool)]
     if every is None and bare and all(math.isfinite(item) and item > 0 for item in bare):
-        written = ["[" + ", ".join(f"{item:g}{unit}" for item in bare) + "]" if isinstance(value, list)
-                   else f"{value:g}{unit}" for unit in ("ep", "step")]
-        yield (f"{key}: {value} has no unit",
-               f"write {' or '.join(written)}, or put `every: epoch` or `every: step` beside it")
+        written = [
+            "[" + ", ".join(f"{item:g}{unit}" for item in bare) + "]" if isinstance(value, list) else f"{value:g}{unit}"
+            for unit in ("ep", "step")
+        ]
+        yield (
+            f"{key}: {value} has no unit",
+            f"write {' or '.join(written)}, or put `every: epoch` or `every: step` beside it",
+        )
         return
     problems = [problem for item in items for problem in _check_one_count(key, item, every)]
     yield from problems or _check_rising(key, items)
@@ -187,8 +190,10 @@ def _check_duration(key: str, item: Any, every: Every | None) -> Iterator[tuple[
     if duration.value == 0:
         yield f"{key} must be longer than zero; got {duration}", None
     elif every == "epoch" and duration.unit == "ep" and duration.value.denominator != 1:
-        yield (f"{key}: {duration} is not a whole number of epochs, but the scheduler ticks once an epoch",
-               "use `every: step`")
+        yield (
+            f"{key}: {duration} is not a whole number of epochs, but the scheduler ticks once an epoch",
+            "use `every: step`",
+        )
 
 
 def _check_value(name: str, key: str, value: Any) -> Iterator[tuple[str, str | None]]:
@@ -212,9 +217,7 @@ def _check_value(name: str, key: str, value: Any) -> Iterator[tuple[str, str | N
         yield from _check_numbers(key, value, Interval(_RANGES.get(both, _RANGES.get(key, ""))), reason)
 
 
-def _check_numbers(
-    key: str, value: Any, allowed: Interval, reason: str | None
-) -> Iterator[tuple[str, str | None]]:
+def _check_numbers(key: str, value: Any, allowed: Interval, reason: str | None) -> Iterator[tuple[str, str | None]]:
     if isinstance(value, list) and key not in PER_GROUP:
         yield f"{key} must be one number; got {shortened(value)}", None
         return
@@ -232,7 +235,7 @@ def _check_formulas(key: str, value: Any) -> Iterator[tuple[str, str | None]]:
         try:
             Expression.parse(item, FORMULAS[key])
         except ValueError as error:
-            yield f"{key}: {error}", f"such as {key}: \"0.95 ** {FORMULAS[key]}\""
+            yield f"{key}: {error}", f'such as {key}: "0.95 ** {FORMULAS[key]}"'
 
 
 def _annotations(name: str) -> dict[str, Any]:
@@ -245,5 +248,6 @@ def _annotations(name: str) -> dict[str, Any]:
 def _literals(name: str) -> dict[str, tuple[str, ...]]:
     if name not in lookup.ours("scheduler"):
         return {}
-    return {key: typing.get_args(kind) for key, kind in _annotations(name).items()
-            if typing.get_origin(kind) is Literal}
+    return {
+        key: typing.get_args(kind) for key, kind in _annotations(name).items() if typing.get_origin(kind) is Literal
+    }

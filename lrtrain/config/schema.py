@@ -52,7 +52,8 @@ class Model(Named):
     pretrained: bool = Field(False, description="start from torchvision's or timm's default weights")
     weights: str | None = Field(None, description="start from a local .safetensors, .pth or .pt file")
     stem: Literal["standard", "small"] = Field(
-        "standard", description="small: 3x3 stride-1 first convolution without max-pool, for images of 64 px or less")
+        "standard", description="small: 3x3 stride-1 first convolution without max-pool, for images of 64 px or less"
+    )
 
 
 Bare = BeforeValidator(_named)
@@ -70,7 +71,8 @@ class Dataset(Named):
 
     root: str | None = Field(None, description="folder of the data; ~ is expanded")
     val_fraction: float | None = Field(
-        None, gt=0, lt=1, description="part of the training data held out, per class, where there is no split for it")
+        None, gt=0, lt=1, description="part of the training data held out, per class, where there is no split for it"
+    )
     transforms: Transforms = Transforms()
 
 
@@ -102,9 +104,11 @@ class Phase(Named):
     """A stretch of the schedule. Further keys are arguments of the scheduler."""
 
     length: Duration | Literal["rest"] | None = Field(
-        None, alias="for", description="how long the phase is; rest fills what is left")
+        None, alias="for", description="how long the phase is; rest fills what is left"
+    )
     every: Literal["epoch", "step"] | None = Field(
-        None, description="how often the scheduler ticks: the unit of bare integers and of per-tick rates")
+        None, description="how often the scheduler ticks: the unit of bare integers and of per-tick rates"
+    )
     warmup: Duration | None = Field(None, description="short for a LinearLR phase of this length before it")
     monitor: Monitor | None = Field(None, description="ReduceLROnPlateau: the metric it watches")
 
@@ -136,7 +140,8 @@ class RunConfig(_Section):
     dataset: Annotated[Dataset, Bare]
     optimizer: Optimizer
     schedule: Annotated[tuple[Annotated[Phase, Bare], ...], BeforeValidator(_listed)] = Field(
-        (), strict=False, description="a phase or a list of phases; the LR is fixed when absent")
+        (), strict=False, description="a phase or a list of phases; the LR is fixed when absent"
+    )
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")

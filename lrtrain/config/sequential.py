@@ -16,8 +16,7 @@ def as_phases(phase: Phase) -> str:
     children, milestones = phase.args.get("schedulers"), phase.args.get("milestones")
     unit = {"epoch": "ep", "step": "step", None: "ep"}[phase.every]
     lengths = _lengths_between(milestones, unit)
-    example = ("schedule:\n  - {name: LinearLR, for: 5ep, start_factor: 0.01}\n"
-               "  - {name: CosineAnnealingLR, for: rest}")
+    example = "schedule:\n  - {name: LinearLR, for: 5ep, start_factor: 0.01}\n  - {name: CosineAnnealingLR, for: rest}"
     if not isinstance(children, list) or not lengths or len(lengths) != len(children) - 1:
         return "such as\n" + example
     lines = ["schedule:"]
@@ -25,9 +24,7 @@ def as_phases(phase: Phase) -> str:
         data = {"name": child} if isinstance(child, str) else child
         if not isinstance(data, dict) or "name" not in data:
             return "such as\n" + example
-        rest = "".join(
-            f", {key}: {_flow(value)}" for key, value in data.items() if key not in ("name", "for")
-        )
+        rest = "".join(f", {key}: {_flow(value)}" for key, value in data.items() if key not in ("name", "for"))
         counts = f", every: {phase.every}" if phase.every and counts_of(str(data["name"])) else ""
         lines.append(f"  - {{name: {data['name']}, for: {length}{counts}{rest}}}")
     guessed = phase.every is None and not all(isinstance(m, str) for m in milestones or [])

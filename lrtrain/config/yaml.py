@@ -142,16 +142,23 @@ def _mapping(node: yaml.MappingNode, loc: Loc, document: Document, problems: lis
         inner = (*loc, key)
         if key in data:
             first = document.lines[inner]
-            problems.append(Problem(f"{key!r} is given twice, on line {first} and on line {line}",
-                                    f"{document.name}:{line}  {dotted(inner)}", "keep one of them"))
+            problems.append(
+                Problem(
+                    f"{key!r} is given twice, on line {first} and on line {line}",
+                    f"{document.name}:{line}  {dotted(inner)}",
+                    "keep one of them",
+                )
+            )
             continue
         document.lines[inner] = line
         data[key] = _value(value_node, inner, document, problems)
     return data
 
 
-PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in
-               ("str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merge", "value")}
+PLAIN_TAGS = {
+    f"tag:yaml.org,2002:{kind}"
+    for kind in ("str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merge", "value")
+}
 
 
 class _Dumper(yaml.SafeDumper):

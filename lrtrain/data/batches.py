@@ -37,8 +37,15 @@ class Batches:
     """Batches as a pure function of (config, step): the same for any number of workers, cache and start."""
 
     def __init__(
-        self, pipeline: Pipeline, *, batch_size: int, where: Callable[..., str], drop_last: bool = False,
-        workers: int = 0, cache: Mode = "auto", device: torch.device | str = "cpu",
+        self,
+        pipeline: Pipeline,
+        *,
+        batch_size: int,
+        where: Callable[..., str],
+        drop_last: bool = False,
+        workers: int = 0,
+        cache: Mode = "auto",
+        device: torch.device | str = "cpu",
         channels_last: bool = False,
     ):
         """Prepare the images that are kept in memory.
@@ -63,9 +70,11 @@ class Batches:
         self.batch_size, self.drop_last, self.workers = batch_size, drop_last, workers
         self.steps_per_epoch = steps_per_epoch(n, batch_size, drop_last)
         if self.steps_per_epoch == 0:
-            raise ConfigError(f"with drop_last an epoch has no batch: batch_size {batch_size} is more than "
-                              f"the {n} training images", where("batch_size"),
-                              f"write `batch_size: {n}` or less, or `drop_last: false`")
+            raise ConfigError(
+                f"with drop_last an epoch has no batch: batch_size {batch_size} is more than the {n} training images",
+                where("batch_size"),
+                f"write `batch_size: {n}` or less, or `drop_last: false`",
+            )
         self._device = torch.device(device)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._train = self._kept(Workshop("train", source.train, pipeline.train), cache, where)

@@ -91,8 +91,9 @@ def _ours(name: str, source: Callable[..., Source], arguments: dict[str, Any], s
     if unknown := [argument for argument in arguments if argument not in parameters]:
         takes = ", ".join(p for p in parameters if p != "seed") or "no arguments"
         raise ConfigError(f"{name} does not take {', '.join(map(repr, unknown))}", hint=f"it takes: {takes}")
-    missing = [p.name for p in parameters.values()
-               if p.default is p.empty and p.name != "seed" and p.name not in arguments]
+    missing = [
+        p.name for p in parameters.values() if p.default is p.empty and p.name != "seed" and p.name not in arguments
+    ]
     if missing:
         raise ConfigError(f"{name} needs {' and '.join(missing)}", hint=f"add `{missing[0]}: ...` to dataset")
     return source(**arguments, **({"seed": seed} if "seed" in parameters else {}))
@@ -107,19 +108,28 @@ def _own(name: str, function: Any, arguments: dict[str, Any], seed: int) -> Sour
     except LrtrainError:
         raise
     except Exception as error:
-        raise DataError(f"{name} failed: {type(error).__name__}: {error}",
-                        hint=f"it was called with {', '.join(arguments) or 'no arguments'}") from error
+        raise DataError(
+            f"{name} failed: {type(error).__name__}: {error}",
+            hint=f"it was called with {', '.join(arguments) or 'no arguments'}",
+        ) from error
     if isinstance(made, Source):
         return made
     if isinstance(made, tuple) and len(made) in (2, 3) and all(hasattr(part, "__getitem__") for part in made):
         return pairs_source(name, dict(zip(("train", "val", "test"), made, strict=False)), None, seed)
-    raise DataError(f"{name} must return datasets (train, val) of (image, class) pairs, or a "
-                    f"lrtrain.data.source.Source; it returned {type(made).__name__}")
+    raise DataError(
+        f"{name} must return datasets (train, val) of (image, class) pairs, or a "
+        f"lrtrain.data.source.Source; it returned {type(made).__name__}"
+    )
 
 
 def make_pipeline(
-    source: Source, dataset: Dataset, *, seed: int, where: Where,
-    mean_std: tuple[Sequence[float], Sequence[float]] | None = None, photo_size: int = PHOTO,
+    source: Source,
+    dataset: Dataset,
+    *,
+    seed: int,
+    where: Where,
+    mean_std: tuple[Sequence[float], Sequence[float]] | None = None,
+    photo_size: int = PHOTO,
 ) -> Pipeline:
     """Complete the transform lists, part them into stages and try them on a few images.
 
@@ -145,8 +155,12 @@ def make_pipeline(
 
     def made(name: str, entries: Sequence[Entry]) -> tuple[list[Entry], list[Step]]:
         located = completed(entries, statistics, source.channels)
-        places = [where("dataset", "transforms", name, i) if written[name] is not None and i is not None
-                  else where("dataset", "transforms") for i, _ in located]
+        places = [
+            where("dataset", "transforms", name, i)
+            if written[name] is not None and i is not None
+            else where("dataset", "transforms")
+            for i, _ in located
+        ]
         resolved = [entry for _, entry in located]
         return resolved, build_steps(resolved, places)
 
@@ -154,8 +168,9 @@ def make_pipeline(
     _refuse_random(val[1])
     shape = _tried(source.train, "train", train[1], seed, where)
     _tried(source.val, "val", val[1], seed, where)
-    return Pipeline(source, stages(train[1], size), stages(val[1], size), seed, shape,
-                    {"train": train[0], "val": val[0]})
+    return Pipeline(
+        source, stages(train[1], size), stages(val[1], size), seed, shape, {"train": train[0], "val": val[0]}
+    )
 
 
 def _written(items: tuple[Named, ...] | None) -> list[Entry] | None:
@@ -163,7 +178,10 @@ def _written(items: tuple[Named, ...] | None) -> list[Entry] | None:
 
 
 def _with_defaults(
-    source: Source, written: dict[str, list[Entry] | None], size: Size | None, photo_size: int,
+    source: Source,
+    written: dict[str, list[Entry] | None],
+    size: Size | None,
+    photo_size: int,
     made: Callable[[str, Sequence[Entry]], tuple[list[Entry], list[Step]]],
 ) -> tuple[tuple[list[Entry], list[Step]], tuple[list[Entry], list[Step]]]:
     """Both lists, built; one that is absent gets the default for the size that the other ends with."""
@@ -171,17 +189,27 @@ def _with_defaults(
     given = train or val
     known = final_size(given[1], size) if given else None
     target = known or default_size(source, photo_size)
-    return (train or made("train", train_default(source, target)),
-            val or made("val", val_default(source, target)))
+    return (train or made("train", train_default(source, target)), val or made("val", val_default(source, target)))
 
 
 def _refuse_random(steps: Sequence[Step]) -> None:
-    drawn = [s for s in steps if s.name.startswith("Random")
-             or s.name in ("AugMix", "AutoAugment", "ColorJitter", "RandAugment", "TrivialAugmentWide")]
+    drawn = [
+        s
+        for s in steps
+        if s.name.startswith("Random")
+        or s.name in ("AugMix", "AutoAugment", "ColorJitter", "RandAugment", "TrivialAugmentWide")
+    ]
     if drawn:
-        raise ConfigError([Problem(f"evaluation must not be random, and {s.name} is", s.where,
-                                   "move it to transforms.train; val usually has Resize and CenterCrop")
-                           for s in drawn])
+        raise ConfigError(
+            [
+                Problem(
+                    f"evaluation must not be random, and {s.name} is",
+                    s.where,
+                    "move it to transforms.train; val usually has Resize and CenterCrop",
+                )
+                for s in drawn
+            ]
+        )
 
 
 def _tried(split: Split, name: str, steps: Sequence[Step], seed: int, where: Where) -> tuple[int, int, int]:
@@ -197,20 +225,30 @@ def _tried(split: Split, name: str, steps: Sequence[Step], seed: int, where: Whe
                 try:
                     image = step.to_sample(image, i, moment)
                 except Exception as error:
-                    raise ConfigError(f"the {name} transform {step.name} fails on {split.path(i)}, "
-                                      f"{_described(image)}: {error}", step.where) from error
+                    raise ConfigError(
+                        f"the {name} transform {step.name} fails on {split.path(i)}, {_described(image)}: {error}",
+                        step.where,
+                    ) from error
                 if not isinstance(image, torch.Tensor) or image.ndim != 3:
-                    raise ConfigError(f"the {name} transform {step.name} must make one image of one; "
-                                      f"it made {_described(image)}", step.where, "leave it out")
+                    raise ConfigError(
+                        f"the {name} transform {step.name} must make one image of one; it made {_described(image)}",
+                        step.where,
+                        "leave it out",
+                    )
         if image.dtype != torch.float32:
-            raise ConfigError(f"the {name} transforms must end with float32 images, not {image.dtype}",
-                              where("dataset", "transforms", name),
-                              "end with {name: ToDtype, dtype: float32, scale: true}")
+            raise ConfigError(
+                f"the {name} transforms must end with float32 images, not {image.dtype}",
+                where("dataset", "transforms", name),
+                "end with {name: ToDtype, dtype: float32, scale: true}",
+            )
         shapes.setdefault(tuple(image.shape), i)
     if len(shapes) > 1:
         found = "; ".join(f"{split.path(i)}: {_shape(shape)}" for shape, i in list(shapes.items())[:2])
-        raise ConfigError(f"the {name} transforms leave images of different sizes, which make no batch: "
-                          f"{found}", where("dataset", "transforms", name), SAME_SIZE)
+        raise ConfigError(
+            f"the {name} transforms leave images of different sizes, which make no batch: {found}",
+            where("dataset", "transforms", name),
+            SAME_SIZE,
+        )
     channels, height, width = next(iter(shapes))
     return channels, height, width
 

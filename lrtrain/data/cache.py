@@ -38,7 +38,10 @@ def cached(workshop: Workshop, mode: Mode, workers: int, where: Callable[..., st
     if workshop.stages.size is None:
         raise ConfigError(
             f"cache: memory needs images of one size before anything random is done to them; those of "
-            f"{workshop.name} differ", where("cache"), f"{_ONE_SIZE}, or write `cache: auto`")
+            f"{workshop.name} differ",
+            where("cache"),
+            f"{_ONE_SIZE}, or write `cache: auto`",
+        )
     n = len(workshop.split)
     shape = tuple(workshop.stages.prepare(workshop.split.read(0)).shape)
     wanted, free = n * int(np.prod(shape)), available_bytes()
@@ -58,8 +61,10 @@ def _filled(workshop: Workshop, images: torch.Tensor, workers: int) -> torch.Ten
         for order, part in zip(orders, fulfilled(workshop, orders, workers), strict=True):
             if part.shape[1:] != images.shape[1:]:
                 name = workshop.split.path(int(order.index[0]))
-                raise DataError(f"{name} is {tuple(part.shape[1:])} where the first image is "
-                                f"{tuple(images.shape[1:])}", hint=_ONE_SIZE)
+                raise DataError(
+                    f"{name} is {tuple(part.shape[1:])} where the first image is {tuple(images.shape[1:])}",
+                    hint=_ONE_SIZE,
+                )
             images[order.index[0] : order.index[-1] + 1] = part
             bar.update(len(order.index))
     return images

@@ -18,7 +18,8 @@ from lrtrain.data.decode import decode
 from lrtrain.errors import ConfigError, DataError, Problem
 
 IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2"))
+    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2")
+)
 ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar"))
 MAX_PROBLEMS = 20
 ALL_HEADERS_UP_TO = 10_000  # images; a second or two
@@ -66,13 +67,17 @@ def checked_root(root: str | Path, what: str = "the dataset's root") -> Path:
     if folder.is_dir():
         return folder
     if folder.is_file() and folder.suffix.lower() in ARCHIVE_SUFFIXES:
-        raise DataError(f"{what} must be a folder; {str(folder)!r} is an archive",
-                        hint="unpack it, and give the folder that holds the class folders")
+        raise DataError(
+            f"{what} must be a folder; {str(folder)!r} is an archive",
+            hint="unpack it, and give the folder that holds the class folders",
+        )
     if folder.exists():
         raise DataError(f"{what} must be a folder; {str(folder)!r} is a file")
     near = next((str(p) for p in folder.absolute().parents if p.is_dir()), "/")
-    raise DataError(f"{what} does not exist: {str(folder.absolute())!r}",
-                    hint=f"the part that exists is {near!r}; --set dataset.root=FOLDER gives another")
+    raise DataError(
+        f"{what} does not exist: {str(folder.absolute())!r}",
+        hint=f"the part that exists is {near!r}; --set dataset.root=FOLDER gives another",
+    )
 
 
 def common_side(splits: Sequence[FileSplit]) -> int | None:

@@ -64,10 +64,13 @@ def scan(root: Path) -> ClassFolders:
         elif others:
             found.skipped[f"files that are no images ({', '.join(sorted(others))})"] += others.total()
     if not found.images:
-        found.problems.append(Problem(
-            f"no class folders in {str(root)!r}",
-            hint=f"images lie in one folder per class, such as {root / 'ants' / '1.jpg'}; "
-                 "train/ and val/ may stand above that"))
+        found.problems.append(
+            Problem(
+                f"no class folders in {str(root)!r}",
+                hint=f"images lie in one folder per class, such as {root / 'ants' / '1.jpg'}; "
+                "train/ and val/ may stand above that",
+            )
+        )
     return found
 
 
@@ -77,8 +80,12 @@ def _no_images(entry: os.DirEntry[str], others: Counter[str], found: ClassFolder
         what = f"class {entry.name!r} has no images in {entry.path!r}, only files of type {kinds}"
         found.problems.append(Problem(what, hint=f"images end in {' '.join(sorted(IMAGE_SUFFIXES))}"))
     else:
-        found.problems.append(Problem(f"class {entry.name!r} is empty: no images in {entry.path!r}",
-                                      hint="put images there, or remove the folder"))
+        found.problems.append(
+            Problem(
+                f"class {entry.name!r} is empty: no images in {entry.path!r}",
+                hint="put images there, or remove the folder",
+            )
+        )
 
 
 def _entries(folder: str | Path, found: ClassFolders) -> Iterator[os.DirEntry[str]]:
@@ -87,8 +94,9 @@ def _entries(folder: str | Path, found: ClassFolders) -> Iterator[os.DirEntry[st
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        found.problems.append(Problem(f"cannot read the folder {str(folder)!r}: {error.strerror}",
-                                      hint="check its permissions"))
+        found.problems.append(
+            Problem(f"cannot read the folder {str(folder)!r}: {error.strerror}", hint="check its permissions")
+        )
         return
     for entry in ordered:
         if is_litter(entry.name):
@@ -97,9 +105,7 @@ def _entries(folder: str | Path, found: ClassFolders) -> Iterator[os.DirEntry[st
             yield entry
 
 
-def _images(
-    folder: str, name: str, found: ClassFolders, others: Counter[str], above: frozenset[str]
-) -> Iterator[str]:
+def _images(folder: str, name: str, found: ClassFolders, others: Counter[str], above: frozenset[str]) -> Iterator[str]:
     """Images below `folder`, which the root knows as `name`; `above` are the folders it lies in."""
     for entry in _entries(folder, found):
         inner = f"{name}/{entry.name}"

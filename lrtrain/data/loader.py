@@ -19,8 +19,7 @@ from lrtrain.data.source import Split
 from lrtrain.data.transforms import Moment, Stages
 from lrtrain.errors import DataError, EnvironmentFault, Problem
 
-SAME_SIZE = (
-    "end the list with RandomResizedCrop, RandomCrop or CenterCrop, or with Resize to `size: [224, 224]`")
+SAME_SIZE = "end the list with RandomResizedCrop, RandomCrop or CenterCrop, or with Resize to `size: [224, 224]`"
 
 
 @dataclass(frozen=True)
@@ -56,22 +55,25 @@ class Workshop(Dataset[Any]):
             image = image if self.ready is not None else self.stages.prepare(image)
             return image if moment is None else self.stages.to_sample(image, i, moment)
         except Exception as error:
-            raise DataError(f"the {self.name} transforms fail on {self.split.path(i)}, "
-                            f"{'x'.join(map(str, image.shape))}: {error}") from error
+            raise DataError(
+                f"the {self.name} transforms fail on {self.split.path(i)}, {'x'.join(map(str, image.shape))}: {error}"
+            ) from error
 
     def _stacked(self, images: list[torch.Tensor], index: NDArray[np.int64]) -> torch.Tensor:
         for i, image in zip(index, images, strict=True):
             if image.shape != images[0].shape:
-                sizes = "; ".join(f"{self.split.path(int(j))}: {'x'.join(map(str, other.shape))}"
-                                  for j, other in ((index[0], images[0]), (i, image)))
-                raise DataError(f"the {self.name} transforms leave images of different sizes, which make no "
-                                f"batch: {sizes}", hint=SAME_SIZE)
+                sizes = "; ".join(
+                    f"{self.split.path(int(j))}: {'x'.join(map(str, other.shape))}"
+                    for j, other in ((index[0], images[0]), (i, image))
+                )
+                raise DataError(
+                    f"the {self.name} transforms leave images of different sizes, which make no batch: {sizes}",
+                    hint=SAME_SIZE,
+                )
         return torch.stack(images)
 
 
-def fulfilled(
-    workshop: Workshop, orders: Iterable[Order], workers: int, pin: bool = False
-) -> Iterator[torch.Tensor]:
+def fulfilled(workshop: Workshop, orders: Iterable[Order], workers: int, pin: bool = False) -> Iterator[torch.Tensor]:
     """The images of each order, in order.
 
     Args:
@@ -97,8 +99,10 @@ def fulfilled(
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise EnvironmentFault(f"a data worker died: {str(error).splitlines()[0]}",
-                               hint="most often memory ran out: use fewer `workers:`, or 0") from error
+        raise EnvironmentFault(
+            f"a data worker died: {str(error).splitlines()[0]}",
+            hint="most often memory ran out: use fewer `workers:`, or 0",
+        ) from error
     finally:
         atexit.unregister(end)
         end()
@@ -106,8 +110,13 @@ def fulfilled(
 
 def _started(workshop: Workshop, orders: Iterable[Order], workers: int, pin: bool) -> Any:
     loader: DataLoader[Any] = DataLoader(
-        workshop, batch_size=None, sampler=orders, num_workers=workers, collate_fn=_as_it_is,
-        worker_init_fn=_start_worker, pin_memory=pin,
+        workshop,
+        batch_size=None,
+        sampler=orders,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_start_worker,
+        pin_memory=pin,
         generator=torch.Generator(),  # else it draws from torch's own
     )
     with warnings.catch_warnings():

@@ -48,8 +48,10 @@ class PairSplit:
         tensor = torch.as_tensor(image)
         tensor = tensor[None] if tensor.ndim == 2 else tensor
         if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[0] not in (1, self.channels):
-            raise ValueError(f"it must be a PIL image or a uint8 tensor (C, H, W), C = {self.channels}, "
-                             f"not {tensor.dtype} {tuple(tensor.shape)}")
+            raise ValueError(
+                f"it must be a PIL image or a uint8 tensor (C, H, W), C = {self.channels}, "
+                f"not {tensor.dtype} {tuple(tensor.shape)}"
+            )
         return tensor.expand(self.channels, -1, -1).contiguous()
 
 
@@ -71,9 +73,11 @@ def labels_of(name: str, pairs: Any) -> NDArray[np.int64]:
         raise DataError(f"{name} is empty")
     target = pairs[0][1]
     if not _is_index(target):
-        raise DataError(f"{name} is no classification dataset: a target must be one integer, not "
-                        f"{type(target).__name__} {str(target)[:60]!r}",
-                        hint="`lrtrain list datasets` shows what can be used")
+        raise DataError(
+            f"{name} is no classification dataset: a target must be one integer, not "
+            f"{type(target).__name__} {str(target)[:60]!r}",
+            hint="`lrtrain list datasets` shows what can be used",
+        )
     for attribute in ("targets", "_labels", "labels", "y", "_samples", "samples"):
         listed = _as_labels(getattr(pairs, attribute, None), len(pairs))
         # A list that disagrees with the items means something else.
@@ -113,8 +117,10 @@ def numbered(
     """
     train = labels[0]
     if min(int(part.min()) for part in labels) < 0:
-        raise DataError(f"{name} has negative labels, which torchvision uses for unlabelled images",
-                        hint="choose another split with `splits:`")
+        raise DataError(
+            f"{name} has negative labels, which torchvision uses for unlabelled images",
+            hint="choose another split with `splits:`",
+        )
     classes = getattr(pairs, "classes", None)
     if isinstance(classes, list | tuple) and max(int(part.max()) for part in labels) < len(classes):
         named = [", ".join(c) if isinstance(c, list | tuple) else str(c) for c in classes]
@@ -131,7 +137,8 @@ def side_of(splits: Sequence[PairSplit]) -> int | None:
     """The side of the square that the images are, judged by some of each split, or None."""
     sizes = {
         tuple(split.read(i).shape[1:])
-        for split in splits for i in np.unique(np.linspace(0, len(split) - 1, LOOKED_AT).astype(int)).tolist()
+        for split in splits
+        for i in np.unique(np.linspace(0, len(split) - 1, LOOKED_AT).astype(int)).tolist()
     }
     (height, width), *others = sizes
     return height if not others and height == width else None

@@ -66,8 +66,10 @@ class Source:
     def counts(self) -> dict[str, dict[str, int]]:
         """How many images each class has, by split."""
         k = len(self.classes)
-        return {name: dict(zip(self.classes, np.bincount(split.labels, minlength=k).tolist(), strict=True))
-                for name, split in self.splits().items()}
+        return {
+            name: dict(zip(self.classes, np.bincount(split.labels, minlength=k).tolist(), strict=True))
+            for name, split in self.splits().items()
+        }
 
 
 @dataclass(frozen=True)

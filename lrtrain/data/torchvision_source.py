@@ -13,15 +13,24 @@ from lrtrain.errors import ConfigError, DataError, EnvironmentFault, LrtrainErro
 
 # What torchvision keeps in these files is no classification of single images.
 _OTHER_TASKS = {
-    "_optical_flow": "optical flow", "_stereo_matching": "stereo matching", "coco": "detection and captions",
-    "voc": "detection and segmentation", "cityscapes": "segmentation", "kitti": "detection",
-    "sbd": "segmentation", "widerface": "face detection", "flickr": "captions", "sbu": "captions",
-    "phototour": "matching of patches", "moving_mnist": "video", "hmdb51": "video",
-    "ucf101": "video", "kinetics": "video",
+    "_optical_flow": "optical flow",
+    "_stereo_matching": "stereo matching",
+    "coco": "detection and captions",
+    "voc": "detection and segmentation",
+    "cityscapes": "segmentation",
+    "kitti": "detection",
+    "sbd": "segmentation",
+    "widerface": "face detection",
+    "flickr": "captions",
+    "sbu": "captions",
+    "phototour": "matching of patches",
+    "moving_mnist": "video",
+    "hmdb51": "video",
+    "ucf101": "video",
+    "kinetics": "video",
     "vision": "any task: it is the base class",
 }
-_OTHER_CLASSES = {
-    "LFWPairs": "pairs of faces", "CelebA": "attributes, many to an image", "DatasetFolder": "any files"}
+_OTHER_CLASSES = {"LFWPairs": "pairs of faces", "CelebA": "attributes, many to an image", "DatasetFolder": "any files"}
 _VAL_NAMES = ("val", "valid", "validation")
 # Mean and standard deviation of the training images, on the scale 0..1.
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -32,13 +41,16 @@ _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "FashionMNIST": ((0.2860,), (0.3530,)),
 }
 # A mirrored digit, letter or traffic sign is another one, or none.
-_NOT_MIRRORED = (
-    "EMNIST", "GTSRB", "KMNIST", "MNIST", "Omniglot", "QMNIST", "RenderedSST2", "SEMEION", "SVHN", "USPS")
+_NOT_MIRRORED = ("EMNIST", "GTSRB", "KMNIST", "MNIST", "Omniglot", "QMNIST", "RenderedSST2", "SEMEION", "SVHN", "USPS")
 
 
 def torchvision_source(
-    cls: type, *, seed: int, val_fraction: float | None = None,
-    splits: Mapping[str, Mapping[str, Any]] | None = None, **arguments: Any,
+    cls: type,
+    *,
+    seed: int,
+    val_fraction: float | None = None,
+    splits: Mapping[str, Mapping[str, Any]] | None = None,
+    **arguments: Any,
 ) -> Source:
     """A torchvision dataset as a source.
 
@@ -60,20 +72,25 @@ def torchvision_source(
     name = cls.__name__
     task = _OTHER_TASKS.get(cls.__module__.rpartition(".")[2]) or _OTHER_CLASSES.get(name)
     if task:
-        raise ConfigError(f"{name} is no image classification dataset but for {task}",
-                          hint="`lrtrain list datasets` shows all")
+        raise ConfigError(
+            f"{name} is no image classification dataset but for {task}", hint="`lrtrain list datasets` shows all"
+        )
     if splits is not None:
         opened, note = _explicit(cls, splits, arguments), ""
     else:
         opened, note = _found(cls, arguments)
     if val_fraction is not None and "val" in opened:
         if "test" in opened:
-            raise ConfigError(f"val_fraction {val_fraction:g} contradicts the val split that {name} has",
-                              hint="leave val_fraction out")
+            raise ConfigError(
+                f"val_fraction {val_fraction:g} contradicts the val split that {name} has",
+                hint="leave val_fraction out",
+            )
         opened["test"] = opened.pop("val")
     if "val" not in opened and val_fraction is None:
-        raise ConfigError(f"nothing to evaluate on: {name} has no split for it, and no val_fraction is given",
-                          hint="add `val_fraction: 0.1`, or `splits: {train: {...}, val: {...}}`")
+        raise ConfigError(
+            f"nothing to evaluate on: {name} has no split for it, and no val_fraction is given",
+            hint="add `val_fraction: 0.1`, or `splits: {train: {...}, val: {...}}`",
+        )
     return with_notes(pairs_source(name, opened, val_fraction, seed), note)
 
 
@@ -82,8 +99,10 @@ def pairs_source(name: str, opened: Mapping[str, Any], val_fraction: float | Non
     labels = [labels_of(f"{name} ({split})", pairs) for split, pairs in opened.items()]
     classes, indices = numbered(name, opened["train"], labels)
     channels = channels_of(opened["train"])
-    parts = {split: PairSplit(f"{name} ({split})", pairs, index, channels)
-             for (split, pairs), index in zip(opened.items(), indices, strict=True)}
+    parts = {
+        split: PairSplit(f"{name} ({split})", pairs, index, channels)
+        for (split, pairs), index in zip(opened.items(), indices, strict=True)
+    }
     train: Split = parts["train"]
     val: Split | None = parts.get("val")
     words = f"the dataset's own {'split' if 'test' in parts else 'evaluation split'}"
@@ -91,18 +110,25 @@ def pairs_source(name: str, opened: Mapping[str, Any], val_fraction: float | Non
         assert val_fraction is not None  # the callers have refused it
         train, val, words = hold_out(parts["train"], classes, val_fraction, seed, str)
     mean, std = _STATISTICS.get(name, (None, None))
-    source = Source(classes, channels, train, val, parts.get("test"), words, mean, std,
-                    side_of(list(parts.values())), name not in _NOT_MIRRORED)
+    source = Source(
+        classes,
+        channels,
+        train,
+        val,
+        parts.get("test"),
+        words,
+        mean,
+        std,
+        side_of(list(parts.values())),
+        name not in _NOT_MIRRORED,
+    )
     absent = [c for c, n in source.counts()["train"].items() if n == 0]
     return with_notes(source, f"classes without training images: {', '.join(absent[:10])}" if absent else "")
 
 
-def _explicit(
-    cls: type, splits: Mapping[str, Mapping[str, Any]], arguments: Mapping[str, Any]
-) -> dict[str, Any]:
+def _explicit(cls: type, splits: Mapping[str, Mapping[str, Any]], arguments: Mapping[str, Any]) -> dict[str, Any]:
     if "train" not in splits or set(splits) - {"train", "val", "test"}:
-        raise ConfigError("splits must name train, and may name val and test; "
-                          f"it names {', '.join(map(str, splits))}")
+        raise ConfigError(f"splits must name train, and may name val and test; it names {', '.join(map(str, splits))}")
     return {split: _open(cls, {**arguments, **own}) for split, own in splits.items()}
 
 
@@ -114,8 +140,10 @@ def _found(cls: type, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str
     if by is None:
         return {"train": _open(cls, arguments)}, ""
     if by in arguments:
-        raise ConfigError(f"{by}: {arguments[by]!r} picks one split, and training needs two",
-                          hint=f"leave it out, or write splits: {{train: {{{by}: ...}}, val: {{{by}: ...}}}}")
+        raise ConfigError(
+            f"{by}: {arguments[by]!r} picks one split, and training needs two",
+            hint=f"leave it out, or write splits: {{train: {{{by}: ...}}, val: {{{by}: ...}}}}",
+        )
     if by == "train":
         train, val = (_open(cls, {**arguments, "train": value}) for value in (True, False))
         return {"train": train, "val": val}, ""
@@ -166,8 +194,9 @@ def _open(cls: type, arguments: Mapping[str, Any]) -> Any:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} does not take these arguments: {error}") from error
     except ImportError as error:
-        raise EnvironmentFault(f"{name} needs a package that is missing: {error}",
-                               hint=f"pip install {error.name or 'it'}") from error
+        raise EnvironmentFault(
+            f"{name} needs a package that is missing: {error}", hint=f"pip install {error.name or 'it'}"
+        ) from error
     except Exception as error:
         can_download = "download" in _parameters(cls) and not arguments.get("download")
         hint = "add `download: true` to dataset, or correct root" if can_download else None

@@ -25,19 +25,44 @@ Entry = dict[str, Any]
 _ONCE = frozenset(("Resize", "CenterCrop", "Pad", "Grayscale", "RGB"))
 _SETS_SIZE = frozenset(("CenterCrop", "RandomCrop", "RandomResizedCrop"))
 # A name missing here costs speed only: batched ops after it run sample by sample.
-_KEEPS_SIZE = frozenset((
-    "AugMix", "AutoAugment", "ColorJitter", "ElasticTransform", "GaussianBlur", "GaussianNoise", "Grayscale",
-    "JPEG", "Normalize", "RGB", "RandAugment", "RandomAdjustSharpness", "RandomAffine", "RandomAutocontrast",
-    "RandomChannelPermutation", "RandomEqualize", "RandomErasing", "RandomGrayscale", "RandomHorizontalFlip",
-    "RandomInvert", "RandomPerspective", "RandomPhotometricDistort", "RandomPosterize", "RandomSolarize",
-    "RandomVerticalFlip", "ToDtype", "TrivialAugmentWide",
-))
+_KEEPS_SIZE = frozenset(
+    (
+        "AugMix",
+        "AutoAugment",
+        "ColorJitter",
+        "ElasticTransform",
+        "GaussianBlur",
+        "GaussianNoise",
+        "Grayscale",
+        "JPEG",
+        "Normalize",
+        "RGB",
+        "RandAugment",
+        "RandomAdjustSharpness",
+        "RandomAffine",
+        "RandomAutocontrast",
+        "RandomChannelPermutation",
+        "RandomEqualize",
+        "RandomErasing",
+        "RandomGrayscale",
+        "RandomHorizontalFlip",
+        "RandomInvert",
+        "RandomPerspective",
+        "RandomPhotometricDistort",
+        "RandomPosterize",
+        "RandomSolarize",
+        "RandomVerticalFlip",
+        "ToDtype",
+        "TrivialAugmentWide",
+    )
+)
 # Images are tensors from the start.
 _NOTHING_TO_DO = frozenset(("ToImage", "PILToTensor", "ToPureTensor", "Identity"))
 _REFUSED = {
     "MixUp": "it mixes a whole batch, labels included; write `mixup: 0.2` at the top level",
     "CutMix": "it mixes a whole batch, labels included; write `cutmix: 1.0` at the top level",
-    "FiveCrop": "it makes five images of one", "TenCrop": "it makes ten images of one",
+    "FiveCrop": "it makes five images of one",
+    "TenCrop": "it makes ten images of one",
     "ToPILImage": "images are tensors here; leave it out",
 }
 
@@ -127,8 +152,9 @@ class Stages:
         return (*self.once, *self.per_sample, *self.per_batch)
 
 
-def completed(entries: Sequence[Entry], statistics: Callable[[int], tuple[Sequence[float], Sequence[float]]],
-              channels: int) -> list[tuple[int | None, Entry]]:
+def completed(
+    entries: Sequence[Entry], statistics: Callable[[int], tuple[Sequence[float], Sequence[float]]], channels: int
+) -> list[tuple[int | None, Entry]]:
     """The list with conversion to float32 and normalisation: where they are written, else at the end.
 
     Args:

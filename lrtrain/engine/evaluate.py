@@ -14,9 +14,14 @@ from lrtrain.engine.precision import DTYPES, Precision
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], total: int, precision: Precision,
-             stopping: Callable[[], object] = lambda: None,
-             each: Callable[[Tensor, Batch], None] | None = None) -> Generator[Evaluating, None, Metrics | None]:
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    total: int,
+    precision: Precision,
+    stopping: Callable[[], object] = lambda: None,
+    each: Callable[[Tensor, Batch], None] | None = None,
+) -> Generator[Evaluating, None, Metrics | None]:
     """Evaluate a network on every image once.
 
     Args:

@@ -36,8 +36,9 @@ def make_mix(mixup: float | None, cutmix: float | None, num_classes: int) -> Mix
         return None
     from torchvision.transforms import v2
 
-    ways = [kind(alpha=alpha, num_classes=num_classes)
-            for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha is not None]
+    ways = [
+        kind(alpha=alpha, num_classes=num_classes)
+        for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix))
+        if alpha is not None
+    ]
     return Mix(tuple(ways))
-
-

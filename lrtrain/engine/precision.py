@@ -26,8 +26,11 @@ def choose_device(name: str, where: str) -> torch.device:
     there = {"cuda": cuda > (device.index or 0), "mps": mps, "cpu": True}[device.type]
     if not there:
         found = ", ".join(["cpu", *(f"cuda:{i}" for i in range(cuda)), *(["mps"] if mps else [])])
-        raise ConfigError(f"device {name!r} is not on this machine", where,
-                          f"available: {found}; `device: auto` takes the best of them")
+        raise ConfigError(
+            f"device {name!r} is not on this machine",
+            where,
+            f"available: {found}; `device: auto` takes the best of them",
+        )
     return device
 
 
@@ -47,5 +50,5 @@ def make_deterministic(device: torch.device, wanted: bool) -> None:
     """On CPU always, elsewhere when asked: operations that do not repeat exactly raise an error."""
     torch.use_deterministic_algorithms(wanted or device.type == "cpu")
     # Filling every new tensor with NaN finds reads of memory that nothing wrote; no result depends on it.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not wanted

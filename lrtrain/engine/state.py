@@ -108,8 +108,21 @@ def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:
         CheckpointError: it is of another model, optimizer or config.
     """
     manifest = checkpoint.manifest
-    missing = [key for key in ("pending", "best", "early", "loss_sums", "loss_images", "optimizer", "ema_updates",
-                               "scaler", "plateau") if key not in manifest]
+    missing = [
+        key
+        for key in (
+            "pending",
+            "best",
+            "early",
+            "loss_sums",
+            "loss_images",
+            "optimizer",
+            "ema_updates",
+            "scaler",
+            "plateau",
+        )
+        if key not in manifest
+    ]
     if missing:
         raise CheckpointError(f"the manifest lacks {', '.join(missing)}", str(checkpoint.path))
     load_module(state.model, checkpoint, "model")
@@ -137,7 +150,8 @@ def load_module(module: nn.Module, checkpoint: Checkpoint, part: str) -> None:
         raise CheckpointError(
             f"the checkpoint is of another model: {len(names)} tensors differ, first {first!r}: "
             f"{theirs.get(first, 'missing')} in the checkpoint, {own.get(first, 'missing')} in the model",
-            str(checkpoint.path / f"{part}.safetensors"))
+            str(checkpoint.path / f"{part}.safetensors"),
+        )
     module.load_state_dict(tensors)
 
 
@@ -151,8 +165,11 @@ def _optimizer_state(state: TrainState) -> tuple[dict[str, Tensor], dict[str, An
             elif value is None or isinstance(value, bool | int | float | str):
                 scalars[f"{name}/{key}"] = value
             else:
-                raise CheckpointError(f"{type(state.optimizer).__name__} keeps a {type(value).__name__} as {key!r}, "
-                                      "which a checkpoint cannot hold", hint="use another optimizer")
+                raise CheckpointError(
+                    f"{type(state.optimizer).__name__} keeps a {type(value).__name__} as {key!r}, "
+                    "which a checkpoint cannot hold",
+                    hint="use another optimizer",
+                )
     return tensors, scalars
 
 

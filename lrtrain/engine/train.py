@@ -71,8 +71,9 @@ class Recipe:
     live_from: int = 0
 
 
-def train(state: TrainState, plan: Plan, batches: Images, recipe: Recipe,
-          stop: Callable[[], str | None] = lambda: None) -> Iterator[Event]:
+def train(
+    state: TrainState, plan: Plan, batches: Images, recipe: Recipe, stop: Callable[[], str | None] = lambda: None
+) -> Iterator[Event]:
     """Train from `state.step` to `recipe.total_steps`.
 
     Args:
@@ -170,8 +171,10 @@ def _logged(state: TrainState, plan: Plan) -> Logged:
     loss = state.losses.take("log")
     if not math.isfinite(loss):
         shown = ", ".join(f"{name} {lr:g}" for name, lr in lrs.items())
-        raise Diverged(f"the training loss is {loss} at step {state.step} (LR {shown})",
-                       hint="lower optimizer.lr, warm up longer, or set clip_norm: 1.0; `lrtrain range-test` finds an LR")
+        raise Diverged(
+            f"the training loss is {loss} at step {state.step} (LR {shown})",
+            hint="lower optimizer.lr, warm up longer, or set clip_norm: 1.0; `lrtrain range-test` finds an LR",
+        )
     return Logged(state.step, state.step / plan.steps_per_epoch, lrs, loss)
 
 
@@ -181,13 +184,16 @@ def _named_lrs(plan: Plan, state: TrainState) -> dict[str, float]:
     return {group.name: lr for group, lr in zip(plan.groups, lrs, strict=True)}
 
 
-def _evaluate_and_save(state: TrainState, plan: Plan, batches: Images, recipe: Recipe,
-                       stop: Callable[[], str | None]) -> Generator[Event, None, str | None]:
+def _evaluate_and_save(
+    state: TrainState, plan: Plan, batches: Images, recipe: Recipe, stop: Callable[[], str | None]
+) -> Generator[Event, None, str | None]:
     """What follows a step: evaluation and epoch line where due, then the checkpoint. Returns why to stop."""
     lrs = _named_lrs(plan, state)
     reason, improved, evaluated = None, False, state.pending
     if state.pending:
-        metrics = yield from evaluate(state.evaluated, batches.evaluate("val"), recipe.val_images, recipe.precision, stop)
+        metrics = yield from evaluate(
+            state.evaluated, batches.evaluate("val"), recipe.val_images, recipe.precision, stop
+        )
         if metrics is not None:
             state.pending = False
             train_loss = state.losses.take("evaluation")
@@ -205,8 +211,9 @@ def _evaluate_and_save(state: TrainState, plan: Plan, batches: Images, recipe: R
     return reason
 
 
-def _conclude(state: TrainState, plan: Plan, recipe: Recipe, metrics: Metrics,
-              train_loss: float) -> Generator[Event, None, bool]:
+def _conclude(
+    state: TrainState, plan: Plan, recipe: Recipe, metrics: Metrics, train_loss: float
+) -> Generator[Event, None, bool]:
     """What an evaluation decides: the best so far, patience, and ReduceLROnPlateau's LR."""
     values = {"val_loss": metrics.loss, "val_acc1": metrics.acc1, "val_acc5": metrics.acc5, "train_loss": train_loss}
     epoch = state.step / plan.steps_per_epoch
@@ -215,11 +222,17 @@ def _conclude(state: TrainState, plan: Plan, recipe: Recipe, metrics: Metrics,
     if recipe.early_stop is not None:
         rule = recipe.early_stop
         _is_better(state.early, rule.monitor, values[rule.monitor], rule.min_delta, state.step)
-    if state.live is not None and recipe.plateau is not None and state.step > recipe.live_from \
-            and state.live.observe(values[recipe.plateau]) and state.step < recipe.total_steps:
+    if (
+        state.live is not None
+        and recipe.plateau is not None
+        and state.step > recipe.live_from
+        and state.live.observe(values[recipe.plateau])
+        and state.step < recipe.total_steps
+    ):
         lowered = plan.lrs(state.step, state.live)
-        yield Reduced(state.step, epoch, recipe.plateau,
-                      {group.name: lr for group, lr in zip(plan.groups, lowered, strict=True)})
+        yield Reduced(
+            state.step, epoch, recipe.plateau, {group.name: lr for group, lr in zip(plan.groups, lowered, strict=True)}
+        )
     return improved
 
 
@@ -232,5 +245,3 @@ def _is_better(best: Best, monitor: str, value: float, min_delta: float, step: i
     else:
         best.stale += 1
     return better
-
-

@@ -44,8 +44,9 @@ class BuiltModel:
     head: tuple[str, ...] = ()
 
 
-def build_model(model: schema.Model, num_classes: int, in_channels: int, seed: int, where: Where,
-                load: bool = True) -> BuiltModel:
+def build_model(
+    model: schema.Model, num_classes: int, in_channels: int, seed: int, where: Where, load: bool = True
+) -> BuiltModel:
     """Build the network of a config, with every random number keyed by (seed, "init").
 
     Args:
@@ -79,23 +80,41 @@ def _source(name: str) -> Callable[[schema.Model, int, int, bool, Where], BuiltM
 
 def _refuse_contradictions(model: schema.Model, in_channels: int, where: Where) -> None:
     if model.pretrained and model.weights is not None:
-        raise ConfigError(f"`pretrained: true` and `weights: {model.weights}` contradict each other",
-                          where("model", "weights"), "keep one of them")
+        raise ConfigError(
+            f"`pretrained: true` and `weights: {model.weights}` contradict each other",
+            where("model", "weights"),
+            "keep one of them",
+        )
     if model.pretrained and model.stem == "small":
-        raise ConfigError("`pretrained: true` and `stem: small` contradict each other: the weights have the "
-                          "standard stem", where("model", "stem"), "leave out one of them")
+        raise ConfigError(
+            "`pretrained: true` and `stem: small` contradict each other: the weights have the standard stem",
+            where("model", "stem"),
+            "leave out one of them",
+        )
     if model.pretrained and _source(model.name) is _other:
-        raise ConfigError(f"only torchvision's and timm's models have pretrained weights, not {model.name!r}",
-                          where("model", "pretrained"), "leave it out, or take `weights: FILE`")
+        raise ConfigError(
+            f"only torchvision's and timm's models have pretrained weights, not {model.name!r}",
+            where("model", "pretrained"),
+            "leave it out, or take `weights: FILE`",
+        )
     if model.name in _TORCHVISION_ARGS and model.args.get("aux_logits"):
-        raise ConfigError("`aux_logits: true` makes a network return three logits, and the loss takes one",
-                          where("model", "aux_logits"), "leave out `aux_logits`")
+        raise ConfigError(
+            "`aux_logits: true` makes a network return three logits, and the loss takes one",
+            where("model", "aux_logits"),
+            "leave out `aux_logits`",
+        )
     if in_channels not in (1, 3) and _source(model.name) is _torchvision:
-        raise ConfigError(f"torchvision's models take images of 3 channels or of 1, not of {in_channels}",
-                          where("model", "name"), "take a timm/ model, or code of yours with `in_channels`")
+        raise ConfigError(
+            f"torchvision's models take images of 3 channels or of 1, not of {in_channels}",
+            where("model", "name"),
+            "take a timm/ model, or code of yours with `in_channels`",
+        )
     if in_channels == 1 and model.args.get("transform_input"):
-        raise ConfigError("`transform_input: true` is for images of 3 channels, and these have 1",
-                          where("model", "transform_input"), "leave it out")
+        raise ConfigError(
+            "`transform_input: true` is for images of 3 channels, and these have 1",
+            where("model", "transform_input"),
+            "leave it out",
+        )
 
 
 def _construct(builder: Callable[..., Any], model: schema.Model, where: Where, /, **kwargs: Any) -> nn.Module:
@@ -108,8 +127,9 @@ def _construct(builder: Callable[..., Any], model: schema.Model, where: Where, /
         given = ", ".join(f"{name}={value!r}" for name, value in model.args.items()) or "no arguments"
         raise ConfigError(f"{model.name} cannot be built with {given}: {error}", where("model")) from error
     if not isinstance(module, nn.Module):
-        raise ConfigError(f"{model.name} must return a torch.nn.Module, not {type(module).__name__}",
-                          where("model", "name"))
+        raise ConfigError(
+            f"{model.name} must return a torch.nn.Module, not {type(module).__name__}", where("model", "name")
+        )
     return module
 
 
@@ -129,8 +149,7 @@ def _other(model: schema.Model, num_classes: int, in_channels: int, load: bool, 
     return _finish(module, notes=notes)
 
 
-def _torchvision(model: schema.Model, num_classes: int, in_channels: int, load: bool,
-                 where: Where) -> BuiltModel:
+def _torchvision(model: schema.Model, num_classes: int, in_channels: int, load: bool, where: Where) -> BuiltModel:
     with _about(where("model", "name")):
         builder = lookup.find("model", model.name)
     default = _torchvision_weights(model.name)
@@ -174,8 +193,11 @@ def _download(weights: Any, where: Where) -> Mapping[str, Any]:
 
 
 def _no_download(what: str, error: Exception, where: Where) -> EnvironmentFault:
-    return EnvironmentFault(f"cannot download {what}: {error}", where("model", "pretrained"),
-                            "fetch it elsewhere and write `weights: FILE` in place of `pretrained: true`")
+    return EnvironmentFault(
+        f"cannot download {what}: {error}",
+        where("model", "pretrained"),
+        "fetch it elsewhere and write `weights: FILE` in place of `pretrained: true`",
+    )
 
 
 def _timm(model: schema.Model, num_classes: int, in_channels: int, load: bool, where: Where) -> BuiltModel:
@@ -187,16 +209,20 @@ def _timm(model: schema.Model, num_classes: int, in_channels: int, load: bool, w
     name = model.name.removeprefix("timm/")
     if not timm.is_model(name.partition(".")[0]):
         guess = lookup.closest(name, timm.list_models())
-        raise ConfigError(f"timm has no model {name!r}", where("model", "name"),
-                          f"did you mean 'timm/{guess}'?" if guess else "timm.list_models() names them all")
+        raise ConfigError(
+            f"timm has no model {name!r}",
+            where("model", "name"),
+            f"did you mean 'timm/{guess}'?" if guess else "timm.list_models() names them all",
+        )
     pretrained = model.pretrained and load
 
     def create(**kwargs: Any) -> Any:
         try:
             return timm.create_model(name, pretrained=pretrained, **kwargs)
         except Exception as error:
-            if not pretrained or (isinstance(error, TypeError | ValueError | RuntimeError)
-                                  and not isinstance(error, OSError)):
+            if not pretrained or (
+                isinstance(error, TypeError | ValueError | RuntimeError) and not isinstance(error, OSError)
+            ):
                 raise
             raise _no_download(f"the weights of {model.name}", error, where) from error
 
@@ -234,8 +260,9 @@ def _load_file(model: schema.Model, built: BuiltModel, num_classes: int, where: 
         known = _metadata_normalisation(metadata, source)
     notes = _once(*built.notes, *loaded.notes)
     if "mean" not in known and _source(model.name) is not _other:
-        published = (_timm_normalisation(built.module) if _source(model.name) is _timm else
-                     _torchvision_normalisation(model))
+        published = (
+            _timm_normalisation(built.module) if _source(model.name) is _timm else _torchvision_normalisation(model)
+        )
         known = published | known
         notes = (*notes, f"normalisation: that of {model.name}'s published weights, as the file names none")
     return replace(built, notes=notes, head=loaded.head, **known)
@@ -264,8 +291,10 @@ def _metadata_normalisation(metadata: Mapping[str, str], source: str) -> dict[st
         if name in metadata:
             known[name] = tuple(float(n) for n in re.findall(number, metadata[name]))
     if ("mean" in known) != ("std" in known) or len(known.get("mean", ())) != len(known.get("std", ())):
-        raise CheckpointError(f"{source!r} must name a mean and a std of as many channels, and says mean "
-                              f"{metadata.get('mean')!r} and std {metadata.get('std')!r}")
+        raise CheckpointError(
+            f"{source!r} must name a mean and a std of as many channels, and says mean "
+            f"{metadata.get('mean')!r} and std {metadata.get('std')!r}"
+        )
     if not all(std > 0 for std in known.get("std", ())):
         raise CheckpointError(f"{source!r} must name a std above 0, and says {metadata['std']!r}")
     if sizes := re.findall(r"\d+", metadata.get("input", "")):

@@ -41,18 +41,25 @@ def resnet9(num_classes: int, in_channels: int = 3, width: int = 64, logit_scale
         width: channels of the first convolution; the others have 2, 4 and 8 times as many.
         logit_scale: what the logits are multiplied by.
     """
-    return nn.Sequential(OrderedDict([
-        ("stem", _convolution(in_channels, width)),
-        ("layer1", nn.Sequential(_convolution(width, 2 * width), nn.MaxPool2d(2), _Residual(2 * width))),
-        ("layer2", nn.Sequential(_convolution(2 * width, 4 * width), nn.MaxPool2d(2))),
-        ("layer3", nn.Sequential(_convolution(4 * width, 8 * width), nn.MaxPool2d(2), _Residual(8 * width))),
-        ("pool", nn.AdaptiveMaxPool2d(1)),
-        ("flatten", nn.Flatten()),
-        ("fc", nn.Linear(8 * width, num_classes, bias=False)),
-        ("scale", _Scale(logit_scale)),
-    ]))
+    return nn.Sequential(
+        OrderedDict(
+            [
+                ("stem", _convolution(in_channels, width)),
+                ("layer1", nn.Sequential(_convolution(width, 2 * width), nn.MaxPool2d(2), _Residual(2 * width))),
+                ("layer2", nn.Sequential(_convolution(2 * width, 4 * width), nn.MaxPool2d(2))),
+                ("layer3", nn.Sequential(_convolution(4 * width, 8 * width), nn.MaxPool2d(2), _Residual(8 * width))),
+                ("pool", nn.AdaptiveMaxPool2d(1)),
+                ("flatten", nn.Flatten()),
+                ("fc", nn.Linear(8 * width, num_classes, bias=False)),
+                ("scale", _Scale(logit_scale)),
+            ]
+        )
+    )
 
 
 def _convolution(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-                         nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )

@@ -24,8 +24,11 @@ def small_stem(module: nn.Module, where: str) -> str:
     if not isinstance(module, ResNet):
         takes = [name for name in lookup.names("model") if re.match(r"(wide_)?res(net|next)\d", name)]
         takes = [name for name in takes if name not in lookup.ours("model")]
-        raise ConfigError("`stem: small` needs a network of torchvision's ResNet family", where,
-                          f"leave out `stem`, or take one of {', '.join(takes)}")
+        raise ConfigError(
+            "`stem: small` needs a network of torchvision's ResNet family",
+            where,
+            f"leave out `stem`, or take one of {', '.join(takes)}",
+        )
     old = module.conv1
     module.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(module.conv1.weight, mode="fan_out", nonlinearity="relu")

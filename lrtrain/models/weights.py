@@ -57,8 +57,10 @@ def load_weights_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, st
     state = _state_dict(content, file)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-            raise CheckpointError(f"{str(file)!r} holds values that are not finite, in {name!r}",
-                                  hint="take a checkpoint from before that training diverged")
+            raise CheckpointError(
+                f"{str(file)!r} holds values that are not finite, in {name!r}",
+                hint="take a checkpoint from before that training diverged",
+            )
     return state, metadata
 
 
@@ -91,13 +93,15 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{str(file)!r} holds no state dict, but {type(content).__name__}",
-                              hint="save module.state_dict()")
+        raise CheckpointError(
+            f"{str(file)!r} holds no state dict, but {type(content).__name__}", hint="save module.state_dict()"
+        )
     for name, tensor in content.items():
         plain = isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not isinstance(name, str) or not plain or tensor.is_quantized:
-            raise CheckpointError(f"{str(file)!r}: {str(name)!r} is not a plain tensor",
-                                  hint="save module.state_dict()")
+            raise CheckpointError(
+                f"{str(file)!r}: {str(name)!r} is not a plain tensor", hint="save module.state_dict()"
+            )
     state = dict(content)
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -117,8 +121,11 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], num_classes: int, 
     given = {_DENSENET_2017.sub(r"\1\2", name): tensor for name, tensor in state.items()}
     given = {name: tensor for name, tensor in given.items() if name in own or not name.startswith(_AUXILIARY)}
     notes = _fit_colour(module, given)
-    head = {name: given.pop(name) for name, tensor in own.items()
-            if name in given and _other_classes(tensor, given[name], num_classes)}
+    head = {
+        name: given.pop(name)
+        for name, tensor in own.items()
+        if name in given and _other_classes(tensor, given[name], num_classes)
+    }
     _refuse_mismatch(own, given, head, source)
     with torch.no_grad():
         for name, tensor in given.items():
@@ -142,23 +149,35 @@ def _fit_colour(module: nn.Module, given: dict[str, Tensor]) -> tuple[str, ...]:
 
 
 def _other_classes(own: Tensor, given: Tensor, num_classes: int) -> bool:
-    return (own.dim() > 0 and own.dim() == given.dim() and own.shape[0] == num_classes != given.shape[0]
-            and own.shape[1:] == given.shape[1:])
+    return (
+        own.dim() > 0
+        and own.dim() == given.dim()
+        and own.shape[0] == num_classes != given.shape[0]
+        and own.shape[1:] == given.shape[1:]
+    )
 
 
-def _refuse_mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor], head: Mapping[str, Tensor],
-                     source: str) -> None:
+def _refuse_mismatch(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], head: Mapping[str, Tensor], source: str
+) -> None:
     # Files from before torch 0.4.1 have no num_batches_tracked: it counts from 0 then.
     missing = [name for name in own if not (name in given or name in head or "num_batches_tracked" in name)]
     left_over = [name for name in given if name not in own]
-    shapes = [f"{name} is {_shape(tensor)} and must be {_shape(own[name])}" for name, tensor in given.items()
-              if name in own and _shape(tensor) != _shape(own[name])]
-    wrong = [f"{label} {_some(names)}" for label, names in
-             (("missing are", missing), ("left over are", left_over), ("shapes differ:", shapes)) if names]
+    shapes = [
+        f"{name} is {_shape(tensor)} and must be {_shape(own[name])}"
+        for name, tensor in given.items()
+        if name in own and _shape(tensor) != _shape(own[name])
+    ]
+    wrong = [
+        f"{label} {_some(names)}"
+        for label, names in (("missing are", missing), ("left over are", left_over), ("shapes differ:", shapes))
+        if names
+    ]
     if wrong:
-        raise CheckpointError(f"the weights of {source} do not fit this network: {'; '.join(wrong)}",
-                              hint="they must be of the same `model.name`, `stem` and arguments; "
-                                   "only the number of classes may differ")
+        raise CheckpointError(
+            f"the weights of {source} do not fit this network: {'; '.join(wrong)}",
+            hint="they must be of the same `model.name`, `stem` and arguments; only the number of classes may differ",
+        )
 
 
 def _shape(tensor: Tensor) -> str:

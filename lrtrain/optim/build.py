@@ -19,8 +19,9 @@ _FUSED: dict[str, tuple[type[torch.optim.Optimizer], ...]] = {
 }
 
 
-def build_optimizer(groups: Sequence[ParamGroup], optimizer: schema.Optimizer, device: torch.device,
-                    where: Where) -> torch.optim.Optimizer:
+def build_optimizer(
+    groups: Sequence[ParamGroup], optimizer: schema.Optimizer, device: torch.device, where: Where
+) -> torch.optim.Optimizer:
     """Build the config's optimizer with one torch parameter group per group, in the same order.
 
     `fused` is on where torch has such a kernel for the device, unless the config says `fused` or `foreach`.
@@ -57,8 +58,9 @@ def momentum_of(group: Mapping[str, Any]) -> float | None:
     return float(group["betas"][0]) if "betas" in group else None
 
 
-def _construct(cls: Any, parameters: list[dict[str, Any]], name: str, args: dict[str, Any],
-               at: str) -> torch.optim.Optimizer:
+def _construct(
+    cls: Any, parameters: list[dict[str, Any]], name: str, args: dict[str, Any], at: str
+) -> torch.optim.Optimizer:
     try:
         built = cls(parameters, **args)
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
@@ -71,7 +73,8 @@ def _construct(cls: Any, parameters: list[dict[str, Any]], name: str, args: dict
 
 def _can_fuse(cls: Any, groups: Sequence[ParamGroup], device: torch.device) -> bool:
     return cls in _FUSED.get(device.type, ()) and all(
-        parameter.is_floating_point() for group in groups for parameter in group.parameters)
+        parameter.is_floating_point() for group in groups for parameter in group.parameters
+    )
 
 
 def _refuse_kernels_for_muon(cls: Any, groups: Sequence[ParamGroup], where: Where) -> None:
@@ -81,13 +84,17 @@ def _refuse_kernels_for_muon(cls: Any, groups: Sequence[ParamGroup], where: Wher
     others = [f"{name} has {p.ndim}" for name, p in pairs if p.ndim != 2]
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        raise ConfigError("Muon takes parameters of two dimensions only, the matrices of linear layers; "
-                          f"{', '.join(others[:3])}{more}", where("optimizer", "name"),
-                          "take SGD or AdamW; Muon alone cannot train convolutions, norms and biases")
+        raise ConfigError(
+            "Muon takes parameters of two dimensions only, the matrices of linear layers; "
+            f"{', '.join(others[:3])}{more}",
+            where("optimizer", "name"),
+            "take SGD or AdamW; Muon alone cannot train convolutions, norms and biases",
+        )
 
 
-def _check_options(cls: Any, built: torch.optim.Optimizer, group: ParamGroup, name: str, args: dict[str, Any],
-                   at: str) -> None:
+def _check_options(
+    cls: Any, built: torch.optim.Optimizer, group: ParamGroup, name: str, args: dict[str, Any], at: str
+) -> None:
     """Hold a group's own arguments against the constructor: in a group torch takes any name and any value."""
     for option in group.options:
         if option not in built.defaults:

@@ -62,12 +62,23 @@ def make_groups(module: nn.Module, optimizer: schema.Optimizer, where: Where) ->
         taken = [n for n in matched if n in rest]
         if not taken:
             holders = ", ".join(dict.fromkeys(repr(owner[n]) for n in matched))
-            raise ConfigError(f"no parameters are left for group {name!r}: what it matches is in {holders}", at,
-                              "the first match wins: move this group up")
+            raise ConfigError(
+                f"no parameters are left for group {name!r}: what it matches is in {holders}",
+                at,
+                "the first match wins: move this group up",
+            )
         owner |= dict.fromkeys(taken, name)
         lr = group.lr if group.lr is not None else optimizer.lr * (group.lr_scale or 1.0)
-        groups.append(ParamGroup(name, lr, tuple(taken), tuple(rest.pop(n) for n in taken),
-                                 _options(optimizer.name, group, i, where), group.frozen_until))
+        groups.append(
+            ParamGroup(
+                name,
+                lr,
+                tuple(taken),
+                tuple(rest.pop(n) for n in taken),
+                _options(optimizer.name, group, i, where),
+                group.frozen_until,
+            )
+        )
     if rest:
         groups.append(ParamGroup("default", optimizer.lr, tuple(rest), tuple(rest.values()), {}, None))
     _refuse_same_names(groups, where)
@@ -90,8 +101,11 @@ def _matching(pattern: str, parameters: dict[str, nn.Parameter], at: str) -> lis
         try:
             regex = re.compile(pattern)
         except re.error as error:
-            raise ConfigError(f"`params` must be a regular expression, and {pattern!r} is none: {error}", at,
-                              r"a dot is written \. and a bracket \(") from None
+            raise ConfigError(
+                f"`params` must be a regular expression, and {pattern!r} is none: {error}",
+                at,
+                r"a dot is written \. and a bracket \(",
+            ) from None
         matched = [name for name in parameters if regex.search(name)]
     if not matched:
         raise ConfigError(f"no trainable parameter matches {pattern!r}", at, _near(pattern, list(parameters)))
@@ -114,8 +128,11 @@ def _options(optimizer: str, group: schema.Group, i: int, where: Where) -> dict[
     for name in group.args:
         at = where("optimizer", "groups", i, name)
         if name in _FOR_ALL_GROUPS:
-            raise ConfigError(f"`{name}` holds for the whole optimizer, not for one group", at,
-                              f"write `{name}` beside `optimizer.lr`")
+            raise ConfigError(
+                f"`{name}` holds for the whole optimizer, not for one group",
+                at,
+                f"write `{name}` beside `optimizer.lr`",
+            )
         if known is not None and name not in known.defaults:
             possible = [n for n in known.defaults if n not in _FOR_ALL_GROUPS]
             guess = lookup.closest(name, [*possible, "name", "params", "lr", "lr_scale", "frozen_until"])
@@ -129,8 +146,11 @@ def _refuse_same_names(groups: list[ParamGroup], where: Where) -> None:
     for i, name in enumerate(names):
         if (first := names.index(name)) != i:
             at = where("optimizer", "groups", first if name == "default" else i, "name")
-            what = (f"two groups are called {name!r}" if name != "default" else
-                    "a group is called 'default', which is the name of what no group matches")
+            what = (
+                f"two groups are called {name!r}"
+                if name != "default"
+                else "a group is called 'default', which is the name of what no group matches"
+            )
             raise ConfigError(what, at, "give each group a `name` of its own")
 
 
@@ -139,5 +159,10 @@ def _by_layer(group: ParamGroup, layers: dict[str, int], decay: float) -> Iterab
     pairs = list(zip(group.parameter_names, group.parameters, strict=True))
     for layer in sorted({layers[name] for name in group.parameter_names}):
         own = [(name, p) for name, p in pairs if layers[name] == layer]
-        yield replace(group, name=f"{group.name}.layer{layer}", lr=group.lr * decay ** (head - layer),
-                      parameter_names=tuple(name for name, _ in own), parameters=tuple(p for _, p in own))
+        yield replace(
+            group,
+            name=f"{group.name}.layer{layer}",
+            lr=group.lr * decay ** (head - layer),
+            parameter_names=tuple(name for name, _ in own),
+            parameters=tuple(p for _, p in own),
+        )

@@ -63,7 +63,7 @@ class _Walk:
             if names:
                 yield _Unit(names, inside, all(self.parameters[name].ndim <= 1 for name in names))
             return
-        if own := [name for name in names if "." not in name[len(prefix):]]:
+        if own := [name for name in names if "." not in name[len(prefix) :]]:
             yield _Unit(own, False, False)
         for name, child in children:
             yield from self.units(name, child, inside)

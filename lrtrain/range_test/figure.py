@@ -63,8 +63,13 @@ def save_range_test(
     if suggestions.caution:
         figure.supxlabel("\n".join(wrap(plain(suggestions.caution), 110)), fontsize=9, color=COLOURS[1])
     panel.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
-    label_above(figure, panel, [label[:2] for label in labels],
-                bold=next((text for _, text, names in labels if chosen in names), ""), leaders=True)
+    label_above(
+        figure,
+        panel,
+        [label[:2] for label in labels],
+        bold=next((text for _, text, names in labels if chosen in names), ""),
+        leaders=True,
+    )
     save(figure, path)
 
 
@@ -102,7 +107,10 @@ def draw_range_test(
         return float((log_lr - even[0]) / (even[-1] - even[0]))
 
     return draw(
-        {"loss": curve}, width=width, height=height, unicode=unicode,
+        {"loss": curve},
+        width=width,
+        height=height,
+        unicode=unicode,
         x_ticks=[(place(power), short(10.0**power)) for power in decades],
         x_marks={place(math.log10(lr)): mark for mark, (lr, _) in marks.items() if lr >= lrs[0]},
         notes=[f"{mark} {_words(names)} {short(lr)}" for mark, (lr, names) in marks.items()],
@@ -134,9 +142,18 @@ def _mark_unused(panel: Axes, lrs: Floats, smoothed: Floats, steps_planned: int)
 
 def _mark_stop(panel: Axes, lr: float) -> None:
     panel.axvline(lr, color=COLOURS[1], linestyle="--", linewidth=1.2)
-    panel.annotate(f"stopped at LR {short(lr)}", (lr, 0), (-5, 6), xycoords=("data", "axes fraction"),
-                   textcoords="offset points", ha="right", va="bottom", rotation=90,
-                   fontsize=9, color=COLOURS[1])
+    panel.annotate(
+        f"stopped at LR {short(lr)}",
+        (lr, 0),
+        (-5, 6),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        rotation=90,
+        fontsize=9,
+        color=COLOURS[1],
+    )
 
 
 def _mark_suggestions(
@@ -152,8 +169,9 @@ def _mark_suggestions(
             continue
         height = float(np.interp(math.log(lr), np.log(lrs[finite]), smoothed[finite]))
         panel.plot([lr, lr], [height, panel.get_ylim()[1]], color="0.6", linewidth=0.8)
-        panel.plot(lr, height, "o", color=COLOURS[1], markeredgecolor="white", zorder=4,
-                   markersize=9 if chosen in names else 6)
+        panel.plot(
+            lr, height, "o", color=COLOURS[1], markeredgecolor="white", zorder=4, markersize=9 if chosen in names else 6
+        )
         labels.append((lr, text, names))
     return labels
 

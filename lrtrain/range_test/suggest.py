@@ -160,15 +160,15 @@ class Suggestions:
     def lrs(self) -> dict[str, float]:
         """The suggested LRs by name, without those that are missing."""
         found = {
-            "steepest": self.steepest, "valley": self.valley,
-            "minimum_tenth": self.minimum_tenth, "slide": self.slide,
+            "steepest": self.steepest,
+            "valley": self.valley,
+            "minimum_tenth": self.minimum_tenth,
+            "slide": self.slide,
         }
         return {name: lr for name, lr in found.items() if lr is not None}
 
 
-def suggest(
-    lrs: Sequence[float] | Floats, losses: Sequence[float] | Floats, steps_planned: int
-) -> Suggestions:
+def suggest(lrs: Sequence[float] | Floats, losses: Sequence[float] | Floats, steps_planned: int) -> Suggestions:
     """All suggestions of a sweep.
 
     Args:
@@ -181,8 +181,12 @@ def suggest(
     raw = raw[kept(smoothed, steps_planned)]
     rates, curve = trimmed(rates, smoothed, steps_planned)
     found = Suggestions(
-        steepest(rates, curve), valley(rates, curve), minimum_tenth(rates, curve), slide(rates, curve),
-        caution=None, steps_planned=steps_planned,
+        steepest(rates, curve),
+        valley(rates, curve),
+        minimum_tenth(rates, curve),
+        slide(rates, curve),
+        caution=None,
+        steps_planned=steps_planned,
     )
     return replace(found, caution=_caution(rates, raw, curve, found.lrs()))
 

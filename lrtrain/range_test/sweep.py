@@ -74,9 +74,18 @@ def _run(job: Job, lrs: NDArray[np.float64], each: Callable[[int], object]) -> t
     ratios = np.array([group.lr / job.config.optimizer.lr for group in job.plan.groups])
     groups = tuple(dataclasses.replace(group, frozen_steps=0) for group in job.plan.groups)
     curve = Curve(lrs[:, None] * ratios[None, :], columns=tuple(range(len(ratios))))
-    plan = dataclasses.replace(job.plan, curve=curve, groups=groups, total_steps=steps, live_from=None, phases=(), notes=())
-    recipe = dataclasses.replace(job.recipe, total_steps=steps, log_every=1, eval_every=None, checkpoint_every=None,
-                                 early_stop=None, plateau=None)
+    plan = dataclasses.replace(
+        job.plan, curve=curve, groups=groups, total_steps=steps, live_from=None, phases=(), notes=()
+    )
+    recipe = dataclasses.replace(
+        job.recipe,
+        total_steps=steps,
+        log_every=1,
+        eval_every=None,
+        checkpoint_every=None,
+        early_stop=None,
+        plateau=None,
+    )
     rule, losses = StopRule(), list[float]()
     try:
         for event in train(_copy(job.state), plan, job.batches, recipe):
@@ -94,8 +103,14 @@ def _run(job: Job, lrs: NDArray[np.float64], each: Callable[[int], object]) -> t
 def _copy(state: TrainState) -> TrainState:
     model, optimizer = copy.deepcopy((state.model, state.optimizer))
     sums = LossSums(torch.zeros_like(state.losses.sums))
-    return TrainState(model=model, forward=model, optimizer=optimizer, parameter_names=state.parameter_names,
-                      losses=sums, scaler=copy.deepcopy(state.scaler))
+    return TrainState(
+        model=model,
+        forward=model,
+        optimizer=optimizer,
+        parameter_names=state.parameter_names,
+        losses=sums,
+        scaler=copy.deepcopy(state.scaler),
+    )
 
 
 def fingerprint(state: TrainState) -> str:
@@ -120,5 +135,7 @@ def fingerprint(state: TrainState) -> str:
     add(state.optimizer.state_dict())
     add([random.getstate(), torch.get_rng_state()])
     numpy_state = np.random.get_state(legacy=False)
-    add({key: repr(value) for key, value in numpy_state.items()} if isinstance(numpy_state, dict) else repr(numpy_state))
+    add(
+        {key: repr(value) for key, value in numpy_state.items()} if isinstance(numpy_state, dict) else repr(numpy_state)
+    )
     return digest.hexdigest()

@@ -35,8 +35,10 @@ class Scheduler:
         """The arguments, with lists cut down to the groups that stand for a column each."""
         if self.members:
             return {"schedulers": [(member.name, member.for_columns(groups)) for member in self.members]}
-        return {key: [value[g] for g in groups] if key in PER_GROUP and isinstance(value, list) else value
-                for key, value in self.args.items()}
+        return {
+            key: [value[g] for g in groups] if key in PER_GROUP and isinstance(value, list) else value
+            for key, value in self.args.items()
+        }
 
     @property
     def flat(self) -> tuple[Scheduler, ...]:
@@ -61,9 +63,7 @@ def resolve(stretch: Stretch, groups: Sequence[GroupLR], where: Where) -> Schedu
         for i, child in enumerate(phase.args["schedulers"]):
             data = {"name": child} if isinstance(child, str) else dict(child)
             members.append(
-                _resolve(
-                    data.pop("name"), data, stretch, (*stretch.loc, "schedulers", i), groups, where, problems
-                )
+                _resolve(data.pop("name"), data, stretch, (*stretch.loc, "schedulers", i), groups, where, problems)
             )
         scheduler = Scheduler(phase.name, {}, members=tuple(members))
     else:
@@ -103,15 +103,15 @@ def _resolve(
     if name in ("OneCycleLR", "CyclicLR"):
         args.setdefault("max_lr", [group.lr for group in groups])
     scheduler = Scheduler(name, args, frozenset(given))
-    problems += [Problem(what, where(*loc, *([key] if key in given else [])), hint)
-                 for key, what, hint in _misfits(scheduler, stretch, groups)]
+    problems += [
+        Problem(what, where(*loc, *([key] if key in given else [])), hint)
+        for key, what, hint in _misfits(scheduler, stretch, groups)
+    ]
     if cycles_momentum(name, args):
         lacking = [group for group in groups if not group.momentum]
         if lacking:
             why = "neither momentum nor betas" if lacking[0].momentum is None else "momentum 0"
-            problems.append(
-                no_momentum(name, f"the optimizer's group {lacking[0].name} has {why}", where(*loc))
-            )
+            problems.append(no_momentum(name, f"the optimizer's group {lacking[0].name} has {why}", where(*loc)))
     return scheduler
 
 
@@ -120,8 +120,11 @@ def _convert(name: str, key: str, value: Any, stretch: Stretch) -> Any:
         return [stretch.count(item) for item in value] if isinstance(value, list) else stretch.count(value)
     if key in FORMULAS and not lookup.is_path(name):
         variable = FORMULAS[key]
-        return ([Expression.parse(item, variable) for item in value] if isinstance(value, list)
-                else Expression.parse(value, variable))
+        return (
+            [Expression.parse(item, variable) for item in value]
+            if isinstance(value, list)
+            else Expression.parse(value, variable)
+        )
     if lookup.is_path(name):
         return _ticks_where_durations(value, stretch)
     return float(value) if key == "pct_start" else value
@@ -187,8 +190,12 @@ def _peak_misfits(scheduler: Scheduler, groups: Sequence[GroupLR]) -> Iterator[t
 def _one_cycle_misfits(args: dict[str, Any], stretch: Stretch) -> Iterator[tuple[str, str, str | None]]:
     total, part = args["total_steps"], args.get("pct_start", 0.3)
     if total != stretch.ticks:
-        yield ("total_steps", f"OneCycleLR's total_steps is {stretch.lasting(total)}, but its phase lasts "
-               f"{stretch.lasting(stretch.ticks)}; they must be equal", "leave total_steps out")
+        yield (
+            "total_steps",
+            f"OneCycleLR's total_steps is {stretch.lasting(total)}, but its phase lasts "
+            f"{stretch.lasting(stretch.ticks)}; they must be equal",
+            "leave total_steps out",
+        )
     elif part * total == 1:
         yield (
             "pct_start",
@@ -197,8 +204,9 @@ def _one_cycle_misfits(args: dict[str, Any], stretch: Stretch) -> Iterator[tuple
         )
 
 
-def _floor_misfits(key: str, floor: Any, peaks: Sequence[float],
-                   groups: Sequence[GroupLR]) -> Iterator[tuple[str, str, str | None]]:
+def _floor_misfits(
+    key: str, floor: Any, peaks: Sequence[float], groups: Sequence[GroupLR]
+) -> Iterator[tuple[str, str, str | None]]:
     floors = floor if isinstance(floor, list) else [floor] * len(groups)
     for group, low, high in zip(groups, floors, peaks, strict=True):
         if low > high:

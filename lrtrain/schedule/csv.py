@@ -24,14 +24,10 @@ def write_csv(plan: Plan, file: TextIO, max_rows: int | None = None) -> None:
         max_rows: thin to at most so many rows (4 at least), where ends and corners are kept; None writes all.
     """
     groups = range(len(plan.groups))
-    tables = [("lr", plan.curve.lr)] + (
-        [] if plan.curve.momentum is None else [("momentum", plan.curve.momentum)]
-    )
+    tables = [("lr", plan.curve.lr)] + ([] if plan.curve.momentum is None else [("momentum", plan.curve.momentum)])
     columns = plan.curve.columns
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(
-        ["step", "epoch", *(f"{what}.{plan.groups[g].name}" for what, _ in tables for g in groups)]
-    )
+    writer.writerow(["step", "epoch", *(f"{what}.{plan.groups[g].name}" for what, _ in tables for g in groups)])
     rows = np.arange(len(plan.curve))
     if max_rows is not None and len(rows) > max_rows:
         rows = kept_rows(np.concatenate([table for _, table in tables], axis=1), max(max_rows, 4))
@@ -43,8 +39,10 @@ def write_csv(plan: Plan, file: TextIO, max_rows: int | None = None) -> None:
             written: dict[bytes, list[str]] = {}
             for column in (columns[g] for g in groups):
                 values = table[t, column]
-                texts.append(written.get(values.tobytes()) or written.setdefault(
-                    values.tobytes(), list(map(repr, values.tolist()))))
+                texts.append(
+                    written.get(values.tobytes())
+                    or written.setdefault(values.tobytes(), list(map(repr, values.tolist())))
+                )
         file.write("\n".join(map(",".join, zip(*texts, strict=True))) + "\n")
 
 

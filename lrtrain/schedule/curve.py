@@ -44,14 +44,8 @@ class Curve:
     momentum: Table | None = None
 
     def __post_init__(self) -> None:
-        if (
-            self.lr.ndim != 2
-            or self.lr.dtype != np.float64
-            or max(self.columns, default=0) >= self.lr.shape[1]
-        ):
-            raise ValueError(
-                f"lr must be float64 of shape (steps, columns); got {self.lr.dtype} {self.lr.shape}"
-            )
+        if self.lr.ndim != 2 or self.lr.dtype != np.float64 or max(self.columns, default=0) >= self.lr.shape[1]:
+            raise ValueError(f"lr must be float64 of shape (steps, columns); got {self.lr.dtype} {self.lr.shape}")
         if self.momentum is not None and self.momentum.shape != self.lr.shape:
             raise ValueError(f"momentum has shape {self.momentum.shape}, lr {self.lr.shape}")
         for table, what in ((self.lr, "LR"), (self.momentum, "momentum")):

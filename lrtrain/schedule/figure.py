@@ -93,8 +93,16 @@ def save_curve(
         if live_from is not None:
             panel.axvspan(min(live_from / steps_per_epoch, end), end, color="0.5", alpha=0.1, linewidth=0)
     if live_from is not None and live_from / steps_per_epoch < end:
-        panels[0].annotate(f"live: {plain(monitor)}", (1, 0), (-6, 6), xycoords="axes fraction",
-                           textcoords="offset points", ha="right", color="0.35", fontsize=9)
+        panels[0].annotate(
+            f"live: {plain(monitor)}",
+            (1, 0),
+            (-6, 6),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="right",
+            color="0.35",
+            fontsize=9,
+        )
     _legend(figure, lines)
     if len(phases) > 1:
         middles = [(start + stop) / 2 / steps_per_epoch for _, start, stop in phases]
@@ -115,12 +123,24 @@ def label_above(
         leaders: draw a line down from each text to the panel.
     """
     where: dict[str, Any] = {
-        "xycoords": ("data", "axes fraction"), "textcoords": "offset points", "annotation_clip": False,
+        "xycoords": ("data", "axes fraction"),
+        "textcoords": "offset points",
+        "annotation_clip": False,
     }
     behind = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"} if leaders else None
     texts = [
-        panel.annotate(plain(text), (x, 1), (0, 4), ha="center", va="bottom", fontsize=9, color="0.2",
-                       weight="bold" if text == bold else "normal", bbox=behind, **where)
+        panel.annotate(
+            plain(text),
+            (x, 1),
+            (0, 4),
+            ha="center",
+            va="bottom",
+            fontsize=9,
+            color="0.2",
+            weight="bold" if text == bold else "normal",
+            bbox=behind,
+            **where,
+        )
         for x, text in sorted(labels)
     ]
     with _letters_may_lack():
@@ -134,8 +154,14 @@ def label_above(
         ends[level : level + 1] = [box.x1 + shift]
         text.set_position((shift / pixels_per_point, 4 + 13 * level))
         if leaders:
-            panel.annotate("", text.xy, (0, 4 + 13 * level), zorder=0,
-                           arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.8}, **where)
+            panel.annotate(
+                "",
+                text.xy,
+                (0, 4 + 13 * level),
+                zorder=0,
+                arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.8},
+                **where,
+            )
 
 
 def tidy(panel: Axes) -> None:
@@ -176,9 +202,7 @@ def _letters_may_lack() -> Iterator[None]:
         yield
 
 
-def _lines(
-    panel: Axes, series: Mapping[str, Values], steps_per_epoch: int, live_from: int | None
-) -> dict[str, Line2D]:
+def _lines(panel: Axes, series: Mapping[str, Values], steps_per_epoch: int, live_from: int | None) -> dict[str, Line2D]:
     """Draw each different series, and say which line has which names."""
     names: dict[bytes, list[str]] = {}
     for name, values in series.items():
@@ -227,10 +251,7 @@ def _legend(figure: Figure, lines: Mapping[str, Line2D]) -> None:
     from matplotlib.lines import Line2D
 
     # matplotlib hides names that begin with an underscore; a space before them shows them.
-    entries = [
-        (plain(" " * name.startswith("_") + _cut(name)), line)
-        for name, line in lines.items()
-    ]
+    entries = [(plain(" " * name.startswith("_") + _cut(name)), line) for name, line in lines.items()]
     if len(entries) > _MOST_ENTRIES:
         half = _MOST_ENTRIES // 2
         between = (f"... {len(entries) - 2 * half} more ...", Line2D([], [], linestyle=""))

@@ -55,9 +55,7 @@ class Stretch:
         else:
             exact = exact_steps(duration, self.steps_per_epoch, self.total_steps) / self.steps_per_epoch
             if exact.denominator != 1:
-                raise ValueError(
-                    f"{duration} is {float(exact):.6g} epochs, but the scheduler ticks once an epoch"
-                )
+                raise ValueError(f"{duration} is {float(exact):.6g} epochs, but the scheduler ticks once an epoch")
             ticks = int(exact)
         if ticks == 0:
             raise ValueError(f"{duration} is less than half a step")
@@ -86,8 +84,11 @@ def lasting(steps: int, steps_per_epoch: int) -> str:
     ('5 epochs (1,955 steps)', '1.28 epochs (500 steps)')
     """
     epochs = steps / steps_per_epoch
-    return f"{epochs:.3g} epoch{'' if epochs == 1 else 's'} ({steps:,} step{'' if steps == 1 else 's'})" \
-        if epochs < 1000 else f"{epochs:,.0f} epochs ({steps:,} steps)"
+    return (
+        f"{epochs:.3g} epoch{'' if epochs == 1 else 's'} ({steps:,} step{'' if steps == 1 else 's'})"
+        if epochs < 1000
+        else f"{epochs:,.0f} epochs ({steps:,} steps)"
+    )
 
 
 def lay_out(config: RunConfig, steps_per_epoch: int) -> list[Stretch]:
@@ -98,8 +99,10 @@ def lay_out(config: RunConfig, steps_per_epoch: int) -> list[Stretch]:
     """
     total = config.steps if config.steps is not None else (config.epochs or 0) * steps_per_epoch
     found = phases(config)
-    exact = [exact_steps(phase.length, steps_per_epoch, total) if isinstance(phase.length, Duration) else None
-             for _, phase in found]
+    exact = [
+        exact_steps(phase.length, steps_per_epoch, total) if isinstance(phase.length, Duration) else None
+        for _, phase in found
+    ]
     given = sum((length for length in exact if length is not None), Fraction(0))
     if (None in exact and given >= total) or (None not in exact and given != total):
         raise _do_not_add_up(config, exact, given, total, steps_per_epoch)
@@ -119,12 +122,14 @@ def lay_out(config: RunConfig, steps_per_epoch: int) -> list[Stretch]:
     return stretches
 
 
-def _do_not_add_up(config: RunConfig, exact: list[Fraction | None], given: Fraction, total: int,
-                   steps_per_epoch: int) -> ConfigError:
+def _do_not_add_up(
+    config: RunConfig, exact: list[Fraction | None], given: Fraction, total: int, steps_per_epoch: int
+) -> ConfigError:
     parts = [lasting(int(length + _HALF), steps_per_epoch) for length in exact if length is not None]
-    sums = " + ".join(parts) + (
-        f" = {lasting(int(given + _HALF), steps_per_epoch)}" if len(parts) > 1 else ""
-    )
+    sums = " + ".join(parts) + (f" = {lasting(int(given + _HALF), steps_per_epoch)}" if len(parts) > 1 else "")
     leaves = ", which leaves nothing for the rest" if None in exact else ""
-    return ConfigError(f"the phases last {sums}, but the run has {lasting(total, steps_per_epoch)}{leaves}",
-                       config.where("schedule"), "`for: rest` takes what the other phases leave")
+    return ConfigError(
+        f"the phases last {sums}, but the run has {lasting(total, steps_per_epoch)}{leaves}",
+        config.where("schedule"),
+        "`for: rest` takes what the other phases leave",
+    )

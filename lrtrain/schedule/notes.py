@@ -59,8 +59,10 @@ def _length_notes(stretch: Stretch, one: Scheduler) -> Iterator[str]:
         yield f"the LR never changes: step_size is {size}, the phase {stretch.lasting(ticks)}"
     if one.name == "CosineAnnealingLR":
         if args["T_max"] > ticks:
-            yield (f"floor never reached: T_max is {stretch.lasting(args['T_max'])}, the phase ends after "
-                   f"{stretch.lasting(ticks)}")
+            yield (
+                f"floor never reached: T_max is {stretch.lasting(args['T_max'])}, the phase ends after "
+                f"{stretch.lasting(ticks)}"
+            )
         elif args["T_max"] < ticks - 1:
             yield f"LR rises again after {stretch.at(args['T_max'])}, where T_max ends"
     if one.name in ("LinearLR", "PolynomialLR") and args["total_iters"] > ticks:
@@ -104,17 +106,15 @@ def _group_notes(one: Scheduler, groups: Sequence[GroupLR]) -> Iterator[str]:
         if isinstance(high, int | float) and high != group.lr:
             yield f"max_lr {high:g} takes the place of the LR {group.lr:g} of group {group.name}"
     if one.cycles_momentum:
-        low, high = one.args.get("base_momentum", 0.85 if one.name == "OneCycleLR" else 0.8), one.args.get(
-            "max_momentum", 0.95 if one.name == "OneCycleLR" else 0.9)
-        own = ", ".join(
-            dict.fromkeys(f"{group.momentum:g}" for group in groups if group.momentum is not None)
+        low, high = (
+            one.args.get("base_momentum", 0.85 if one.name == "OneCycleLR" else 0.8),
+            one.args.get("max_momentum", 0.95 if one.name == "OneCycleLR" else 0.9),
         )
+        own = ", ".join(dict.fromkeys(f"{group.momentum:g}" for group in groups if group.momentum is not None))
         yield f"momentum cycles between {low} and {high} in place of the optimizer's {own}"
     if one.name == "ReduceLROnPlateau":
         floors = one.args.get("min_lr", 0)
-        for group, low in zip(
-            groups, floors if isinstance(floors, list) else [floors] * len(groups), strict=True
-        ):
+        for group, low in zip(groups, floors if isinstance(floors, list) else [floors] * len(groups), strict=True):
             if low >= group.lr:
                 yield f"the LR {group.lr:g} of group {group.name} is never reduced: min_lr is {low:g}"
 

@@ -70,18 +70,14 @@ class Plan:
     def lrs(self, t: int, live: Live | None) -> tuple[float, ...]:
         """What step t (from 0) trains with, per group; 0 where the group is frozen."""
         if live is not None and self.live_from is not None and t >= self.live_from:
-            return tuple(
-                0.0 if t < group.frozen_steps else lr for group, lr in zip(self.groups, live.lrs, strict=True)
-            )
+            return tuple(0.0 if t < group.frozen_steps else lr for group, lr in zip(self.groups, live.lrs, strict=True))
         row = self.curve.lr[t].tolist()
         return tuple([row[column] for column in self.curve.columns])
 
     def write(self, optimizer: Optimizer, t: int, live: Live | None) -> None:
         """Put what step t trains with into the optimizer: LR, and momentum or beta1 where they cycle."""
         momentum = None if self.curve.momentum is None else self.curve.momentum[t].tolist()
-        for group, lr, column in zip(
-            optimizer.param_groups, self.lrs(t, live), self.curve.columns, strict=True
-        ):
+        for group, lr, column in zip(optimizer.param_groups, self.lrs(t, live), self.curve.columns, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(lr)
             else:
@@ -120,9 +116,7 @@ def make_plan(config: RunConfig, groups: Sequence[GroupLR], steps_per_epoch: int
     return _assemble(config, tuple(groups), resolved)
 
 
-def _assemble(
-    config: RunConfig, groups: tuple[GroupLR, ...], resolved: list[tuple[Stretch, Scheduler]]
-) -> Plan:
+def _assemble(config: RunConfig, groups: tuple[GroupLR, ...], resolved: list[tuple[Stretch, Scheduler]]) -> Plan:
     columns, speakers = _shared_columns(groups, [scheduler for _, scheduler in resolved])
     distinct = [groups[g] for g in speakers]
     problems: list[Problem] = []
@@ -144,23 +138,34 @@ def _assemble(
     plateau = Plateau(monitor, {**scheduler.args, "mode": monitor_mode(monitor)}) if live else None
     highest = columns[max(range(len(groups)), key=lambda g: groups[g].lr)]
     spans = tuple(
-        Span(one.name, stretch.start, stretch.stop,
-             notes.plateau_words(plateau, stretch, part.lr[:, highest]) if plateau and stretch is last
-             else notes.phase_words(stretch, part.lr[:, highest]))
-        for (stretch, one), part in zip(resolved, segments, strict=True))
+        Span(
+            one.name,
+            stretch.start,
+            stretch.stop,
+            notes.plateau_words(plateau, stretch, part.lr[:, highest])
+            if plateau and stretch is last
+            else notes.phase_words(stretch, part.lr[:, highest]),
+        )
+        for (stretch, one), part in zip(resolved, segments, strict=True)
+    )
     said = [note for stretch, one in resolved for note in notes.phase_notes(stretch, one, groups)]
     said += notes.frozen_notes(groups, len(curve), steps_per_epoch)
     return Plan(curve, groups, steps_per_epoch, len(curve), spans, tuple(said), last.start if live else None, plateau)
 
 
-def _shared_columns(
-    groups: Sequence[GroupLR], schedulers: Sequence[Scheduler]
-) -> tuple[tuple[int, ...], list[int]]:
+def _shared_columns(groups: Sequence[GroupLR], schedulers: Sequence[Scheduler]) -> tuple[tuple[int, ...], list[int]]:
     """The column of each group, and the first group of each column: shared where nothing tells them apart."""
-    lists = [value for scheduler in schedulers for one in scheduler.flat for key, value in one.args.items()
-             if key in PER_GROUP and isinstance(value, list)]
-    keys = [(group.lr, group.momentum, group.frozen_steps, *(repr(values[g]) for values in lists))
-            for g, group in enumerate(groups)]
+    lists = [
+        value
+        for scheduler in schedulers
+        for one in scheduler.flat
+        for key, value in one.args.items()
+        if key in PER_GROUP and isinstance(value, list)
+    ]
+    keys = [
+        (group.lr, group.momentum, group.frozen_steps, *(repr(values[g]) for values in lists))
+        for g, group in enumerate(groups)
+    ]
     distinct = list(dict.fromkeys(keys))
     return tuple(distinct.index(key) for key in keys), [keys.index(key) for key in distinct]
 

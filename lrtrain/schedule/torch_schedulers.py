@@ -38,15 +38,11 @@ class StandIn(Optimizer):
 def build(name: str, args: dict[str, Any], optimizer: Optimizer) -> Any:
     """The scheduler object: torch's class by its name, or whatever an import path leads to."""
     if name == "ChainedScheduler":
-        return ChainedScheduler(
-            [build(child, given, optimizer) for child, given in args["schedulers"]], optimizer
-        )
+        return ChainedScheduler([build(child, given, optimizer) for child, given in args["schedulers"]], optimizer)
     return lookup.find("scheduler", name)(optimizer, **args)
 
 
-def tabulate(
-    make: Callable[[Optimizer], Any], groups: Sequence[GroupLR], ticks: int
-) -> tuple[Table, Table | None]:
+def tabulate(make: Callable[[Optimizer], Any], groups: Sequence[GroupLR], ticks: int) -> tuple[Table, Table | None]:
     """Let a scheduler drive a stand-in optimizer and write down what it sets.
 
     Args:

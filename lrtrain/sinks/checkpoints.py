@@ -22,8 +22,9 @@ class Checkpoints:
         log_bytes: length of metrics.jsonl at this moment.
     """
 
-    def __init__(self, root: Path, state: TrainState, keep: int, facts: Mapping[str, Any],
-                 log_bytes: Callable[[], int]):
+    def __init__(
+        self, root: Path, state: TrainState, keep: int, facts: Mapping[str, Any], log_bytes: Callable[[], int]
+    ):
         self.root, self._state, self._keep = root, state, keep
         self._facts, self._log_bytes = facts, log_bytes
         self.last: str | None = None

@@ -87,7 +87,15 @@ def lr_words(lr: Mapping[str, float]) -> str:
 class Progress:
     """A bar while an epoch runs and a line when it ends."""
 
-    COLUMNS = (("epoch", 7), ("LR", 9), ("train loss", 10), ("val loss", 9), ("val acc1", 9), ("images/s", 9), ("left", 8))
+    COLUMNS = (
+        ("epoch", 7),
+        ("LR", 9),
+        ("train loss", 10),
+        ("val loss", 9),
+        ("val acc1", 9),
+        ("images/s", 9),
+        ("left", 8),
+    )
 
     def __init__(self, screen: Screen, total_steps: int, steps_per_epoch: int, start: int, several_groups: bool):
         self._screen, self._total, self._per_epoch = screen, total_steps, steps_per_epoch
@@ -126,8 +134,15 @@ class Progress:
         if self._bar is None:
             epoch, done = divmod(event.step - 1, self._per_epoch)
             self._mark = time.perf_counter()
-            self._bar = tqdm(total=min(self._per_epoch, self._total - epoch * self._per_epoch), initial=done,
-                             desc=f"epoch {epoch + 1}", unit="step", leave=False, disable=None, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=min(self._per_epoch, self._total - epoch * self._per_epoch),
+                initial=done,
+                desc=f"epoch {epoch + 1}",
+                unit="step",
+                leave=False,
+                disable=None,
+                dynamic_ncols=True,
+            )
         self._step = event.step
         self._images += event.images
         self._bar.update()
@@ -135,8 +150,9 @@ class Progress:
     def _on_evaluating(self, event: Evaluating) -> None:
         if self._eval_bar is None:
             self._pause()
-            self._eval_bar = tqdm(total=event.total, desc="evaluating", unit="img", leave=False, disable=None,
-                                  dynamic_ncols=True)
+            self._eval_bar = tqdm(
+                total=event.total, desc="evaluating", unit="img", leave=False, disable=None, dynamic_ncols=True
+            )
         self._eval_bar.update(event.done - self._eval_bar.n)
 
     def _pause(self) -> None:
@@ -160,15 +176,17 @@ class Progress:
         elapsed = time.perf_counter() - self._began
         left = elapsed / max(self._step - self._first, 1) * (self._total - self._step)
         speed = self._images / self._train_seconds if self._train_seconds else 0.0
-        self._print({
-            "epoch": epoch,
-            "LR": lr,
-            "train loss": loss_words(train_loss),
-            "val loss": loss_words(evaluated.metrics.loss) if evaluated else "",
-            "val acc1": f"{evaluated.metrics.acc1:.4f}" + ("*" if evaluated.best else " ") if evaluated else "",
-            "images/s": f"{speed:,.0f}",
-            "left": clock(left),
-        })
+        self._print(
+            {
+                "epoch": epoch,
+                "LR": lr,
+                "train loss": loss_words(train_loss),
+                "val loss": loss_words(evaluated.metrics.loss) if evaluated else "",
+                "val acc1": f"{evaluated.metrics.acc1:.4f}" + ("*" if evaluated.best else " ") if evaluated else "",
+                "images/s": f"{speed:,.0f}",
+                "left": clock(left),
+            }
+        )
         self._images, self._train_seconds = 0, 0.0
 
     def _print(self, cells: Mapping[str, str], style: str | None = None) -> None:

@@ -21,7 +21,9 @@ class Metrics:
     def __init__(self, path: Path, keep: int = 0):
         """Open the file, cut back to its first `keep` bytes: what came after the checkpoint is written again."""
         if keep > (path.stat().st_size if path.exists() else 0):
-            raise CheckpointError(f"{path.name} is shorter than the checkpoint says: {keep} bytes are wanted", str(path))
+            raise CheckpointError(
+                f"{path.name} is shorter than the checkpoint says: {keep} bytes are wanted", str(path)
+            )
         try:
             self._file = path.open("ab")
             self._file.truncate(keep)
@@ -36,11 +38,23 @@ class Metrics:
                 row = {"event": "train", "step": event.step, "epoch": event.epoch, "lr": event.lr, "loss": event.loss}
             case Evaluated():
                 m = event.metrics
-                row = {"event": "eval", "step": event.step, "epoch": event.epoch, "split": event.split,
-                       "loss": m.loss if math.isfinite(m.loss) else None, "acc1": m.acc1, "acc5": m.acc5}
+                row = {
+                    "event": "eval",
+                    "step": event.step,
+                    "epoch": event.epoch,
+                    "split": event.split,
+                    "loss": m.loss if math.isfinite(m.loss) else None,
+                    "acc1": m.acc1,
+                    "acc5": m.acc5,
+                }
             case Reduced():
-                row = {"event": "reduce_lr", "step": event.step, "epoch": event.epoch, "monitor": event.monitor,
-                       "lr": event.lr}
+                row = {
+                    "event": "reduce_lr",
+                    "step": event.step,
+                    "epoch": event.epoch,
+                    "monitor": event.monitor,
+                    "lr": event.lr,
+                }
             case SaveDue():
                 self._file.flush()
                 os.fsync(self._file.fileno())
@@ -64,8 +78,12 @@ class Timing:
         elif isinstance(event, Logged | Evaluated):
             now = time.perf_counter()
             seconds = now - self._mark
-            row: dict[str, Any] = {"event": "train" if isinstance(event, Logged) else "eval", "step": event.step,
-                                   "seconds": round(now - self._start, 4), "memory_mb": _memory_mb()}
+            row: dict[str, Any] = {
+                "event": "train" if isinstance(event, Logged) else "eval",
+                "step": event.step,
+                "seconds": round(now - self._start, 4),
+                "memory_mb": _memory_mb(),
+            }
             images = self._images if isinstance(event, Logged) else event.metrics.images
             row["images_per_s"] = round(images / max(seconds, 1e-9), 1)
             self._file.write(json.dumps(row) + "\n")

@@ -33,8 +33,17 @@ def show_plan(job: Job, screen: Screen, run_dir: RunDir | None = None) -> None:
 def show_curve(plan: Plan, screen: Screen, height: int = 8) -> None:
     """Draw the LR of every group that differs, and say in words what follows from the schedule."""
     screen.print()
-    screen.print(draw(curve_series(plan), width=min(screen.width, 100), height=height, unicode=screen.unicode,
-                      steps_per_epoch=plan.steps_per_epoch, live_from=plan.live_from, monitor=monitor(plan)))
+    screen.print(
+        draw(
+            curve_series(plan),
+            width=min(screen.width, 100),
+            height=height,
+            unicode=screen.unicode,
+            steps_per_epoch=plan.steps_per_epoch,
+            live_from=plan.live_from,
+            monitor=monitor(plan),
+        )
+    )
     for note in plan.notes:
         screen.print(f"note: {note}", "yellow")
 
@@ -68,8 +77,11 @@ def _facts(job: Job) -> Iterator[tuple[str, str]]:
     yield "batch", f"{config.batch_size} images a step{per_step}, {plan.steps_per_epoch:,} steps an epoch"
     yield "device", _device(job)
     yield "optimizer", _optimizer(job)
-    extras = [f"{key} {value:g}" for key in ("label_smoothing", "mixup", "cutmix", "ema", "clip_norm")
-              if (value := getattr(config, key))]
+    extras = [
+        f"{key} {value:g}"
+        for key in ("label_smoothing", "mixup", "cutmix", "ema", "clip_norm")
+        if (value := getattr(config, key))
+    ]
     if extras:
         yield "with", ", ".join(extras)
     for i, phase in enumerate(plan.phases):
@@ -83,8 +95,13 @@ def _data(job: Job) -> Iterator[tuple[str, str]]:
     sizes = sorted(counts["train"].values())
     held_back = f", {len(source.test):,} test held back" if source.test is not None else ""
     each = f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}"
-    yield "data", (f"{job.config.dataset.name}: {len(source.train):,} train, {len(source.val):,} val "
-                   f"({source.val_from}){held_back}")
+    yield (
+        "data",
+        (
+            f"{job.config.dataset.name}: {len(source.train):,} train, {len(source.val):,} val "
+            f"({source.val_from}){held_back}"
+        ),
+    )
     names = ", ".join(source.classes[:6]) + (", ..." if len(source.classes) > 6 else "")
     yield "", f"{len(source.classes)} classes of {each} images: {names}"
     for note in source.notes:

@@ -89,13 +89,18 @@ def create(out: Path | None, name: str) -> RunDir:
             except FileExistsError:
                 number += 1
     except OSError as error:
-        raise EnvironmentFault(f"the run directory cannot be made: {error.strerror}", str(error.filename or out)) from error
+        raise EnvironmentFault(
+            f"the run directory cannot be made: {error.strerror}", str(error.filename or out)
+        ) from error
 
 
 def latest(name: str) -> RunDir | None:
     """The newest of runs/<name>, runs/<name>-2, ..., by number."""
-    found = {int(match[1] or 1): path for path in Path("runs").glob(f"{name}*")
-             if (match := re.fullmatch(re.escape(name) + r"(?:-(\d+))?", path.name))}
+    found = {
+        int(match[1] or 1): path
+        for path in Path("runs").glob(f"{name}*")
+        if (match := re.fullmatch(re.escape(name) + r"(?:-(\d+))?", path.name))
+    }
     return RunDir(found[max(found)]) if found else None
 
 

@@ -36,5 +36,8 @@ class Normalize:
         shift = -torch.tensor(self.mean, dtype=torch.float64) / std
         shape = (1, -1, 1, 1)
         # Two roundings, not one fused: whether a kernel fuses depends on a pixel's place in the batch.
-        return images.to(torch.float32).mul_(scale.float().view(shape).to(images.device)).add_(
-            shift.float().view(shape).to(images.device))
+        return (
+            images.to(torch.float32)
+            .mul_(scale.float().view(shape).to(images.device))
+            .add_(shift.float().view(shape).to(images.device))
+        )

@@ -27,8 +27,12 @@ class _Row(NamedTuple):
 
 
 def csv(
-    *, manifest: str, root: str | None = None, val_fraction: float | None = None,
-    color: Literal["rgb", "gray"] = "rgb", seed: int,
+    *,
+    manifest: str,
+    root: str | None = None,
+    val_fraction: float | None = None,
+    color: Literal["rgb", "gray"] = "rgb",
+    seed: int,
 ) -> Source:
     """Images listed in a CSV file, whose first line names the columns: `path,label` or `path,label,split`.
 
@@ -71,8 +75,10 @@ def _read(file: Path, folder: Path) -> list[_Row]:
             reader = DictReader(lines, skipinitialspace=True)
             columns = reader.fieldnames or ()
             if missing := [column for column in ("path", "label") if column not in columns]:
-                raise DataError(f"{file} has no column {' and no column '.join(missing)}; "
-                                f"its first line is {','.join(columns)!r}", hint=_COLUMNS)
+                raise DataError(
+                    f"{file} has no column {' and no column '.join(missing)}; its first line is {','.join(columns)!r}",
+                    hint=_COLUMNS,
+                )
             for cells in reader:
                 path, label, split = ((cells.get(c) or "").strip() for c in ("path", "label", "split"))
                 row = _Row(path, label, _SPLITS.get(split or "train", ""), reader.line_num)
@@ -107,28 +113,41 @@ def _check_split(file: Path, parts: dict[str, list[_Row]], val_fraction: float |
     if not parts["train"]:
         raise DataError(f"{file} lists no training images")
     if parts["val"] and val_fraction is not None:
-        raise ConfigError(f"val_fraction {val_fraction:g} contradicts the {len(parts['val'])} rows of split "
-                          f"val in {file}", hint="leave val_fraction out")
+        raise ConfigError(
+            f"val_fraction {val_fraction:g} contradicts the {len(parts['val'])} rows of split val in {file}",
+            hint="leave val_fraction out",
+        )
     if not parts["val"] and not parts["test"] and val_fraction is None:
-        raise ConfigError(f"nothing to evaluate on: {file} has no rows of split val or test, and no "
-                          "val_fraction is given", hint="add `val_fraction: 0.1` to hold out 10%")
+        raise ConfigError(
+            f"nothing to evaluate on: {file} has no rows of split val or test, and no val_fraction is given",
+            hint="add `val_fraction: 0.1` to hold out 10%",
+        )
 
 
 def _classes(file: Path, parts: dict[str, list[_Row]]) -> tuple[tuple[str, ...], list[str]]:
     found = {row.label for row in parts["train"]}
     classes = tuple(sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found))
-    problems = [Problem(f"label {row.label!r} is in {name} but not in train", f"{file}:{row.line}")
-                for name in ("val", "test") for row in parts[name] if row.label not in found]
+    problems = [
+        Problem(f"label {row.label!r} is in {name} but not in train", f"{file}:{row.line}")
+        for name in ("val", "test")
+        for row in parts[name]
+        if row.label not in found
+    ]
     if len(classes) < 2:
         problems.append(Problem(f"only one class, {classes[0]!r}, in {file}; there must be two or more"))
     if problems:
         raise DataError(shortened(problems))
-    return classes, [absent_note(name, classes, {row.label for row in parts[name]})
-                     for name in ("val", "test") if parts[name]]
+    return classes, [
+        absent_note(name, classes, {row.label for row in parts[name]}) for name in ("val", "test") if parts[name]
+    ]
 
 
 def _split(folder: Path, rows: Sequence[_Row], classes: tuple[str, ...], channels: int) -> FileSplit:
     number = {c: i for i, c in enumerate(classes)}
     ordered = sorted(rows, key=lambda row: row.path)
-    return FileSplit(folder, [row.path for row in ordered],
-                     np.array([number[row.label] for row in ordered], dtype=np.int64), channels)
+    return FileSplit(
+        folder,
+        [row.path for row in ordered],
+        np.array([number[row.label] for row in ordered], dtype=np.int64),
+        channels,
+    )

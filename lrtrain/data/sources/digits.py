@@ -43,10 +43,18 @@ def digits() -> Source:
     with as_file(files("lrtrain.data") / "digits.npz") as path, np.load(path, allow_pickle=False) as stored:
         counts, labels, held_out = stored["pixels"], stored["labels"].astype(np.int64), stored["val"]
     pixels = np.round(counts * (255 / 16)).astype(np.uint8)
-    train, val = (Scans(pixels[chosen], labels[chosen], np.flatnonzero(chosen).astype(np.int64))
-                  for chosen in (~held_out, held_out))
+    train, val = (
+        Scans(pixels[chosen], labels[chosen], np.flatnonzero(chosen).astype(np.int64))
+        for chosen in (~held_out, held_out)
+    )
     return Source(
-        classes=tuple("0123456789"), channels=1, train=train, val=val,
-        val_from="360 fixed scans, 36 of each digit", mean=(0.3050,), std=(0.3756,),
-        image_size=8, mirrored_is_same=False,
+        classes=tuple("0123456789"),
+        channels=1,
+        train=train,
+        val=val,
+        val_from="360 fixed scans, 36 of each digit",
+        mean=(0.3050,),
+        std=(0.3756,),
+        image_size=8,
+        mirrored_is_same=False,
     )

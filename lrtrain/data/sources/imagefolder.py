@@ -64,18 +64,23 @@ def _layout(root: Path, val_fraction: float | None) -> tuple[Path, Path | None, 
             raise ConfigError(
                 f"nothing to evaluate on: {str(root)!r} has no train/ and val/ (or test/) folders, and no "
                 "val_fraction is given",
-                hint=f"add `val_fraction: 0.1` to hold out 10%; found here: {', '.join(names[:10])}")
+                hint=f"add `val_fraction: 0.1` to hold out 10%; found here: {', '.join(names[:10])}",
+            )
         return root, None, None
     if len(val_names) > 1:
         both = " and ".join(name + "/" for name in val_names)
         raise DataError(f"{str(root)!r} has {both}; which is evaluated?", hint="keep one of them")
     test = root / "test" if "test" in names else None
     if val_names and val_fraction is not None:
-        raise ConfigError(f"val_fraction {val_fraction:g} contradicts {val_names[0]}/ in {str(root)!r}",
-                          hint="leave val_fraction out, or move the folder away")
+        raise ConfigError(
+            f"val_fraction {val_fraction:g} contradicts {val_names[0]}/ in {str(root)!r}",
+            hint="leave val_fraction out, or move the folder away",
+        )
     if not val_names and test is None and val_fraction is None:
-        raise ConfigError(f"nothing to evaluate on: {str(root)!r} has train/ but no val/ or test/, and no "
-                          "val_fraction is given", hint="add `val_fraction: 0.1` to hold out 10%")
+        raise ConfigError(
+            f"nothing to evaluate on: {str(root)!r} has train/ but no val/ or test/, and no val_fraction is given",
+            hint="add `val_fraction: 0.1` to hold out 10%",
+        )
     return root / "train", root / val_names[0] if val_names else None, test
 
 
@@ -91,9 +96,13 @@ def _checked(train: ClassFolders, others: dict[str, ClassFolders]) -> tuple[tupl
         notes.append(part.note())
         known, found = set(classes), set(part.images)
         problems += part.problems
-        problems += [Problem(f"class {c!r} is in {name}/ but not in train/",
-                             hint="rename or remove the folder, or add training images of it")
-                     for c in sorted(found - known)]
+        problems += [
+            Problem(
+                f"class {c!r} is in {name}/ but not in train/",
+                hint="rename or remove the folder, or add training images of it",
+            )
+            for c in sorted(found - known)
+        ]
         notes.append(absent_note(name, classes, found))
     if problems:
         raise DataError(shortened(problems))

@@ -4,8 +4,9 @@ import math
 from typing import Literal
 
 
-def wsd(t: int, steps: int, *, cooldown: int, shape: Literal["linear", "cosine", "1-sqrt"] = "1-sqrt",
-        floor: float = 0.0) -> float:
+def wsd(
+    t: int, steps: int, *, cooldown: int, shape: Literal["linear", "cosine", "1-sqrt"] = "1-sqrt", floor: float = 0.0
+) -> float:
     """Stable at the base LR, then a cooldown to the floor; the warm-up is the phase before (`warmup: 5ep`).
 
     f(t) = 1 for t < s = steps - cooldown, then floor + (1 - floor) d(p) with p = (t - s) / cooldown

@@ -1,0 +1,116 @@
+"""The commands beside `fit`, through real processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Ended
+
+GROUPS = """
+epochs: 4
+batch_size: 64
+model: small_cnn
+dataset: digits
+optimizer:
+  name: SGD
+  lr: 0.1
+  momentum: 0.9
+  groups: [{name: head, params: "^fc", lr: 0.3}, {params: norm_and_bias, lr_scale: 0.5, weight_decay: 0, frozen_until: 1ep}]
+schedule: {name: OneCycleLR, warmup: 25%}
+"""
+
+
+def test_the_example_previews_and_trains_as_it_is(lrtrain: Callable[..., Ended], tmp_path: Path) -> None:
+    assert "lrtrain fit" in lrtrain("init", "--example").out
+    assert lrtrain("init", "--example").code == 2
+    assert "CosineAnnealingLR" in lrtrain("preview").out
+    assert lrtrain("fit", "--smoke").code == 0
+    assert (tmp_path / "lrtrain.yaml").exists()
+
+
+def test_preview_shows_and_writes_what_fit_will_use(lrtrain: Callable[..., Ended], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(GROUPS)
+    shown = lrtrain("preview", "c.yaml", "--csv", "p.csv", "--plot", "p.svg")
+    assert shown.code == 0, shown.err
+    assert lrtrain("fit", "c.yaml", "--out", "run").code == 0
+    assert (tmp_path / "run" / "curve.csv").read_bytes() == (tmp_path / "p.csv").read_bytes()
+    with (tmp_path / "p.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 92
+    assert list(rows[0])[:5] == ["step", "epoch", "lr.head", "lr.norm_and_bias", "lr.default"]
+    assert float(rows[0]["lr.norm_and_bias"]) == 0.0
+    assert float(rows[30]["lr.head"]) == pytest.approx(3 * float(rows[30]["lr.default"]))
+    assert float(rows[30]["lr.norm_and_bias"]) == pytest.approx(0.5 * float(rows[30]["lr.default"]))
+    assert "momentum.head" in rows[0]
+    trained = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for row in (row for row in trained if row["event"] == "train"):
+        planned = rows[row["step"] - 1]
+        assert row["lr"] == {name: float(planned[f"lr.{name}"]) for name in ("head", "norm_and_bias", "default")}
+    assert b"OneCycleLR" in (tmp_path / "p.svg").read_bytes()
+
+
+def test_preview_at_tells_the_lr_exactly(lrtrain: Callable[..., Ended], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(GROUPS)
+    lrtrain("preview", "c.yaml", "--csv", "p.csv")
+    shown = lrtrain("preview", "c.yaml", "--at", "2ep", "--at", "50%", "--at", "46step").out
+    found = re.findall(r"step 46  (\S+)  LR (\S+)", shown)
+    assert len(found) == 9
+    with (tmp_path / "p.csv").open(newline="") as file:
+        row = list(csv.DictReader(file))[46]
+    assert all(float(lr) == float(row[f"lr.{name}"]) for name, lr in found)
+
+
+def test_a_range_test_leaves_plot_and_evidence(lrtrain: Callable[..., Ended], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(GROUPS)
+    ended = lrtrain("range-test", "c.yaml", "--steps", "40", "--start", "1e-4", "--end", "5", "--json", "r.json")
+    assert ended.code == 0, ended.err
+    assert "as before the test" in ended.out
+    evidence = json.loads((tmp_path / "r.json").read_text())
+    assert evidence["lr"][0] == 1e-4
+    assert len(evidence["lr"]) == len(evidence["loss"]) == len(evidence["smoothed"])
+    assert set(evidence["suggestions"]) >= {"valley", "steepest", "slide", "minimum_tenth"}
+    assert evidence["state_sha256"]["before"] == evidence["state_sha256"]["after"]
+    assert (tmp_path / "runs" / "c-range-test" / "range-test.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_photos_of_ones_own_train_and_evaluate(lrtrain: Callable[..., Ended], photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("""
+epochs: 2
+batch_size: 8
+model: resnet18
+dataset: {name: imagefolder, root: photos, transforms: {train: [{name: RandomResizedCrop, size: 32}, RandomHorizontalFlip]}}
+optimizer: {name: AdamW, lr: 0.001}
+schedule: {name: CosineAnnealingLR, warmup: 1ep}
+workers: 1
+""")
+    ended = lrtrain("fit", "c.yaml")
+    assert ended.code == 0, ended.err
+    assert "2 classes of 12 images: blue, red" in ended.out
+    evaluated = lrtrain("evaluate", "runs/c", "--split", "train")
+    assert evaluated.code == 0, evaluated.err
+    assert "24 images" in evaluated.out
+    assert lrtrain("evaluate", "runs/c", "--split", "test").code == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("models", "resnet18"),
+        ("schedules", "OneCycleLR"),
+        ("optimizers", "AdamW"),
+        ("datasets", "CIFAR10"),
+        ("transforms", "RandomResizedCrop"),
+    ],
+)
+def test_list_shows_names_with_their_arguments(lrtrain: Callable[..., Ended], kind: str, name: str) -> None:
+    assert re.search(rf"^{name}\b", lrtrain("list", kind).out, re.MULTILINE)
+
+
+def test_the_schema_is_json(lrtrain: Callable[..., Ended]) -> None:
+    assert json.loads(lrtrain("schema").out)["title"] == "lrtrain config"

@@ -1,0 +1,280 @@
+"""The training loop: what a step does follows from (config, step) and from nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lrtrain.build import Job, build
+from lrtrain.config import yaml
+from lrtrain.config.load import resolve
+from lrtrain.engine.events import EpochEnded, Evaluated, Event, Logged, SaveDue, Stepped, Stopped
+from lrtrain.engine.mix import make_mix
+from lrtrain.engine.state import Best
+from lrtrain.engine.train import _is_better, optimizer_step, train
+from lrtrain.errors import Diverged
+from lrtrain.range_test.sweep import sweep, sweep_lrs
+
+BASE: dict[str, Any] = {
+    "seed": 2,
+    "steps": 12,
+    "batch_size": 96,
+    "model": {"name": "small_cnn", "width": 4},
+    "dataset": "digits",
+    "optimizer": {"name": "SGD", "lr": 0.05, "momentum": 0.9},
+    "precision": "fp32",
+    "log_every": "1step",
+    "eval_every": "100%",
+    "checkpoint": {"every": "100%"},
+}
+
+
+def job(**changes: Any) -> Job:
+    text = yaml.dump({**BASE, **changes})
+    return build(resolve(yaml.parse(text, "test.yaml")))
+
+
+def run(made: Job, stop: Callable[[], str | None] = lambda: None, **recipe: Any) -> list[Event]:
+    return list(train(made.state, made.plan, made.batches, dataclasses.replace(made.recipe, **recipe), stop))
+
+
+def weights(made: Job) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in made.state.model.state_dict().items()}
+
+
+def test_events_come_in_order() -> None:
+    events = run(job(steps=16, eval_every="8step"))
+    names = [
+        type(event).__name__
+        for event in events
+        if isinstance(event, Stepped | Logged | Evaluated | EpochEnded | SaveDue)
+    ]
+    step = ["Stepped", "Logged"]
+    assert (
+        names == step * 8 + ["Evaluated", "SaveDue"] + step * 7 + [*step, "Evaluated"] + (["SaveDue"])
+        or names[-1] == "SaveDue"
+    )
+    assert [event.step for event in events if isinstance(event, Stepped)] == list(range(1, 17))
+
+
+def test_a_step_does_not_depend_on_what_was_drawn_before() -> None:
+    changes = {"model": {"name": "tests.nets:with_dropout"}, "mixup": 0.4, "ema": 0.9}
+    one, other = job(**changes), job(**changes)
+    run(one)
+    for _ in train(other.state, other.plan, other.batches, other.recipe):
+        torch.rand(17)
+        np.random.rand(3)
+    assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(one).items())
+
+
+def test_the_lr_of_every_step_is_the_planned_one() -> None:
+    made = job(schedule={"name": "OneCycleLR"})
+    lrs = [event.lr["default"] for event in run(made) if isinstance(event, Logged)]
+    assert lrs == made.plan.curve.lr[:, 0].tolist()
+    assert made.state.optimizer.param_groups[0]["momentum"] == made.plan.curve.momentum[-1, 0]  # type: ignore[index]
+
+
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch() -> None:
+    net = {"name": "tests.nets:linear"}
+    whole, parts = job(model=net), job(model=net, accumulate=3)
+    losses = [[event.loss for event in run(made) if isinstance(event, Logged)] for made in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(losses[1]) == 12
+
+
+def test_a_skipped_fp16_step_uses_up_its_row_of_the_curve() -> None:
+    """Trap T12: where a scaler skips a step, the LR of the next is still that of its number."""
+    made = job(precision="fp16", schedule={"name": "ExponentialLR", "gamma": 0.9, "every": "step"})
+    assert made.state.scaler is not None
+    scale = made.state.scaler.get_scale()
+    batches = list(made.batches.train(0, 3))
+    before = weights(made)
+    hook = made.state.model.fc.weight.register_hook(lambda gradient: gradient * float("inf"))  # type: ignore[union-attr, operator]
+    made.plan.write(made.state.optimizer, 0, None)
+    optimizer_step(made.state, batches[0], made.recipe)
+    hook.remove()
+    made.state.step += 1
+    assert all(torch.equal(made.state.model.state_dict()[name], before[name]) for name in before if "conv" in name)
+    assert made.state.scaler.get_scale() < scale
+    lrs = [event.lr["default"] for event in run(made) if isinstance(event, Logged)]
+    assert lrs == made.plan.curve.lr[1:, 0].tolist()
+
+
+def test_a_frozen_group_is_untouched_until_its_step_and_trains_after_it() -> None:
+    made = job(
+        optimizer={
+            "name": "SGD",
+            "lr": 0.1,
+            "momentum": 0.9,
+            "weight_decay": 0.1,
+            "groups": [{"params": "^conv1", "frozen_until": "6step"}],
+        }
+    )
+    seen = []
+    start = made.state.model.state_dict()["conv1.weight"].clone()
+    for event in train(made.state, made.plan, made.batches, made.recipe):
+        if isinstance(event, Logged):
+            seen.append((event.lr["^conv1"], torch.equal(made.state.model.state_dict()["conv1.weight"], start)))
+    assert [lr for lr, _ in seen] == [0.0] * 6 + [0.1] * 6
+    assert [same for _, same in seen] == [True] * 6 + [False] * 6
+
+
+def test_no_parameter_group_is_ever_added() -> None:
+    """Trap T16: unfreezing must not add groups, which schedulers cannot follow."""
+    made = job(optimizer={"name": "SGD", "lr": 0.1, "groups": [{"params": "^conv1", "frozen_until": "6step"}]})
+    counts = {len(made.state.optimizer.param_groups) for _ in train(made.state, made.plan, made.batches, made.recipe)}
+    assert counts == {2}
+
+
+def test_gradients_are_clipped_to_the_norm() -> None:
+    made = job(clip_norm=0.01, optimizer={"name": "SGD", "lr": 1.0}, steps=1)
+    before = weights(made)
+    run(made)
+    moved = (
+        sum(float((tensor - before[name]).pow(2).sum()) for name, tensor in made.state.model.named_parameters()) ** 0.5
+    )
+    assert moved == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_averaged_weights_are_evaluated_where_ema_is_on() -> None:
+    made = job(ema=0.999, optimizer={"name": "SGD", "lr": 0.2})
+    run(made)
+    assert made.state.evaluated is not made.state.model
+    assert not torch.equal(made.state.evaluated.fc.weight, made.state.model.fc.weight)  # type: ignore[union-attr, arg-type]
+
+
+def test_early_stopping_counts_evaluations_without_improvement() -> None:
+    made = job(
+        steps=40,
+        eval_every="2step",
+        optimizer={"name": "SGD", "lr": 1e-9},
+        model={"name": "tests.nets:linear"},
+        early_stop={"monitor": "val_acc1", "patience": 3},
+    )
+    events = run(made)
+    assert events[-1] == Stopped(8, "early_stop")
+    assert isinstance(events[-2], SaveDue)
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", "val_acc1"])
+def test_nan_is_never_the_best(monitor: str) -> None:
+    best = Best()
+    assert not _is_better(best, monitor, float("nan"), 0.0, 1)
+    assert _is_better(best, monitor, 0.5, 0.0, 2)
+    assert not _is_better(best, monitor, float("nan"), 0.0, 3)
+    assert best == Best(0.5, 2, 1)
+
+
+def test_the_best_of_a_loss_is_the_least_and_of_an_accuracy_the_most() -> None:
+    loss, accuracy = Best(), Best()
+    for step, value in enumerate((0.5, 0.3, 0.4)):
+        _is_better(loss, "val_loss", value, 0.0, step)
+        _is_better(accuracy, "val_acc1", value, 0.0, step)
+    assert (loss.value, accuracy.value) == (0.3, 0.5)
+
+
+def test_a_stop_during_evaluation_leaves_it_to_be_made() -> None:
+    whole, cut = job(eval_every="6step"), job(eval_every="6step")
+    expected = run(whole)
+    asked = iter([None] * 7 + ["SIGTERM"] * 100)
+    first = run(cut, lambda: next(asked))
+    assert isinstance(first[-1], Stopped)
+    assert cut.state.pending
+    rest = run(cut)
+    wanted = [event for event in expected if isinstance(event, Evaluated | Logged)]
+    assert [event for event in (*first, *rest) if isinstance(event, Evaluated | Logged)] == wanted
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    with pytest.raises(Diverged, match=r"lower optimizer\.lr"):
+        run(job(model={"name": "tests.nets:linear"}, optimizer={"name": "SGD", "lr": 900.0}, steps=60))
+
+
+def test_mixing_follows_from_its_key_and_leaves_the_random_state_alone() -> None:
+    mix = make_mix(0.4, 1.0, 5)
+    assert mix is not None
+    x, y = torch.rand(16, 1, 8, 8), torch.arange(16) % 5
+    before = torch.get_rng_state()
+    draws = [mix(x, y, key) for key in (1, 1, 2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(draws[0][0], draws[1][0])
+    assert not torch.equal(draws[0][0], draws[2][0])
+    assert torch.allclose(draws[0][1].sum(1), torch.ones(16))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"name": "SGD", "lr": 0.1, "momentum": 0.9},
+        {"name": "AdamW", "lr": 0.001},
+        {"name": "SGD", "lr": 0.1, "groups": [{"params": "^fc", "lr": 0.02}, {"params": "conv1", "lr_scale": 3.0}]},
+    ],
+)
+def test_a_range_test_leaves_model_optimizer_and_random_state_untouched(optimizer: dict[str, Any]) -> None:
+    tested, alone = job(optimizer=optimizer, ema=0.9), job(optimizer=optimizer, ema=0.9)
+    run(tested, total_steps=4)
+    run(alone, total_steps=4)
+    result = sweep(tested, sweep_lrs(1e-4, 1.0, 30, "exp"))
+    assert result.state_before == result.state_after
+    run(tested)
+    run(alone)
+    assert all(torch.equal(tensor, weights(alone)[name]) for name, tensor in weights(tested).items())
+    assert result.lrs[0] == 1e-4
+    assert len(result.losses) == len(result.lrs)
+
+
+def test_a_range_test_stops_when_the_loss_is_no_number() -> None:
+    made = job(model={"name": "tests.nets:linear"})
+    result = sweep(made, sweep_lrs(1.0, 1000.0, 200, "exp"))
+    assert result.stopped is not None
+    assert len(result.losses) < 200
+    assert result.state_before == result.state_after
+
+
+def test_a_sweep_reaches_both_ends() -> None:
+    assert sweep_lrs(1e-7, 10, 100, "exp")[[0, -1]] == pytest.approx([1e-7, 10], rel=1e-12)
+    assert sweep_lrs(1, 3, 5, "linear").tolist() == [1.0, 1.5, 2.0, 2.5, 3.0]
+
+
+def test_a_range_test_keeps_the_ratio_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = job(
+        optimizer={
+            "name": "SGD",
+            "lr": 0.1,
+            "groups": [{"params": "^fc", "lr": 0.02}, {"params": "conv1", "lr_scale": 3.0}],
+        }
+    )
+    seen: list[dict[str, float]] = []
+    real = train
+
+    def spied(*args: Any) -> Any:
+        for event in real(*args):
+            if isinstance(event, Logged):
+                seen.append(event.lr)
+            yield event
+
+    monkeypatch.setattr("lrtrain.range_test.sweep.train", spied)
+    sweep(made, sweep_lrs(1e-3, 1e-1, 20, "exp"))
+    for lr in seen:
+        assert lr["^fc"] / lr["default"] == pytest.approx(0.2)
+        assert lr["conv1"] / lr["default"] == pytest.approx(3.0)
+
+
+GOLDEN = Path(__file__).with_name("golden_curves.json")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_shipped_config_has_its_golden_curve(path: Path) -> None:
+    """LR of the first group at eleven points of the run, to the last bit: a change of torch's formulas would show."""
+    from tests.golden import golden
+
+    assert golden(path) == json.loads(GOLDEN.read_text())[path.stem]
