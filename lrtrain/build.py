@@ -60,7 +60,7 @@ def build(config: RunConfig, *, load_weights: bool = True) -> Job:
     make_deterministic(device, config.deterministic is True)
     source = open_source(config.dataset, config.seed, config.where)
     per_epoch = _steps_per_epoch(config, source)
-    built, groups, optimizer, plan = _planned(config, source, device, per_epoch, load_weights)
+    built, groups, optimizer, plan = _planned(config, source, device, per_epoch, load_weights, precision)
     mean_std = None if built.mean is None or built.std is None else (built.mean, built.std)
     pipeline = make_pipeline(
         source,
@@ -110,16 +110,17 @@ def build(config: RunConfig, *, load_weights: bool = True) -> Job:
 def plan_only(config: RunConfig) -> Plan:
     """The plan of a run, for which weights are not loaded and images not read."""
     source = open_source(config.dataset, config.seed, config.where)
-    return _planned(config, source, torch.device("cpu"), _steps_per_epoch(config, source), load_weights=False)[3]
+    per_epoch = _steps_per_epoch(config, source)
+    return _planned(config, source, torch.device("cpu"), per_epoch, load_weights=False, precision="fp32")[3]
 
 
 def _planned(
-    config: RunConfig, source: Source, device: torch.device, per_epoch: int, load_weights: bool
+    config: RunConfig, source: Source, device: torch.device, per_epoch: int, load_weights: bool, precision: Precision
 ) -> tuple[BuiltModel, tuple[ParamGroup, ...], Optimizer, Plan]:
     built = build_model(config.model, len(source.classes), source.channels, config.seed, config.where, load_weights)
     built.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = make_groups(built.module, config.optimizer, config.where)
-    optimizer = build_optimizer(groups, config.optimizer, device, config.where)
+    optimizer = build_optimizer(groups, config.optimizer, device, config.where, scaled=precision == "fp16")
     plan = make_plan(config, _group_lrs(config, groups, optimizer, per_epoch), per_epoch)
     return built, groups, optimizer, plan
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,8 @@ def _told(status: Status, progress: Progress) -> Iterator[None]:
         progress.close()
         code = error.exit_code if isinstance(error, LrtrainError) else 1
         message = error.problems[0].what if isinstance(error, LrtrainError) else f"{type(error).__name__}: {error}"
-        try:
+        with suppress(LrtrainError):
             status.write("failed", code, message)
-        except LrtrainError:
-            pass
         raise
 
 

@@ -20,11 +20,13 @@ _FUSED: dict[str, tuple[type[torch.optim.Optimizer], ...]] = {
 
 
 def build_optimizer(
-    groups: Sequence[ParamGroup], optimizer: schema.Optimizer, device: torch.device, where: Where
+    groups: Sequence[ParamGroup], optimizer: schema.Optimizer, device: torch.device, where: Where, scaled: bool = False
 ) -> torch.optim.Optimizer:
     """Build the config's optimizer with one torch parameter group per group, in the same order.
 
-    `fused` is on where torch has such a kernel for the device, unless the config says `fused` or `foreach`.
+    `fused` is on where torch has such a kernel for the device, unless the config says `fused` or `foreach`, and off
+    where a gradient scaler may skip steps (`scaled`): skipped the first time, torch 2.14's fused SGD leaves its
+    momentum as uninitialised memory, which the next step then trains with.
 
     Raises:
         ConfigError: the name leads nowhere, or the optimizer refuses its arguments or parameters.
@@ -36,7 +38,10 @@ def build_optimizer(
         raise ConfigError(problem.what, where("optimizer", "name"), problem.hint) from error
     _refuse_kernels_for_muon(cls, groups, where)
     args = {name: plain(value) for name, value in optimizer.args.items()}
-    if _can_fuse(cls, groups, device) and not {"fused", "foreach", "differentiable"} & args.keys():
+    if scaled and args.get("fused"):
+        what = "fused: true and precision fp16 do not go together: a skipped first step leaves uninitialised momentum"
+        raise ConfigError(what, where("optimizer", "fused"), "leave fused out, or use bf16")
+    if not scaled and _can_fuse(cls, groups, device) and not {"fused", "foreach", "differentiable"} & args.keys():
         args["fused"] = True
     args = {"lr": optimizer.lr, **args}
     parameters = [{"params": list(group.parameters), "lr": group.lr, **group.options} for group in groups]
