@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -48,6 +49,9 @@ def choose_precision(name: Literal["auto"] | Precision, device: torch.device) ->
 
 def make_deterministic(device: torch.device, wanted: bool) -> None:
     """On CPU always, elsewhere when asked: operations that do not repeat exactly raise an error."""
+    if device.type == "cuda" and wanted:
+        # cuBLAS repeats exactly only with workspaces of fixed size, which it reads before its first use.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted or device.type == "cpu")
     # Filling every new tensor with NaN finds reads of memory that nothing wrote; no result depends on it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lrtrain.engine.events import Evaluated, Event, Logged, Reduced, SaveDue, Stepped
+from lrtrain.engine.events import Evaluated, Event, Logged, SaveDue, Stepped
 from lrtrain.errors import CheckpointError, EnvironmentFault
 
 
 class Metrics:
-    """Appends a line per logged step, evaluation and LR reduction; `length` bytes of it are safe on disk."""
+    """Appends a line per logged step and evaluation; `length` bytes of it are safe on disk."""
 
     def __init__(self, path: Path, keep: int = 0):
         """Open the file, cut back to its first `keep` bytes: what came after the checkpoint is written again."""
@@ -46,14 +46,6 @@ class Metrics:
                     "loss": m.loss if math.isfinite(m.loss) else None,
                     "acc1": m.acc1,
                     "acc5": m.acc5,
-                }
-            case Reduced():
-                row = {
-                    "event": "reduce_lr",
-                    "step": event.step,
-                    "epoch": event.epoch,
-                    "monitor": event.monitor,
-                    "lr": event.lr,
                 }
             case SaveDue():
                 self._file.flush()
