@@ -23,6 +23,7 @@ from lrtrain.range_test.sweep import Sweep, sweep
 from lrtrain.sinks.console import Screen, number
 from lrtrain.sinks.run_dir import write_atomically
 
+# fastai's default. Where the curve gives no confident answer, none is chosen.
 CHOSEN = "valley"
 WORDS = {
     "valley": "in the longest fall of the loss",
@@ -63,7 +64,7 @@ def run(start: Start, lrs: NDArray[np.float64], mode: str, out: Path | None, jso
         smoothed,
         suggestions,
         title=f"{config.model.name} on {config.dataset.name}, {config.optimizer.name}",
-        chosen=CHOSEN,
+        chosen="" if suggestions.caution else CHOSEN,
     )
     screen.print(f"\nplot      {folder / 'range-test.png'}\nevidence  {json or folder / 'range-test.json'}")
 
@@ -79,21 +80,23 @@ def _tell(screen: Screen, result: Sweep, suggestions: Suggestions, config_path: 
         else "warning: the test has changed model, optimizer or random state; this is a bug in lrtrain"
     )
     chosen = getattr(suggestions, CHOSEN)
+    command = f"lrtrain fit{f' {config_path}' if config_path else ''} --set optimizer.lr="
     if suggestions.caution:
         screen.print(f"caution: {suggestions.caution}", "yellow")
-    if chosen is not None:
-        config = f" {config_path}" if config_path else ""
-        screen.print(f"next: lrtrain fit{config} --set optimizer.lr={chosen:.2g}", "bold")
+        screen.print(f"next: no LR stands out; look at the plot, then {command}...", "bold")
+    elif chosen is not None:
+        screen.print(f"next: {command}{chosen:.2g}", "bold")
 
 
 def _table(suggestions: Suggestions) -> Table:
+    chosen = None if suggestions.caution else CHOSEN
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("suggestion")
     table.add_column("LR", justify="right")
     table.add_column("")
     for name, words in WORDS.items():
         value = getattr(suggestions, name)
-        table.add_row(name, "none" if value is None else number(value), words, style="bold" if name == CHOSEN else None)
+        table.add_row(name, "none" if value is None else number(value), words, style="bold" if name == chosen else None)
     return table
 
 
@@ -109,7 +112,7 @@ def _json(result: Sweep, smoothed: Sequence[float], suggestions: Suggestions, mo
         "loss": finite(result.losses.tolist()),
         "smoothed": finite(smoothed),
         "suggestions": dataclasses.asdict(suggestions),
-        "chosen": CHOSEN,
+        "chosen": None if suggestions.caution else CHOSEN,
         "state_sha256": {"before": result.state_before, "after": result.state_after},
     }
     return json_module.dumps(evidence, indent=1, allow_nan=False) + "\n"
