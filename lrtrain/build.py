@@ -70,6 +70,7 @@ def build(config: RunConfig, *, load_weights: bool = True) -> Job:
         mean_std=mean_std,
         photo_size=built.input_size or PHOTO,
     )
+    _try_forward(config, built, pipeline, len(source.classes), device)
     batches = Batches(
         pipeline,
         batch_size=config.batch_size,
@@ -107,6 +108,10 @@ def build(config: RunConfig, *, load_weights: bool = True) -> Job:
     )
 
 
+# A table of this many steps takes a minute to make; ImageNet's 90 epochs at batch 256 are 450,000.
+MOST_STEPS = 20_000_000
+
+
 def plan_only(config: RunConfig) -> Plan:
     """The plan of a run, for which weights are not loaded and images not read."""
     source = open_source(config.dataset, config.seed, config.where)
@@ -118,11 +123,31 @@ def _planned(
     config: RunConfig, source: Source, device: torch.device, per_epoch: int, load_weights: bool, precision: Precision
 ) -> tuple[BuiltModel, tuple[ParamGroup, ...], Optimizer, Plan]:
     built = build_model(config.model, len(source.classes), source.channels, config.seed, config.where, load_weights)
-    built.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # On the CPU only the images are channels-last, which is what makes the convolutions so: oneDNN brings the weights
+    # into its own layout either way, and the fused optimizers copy whatever is not contiguous (3 % of a step).
+    layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
+    built.module.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     groups = make_groups(built.module, config.optimizer, config.where)
     optimizer = build_optimizer(groups, config.optimizer, device, config.where, scaled=precision == "fp16")
     plan = make_plan(config, _group_lrs(config, groups, optimizer, per_epoch), per_epoch)
     return built, groups, optimizer, plan
+
+
+@torch.no_grad()
+def _try_forward(config: RunConfig, built: BuiltModel, pipeline: Pipeline, classes: int, device: torch.device) -> None:
+    """Refuse, before training, a model that cannot take the images or does not answer with logits."""
+    size = "x".join(map(str, pipeline.shape))
+    built.module.eval()
+    try:
+        logits = built.module(torch.zeros(2, *pipeline.shape, device=device))
+    except Exception as error:
+        what = f"{config.model.name} cannot take images of {size}: {str(error).strip().splitlines()[0][:200]}"
+        hint = "make them larger with dataset.transforms, or take another model"
+        raise ConfigError(what, config.where("model"), hint) from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        what = f"{config.model.name} must answer with logits of shape (images, {classes}); it gave {found} for two"
+        raise ConfigError(what, config.where("model"))
 
 
 def _steps_per_epoch(config: RunConfig, source: Source) -> int:
@@ -139,7 +164,10 @@ def _steps_per_epoch(config: RunConfig, source: Source) -> int:
 
 def _group_lrs(config: RunConfig, groups: Sequence[ParamGroup], optimizer: Optimizer, per_epoch: int) -> list[GroupLR]:
     total = config.steps or (config.epochs or 0) * per_epoch
-    return [
+    if total > MOST_STEPS:
+        where = config.where("steps" if config.steps else "epochs")
+        raise ConfigError(f"the run would have {total:,} steps; at most {MOST_STEPS:,} are planned", where)
+    lrs = [
         GroupLR(
             group.name,
             group.lr,
@@ -148,6 +176,10 @@ def _group_lrs(config: RunConfig, groups: Sequence[ParamGroup], optimizer: Optim
         )
         for group, own in zip(groups, optimizer.param_groups, strict=True)
     ]
+    if all(group.frozen_steps > 0 for group in lrs):
+        where = config.where("optimizer", "groups")
+        raise ConfigError("every group is frozen at first, so nothing would train", where, "leave one group unfrozen")
+    return lrs
 
 
 def _recipe(config: RunConfig, plan: Plan, precision: Precision, source: Source) -> Recipe:
@@ -185,7 +217,7 @@ def _resolved(config: RunConfig, device: torch.device, precision: Precision, pip
     data["precision"] = precision
     data["deterministic"] = device.type == "cpu" or config.deterministic is True
     data["dataset"]["transforms"] = pipeline.resolved_transforms
-    for section, key in (("dataset", "root"), ("model", "weights")):
+    for section, key in (("dataset", "root"), ("dataset", "manifest"), ("model", "weights")):
         if key in data[section]:
             data[section][key] = str(Path(data[section][key]).expanduser().resolve())
     resolved = RunConfig.model_validate(data)

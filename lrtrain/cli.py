@@ -13,7 +13,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from lrtrain import __version__
-from lrtrain.errors import ConfigError, LrtrainError, Problem
+from lrtrain.errors import ConfigError, LrtrainError, Problem, printable
 
 app = typer.Typer(
     name="lrtrain",
@@ -92,7 +92,7 @@ def command(name: str) -> Callable[[Callable[P, int | None]], Callable[P, None]]
                 complain(str(error))
                 code = error.exit_code
             except KeyboardInterrupt:
-                complain("interrupted before anything was to be saved")
+                complain("interrupted before training began")
                 code = 130
             except MemoryError:
                 complain(str(Problem("out of memory", hint="lower batch_size, or set cache: off")))
@@ -109,6 +109,14 @@ def command(name: str) -> Callable[[Callable[P, int | None]], Callable[P, None]]
         return app.command(name)(guarded)
 
     return register
+
+
+def tell(text: str) -> None:
+    """Print to stdout, whatever has become of it."""
+    try:
+        print(printable(text), flush=True)  # noqa: T201
+    except (OSError, ValueError):
+        return
 
 
 def complain(text: str) -> None:
@@ -170,6 +178,7 @@ def fit(
 
         return smoke_test.run(started.config)
     started, resumed = start_fit(config, set, out, resume=resume)
+    tell(f"{started.label} is valid; loading the data")
     from lrtrain.commands.fit import run
 
     return run(started, out, resumed)

@@ -29,10 +29,10 @@ class Problem:
     hint: str | None = None
 
     def __str__(self) -> str:
-        lines = [f"error: {printable(self.what)}"]
+        lines = ["error: " + "\n  ".join(map(printable, self.what.split("\n")))]
         for label, text in (("at  ", self.where), ("hint", self.hint)):
             if text:
-                lines.append(f"  {label} " + printable(text).replace("\n", "\n       "))
+                lines.append(f"  {label} " + "\n       ".join(map(printable, text.split("\n"))))
         return "\n".join(lines)
 
 
@@ -95,6 +95,5 @@ def printable(text: str) -> str:
     'a\\x1b[31mb'
     """
     return "".join(
-        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else c.encode("unicode_escape").decode()
-        for c in text
+        c if unicodedata.category(c) not in ("Cc", "Cf", "Cs") else c.encode("unicode_escape").decode() for c in text
     )

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 
@@ -49,7 +50,10 @@ class Checkpoint:
         if name not in self.files:
             raise CheckpointError(f"the checkpoint has no {name}", str(self.path))
         data = _checked(self.path / name, self.files[name])
-        return safetensors.torch.load(data)
+        try:
+            return safetensors.torch.load(data)
+        except (safetensors.SafetensorError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{name} is not safetensors: {error}", str(self.path)) from None
 
 
 def write(root: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]], manifest: Mapping[str, Any]) -> Path:
@@ -77,7 +81,8 @@ def write(root: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]]
             data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
             _write(temporary / f"{part}.safetensors", data)
             files[f"{part}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        text = json.dumps({"version": VERSION, "step": step, **manifest, "files": files}, indent=1, allow_nan=False)
+        content = {"version": VERSION, "step": step, **manifest, "files": files}
+        text = json.dumps({**content, "sha256": _digest(content)}, indent=1, allow_nan=False)
         _write(temporary / "manifest.json", text.encode())
         _sync(temporary)
         if final.exists():
@@ -163,6 +168,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
+        if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
+            raise CheckpointError("manifest.json is damaged: its SHA-256 is not its own", str(path))
         version, step, files = manifest.pop("version"), manifest.pop("step"), manifest.pop("files")
     except FileNotFoundError:
         raise CheckpointError("not a checkpoint: it has no manifest.json", str(path)) from None
@@ -170,9 +177,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"manifest.json cannot be read: {error}", str(path)) from None
     if version != VERSION:
         raise CheckpointError(f"the checkpoint has format {version!r}; this lrtrain reads {VERSION}", str(path))
-    if not isinstance(files, dict) or not all(_FILE.fullmatch(name) for name in files) or not isinstance(step, int):
+    if (
+        not isinstance(files, dict)
+        or not all(_FILE.fullmatch(name) for name in files)
+        or path.name != f"step-{step:08d}"
+    ):
         raise CheckpointError("manifest.json does not list files as lrtrain writes them", str(path))
     return Checkpoint(path, step, manifest, files)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's JSON, whatever its layout on disk."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _steps(root: Path) -> list[Path]:

@@ -41,7 +41,7 @@ def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None
             ("split", f"{split}, {metrics.images:,} images"),
             ("loss", f"{metrics.loss:.4f}"),
             ("acc1", f"{metrics.acc1:.4f}"),
-            ("acc5", f"{metrics.acc5:.4f}"),
+            *([("acc5", f"{metrics.acc5:.4f}")] if len(job.source.classes) > 5 else []),
         ]
     )
     screen.print()
@@ -116,7 +116,7 @@ def _checkpoint(run_dir: RunDir, which: str) -> format.Checkpoint:
 def _by_class(classes: Sequence[str], seen: Sequence[int], right: Sequence[int]) -> Table:
     """Accuracy by class, the worst first."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("class", overflow="fold")
+    table.add_column("class, worst first", overflow="fold")
     table.add_column("images", justify="right")
     table.add_column("acc1", justify="right")
     rows = sorted((k / n if n else 1.0, name, n) for name, n, k in zip(classes, seen, right, strict=True))

@@ -21,7 +21,7 @@ from lrtrain.config.schema import RunConfig
 from lrtrain.engine.events import Event, Finished, SaveDue, Stopped
 from lrtrain.engine.state import restore
 from lrtrain.engine.train import train
-from lrtrain.errors import CheckpointError, ConfigError, LrtrainError, Problem
+from lrtrain.errors import CheckpointError, ConfigError, LrtrainError, Problem, printable
 from lrtrain.schedule.csv import write_csv
 from lrtrain.sinks.checkpoints import Checkpoints
 from lrtrain.sinks.console import Progress, Screen
@@ -42,9 +42,8 @@ def run(start: Start, out: Path | None, resumed: RunDir | None) -> int:
     if resumed is not None:
         return _continue(job, resumed, screen)
     run_dir = create(out, start.name)
-    header = (
-        f"# {start.label}, as lrtrain {lrtrain.__version__} resolved it: `lrtrain fit` on this file repeats the run.\n"
-    )
+    origin = f"# {printable(start.label)}, as lrtrain {lrtrain.__version__} resolved it"
+    header = f"{origin}: `lrtrain fit` on this file repeats the run.\n"
     write_atomically(run_dir.config, header + yaml.dump(job.config.dump()))
     with run_dir.curve.open("w", encoding="utf-8", newline="") as file:
         write_csv(job.plan, file, CURVE_ROWS)

@@ -79,24 +79,36 @@ def _show_at(plan: Plan, times: Sequence[tuple[str, Duration]], screen: Screen) 
 
 
 def _table(plan: Plan) -> Table:
-    """The LR that each epoch starts and ends with; epochs in between are left out where there are many."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("epoch", justify="right")
-    table.add_column("steps", justify="right")
-    columns = {
-        column: group.name for group, column in reversed(list(zip(plan.groups, plan.curve.columns, strict=True)))
-    }
-    shown = sorted(columns)[:4]
-    for column in shown:
-        table.add_column("LR" if len(columns) == 1 else f"LR {printable(columns[column])}", overflow="fold")
-    if plan.curve.momentum is not None:
-        table.add_column("momentum")
+    """The LR by epoch, or by group where several groups differ."""
+    return _by_epoch(plan) if plan.curve.lr.shape[1] == 1 else _by_group(plan)
+
+
+def _by_epoch(plan: Plan) -> Table:
+    """The LR that each epoch starts and ends with; where there are many, every n-th."""
     starts = list(range(0, plan.total_steps, plan.steps_per_epoch))
     every = -(-len(starts) // MOST_ROWS)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("epoch" if every == 1 else f"every {every}. epoch", justify="right")
+    for title in ("steps", "LR"):
+        table.add_column(title, overflow="fold")
+    if plan.curve.momentum is not None:
+        table.add_column("momentum")
     for i in sorted({*range(0, len(starts), every), len(starts) - 1}):
         start, stop = starts[i], min(starts[i] + plan.steps_per_epoch, plan.total_steps)
-        cells = [f"{number(plan.curve.lr[start, c])} -> {number(plan.curve.lr[stop - 1, c])}" for c in shown]
-        if plan.curve.momentum is not None:
-            cells.append(f"{number(plan.curve.momentum[start, 0])} -> {number(plan.curve.momentum[stop - 1, 0])}")
+        tables = [plan.curve.lr] if plan.curve.momentum is None else [plan.curve.lr, plan.curve.momentum]
+        cells = [f"{number(values[start, 0])} -> {number(values[stop - 1, 0])}" for values in tables]
         table.add_row(str(i + 1), f"{start:,}..{stop - 1:,}", *cells)
+    return table
+
+
+def _by_group(plan: Plan) -> Table:
+    """Where each group's LR starts, peaks and ends."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("group", overflow="fold")
+    for title in ("first LR", "peak LR", "at step", "last LR"):
+        table.add_column(title, justify="right", overflow="fold")
+    for i, group in enumerate(plan.groups):
+        lr = plan.curve.of_group(i)
+        row = [number(float(lr[0])), number(float(lr.max())), f"{int(lr.argmax()):,}", number(float(lr[-1]))]
+        table.add_row(printable(group.name), *row)
     return table

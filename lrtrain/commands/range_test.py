@@ -96,7 +96,10 @@ def _table(suggestions: Suggestions) -> Table:
     table.add_column("")
     for name, words in WORDS.items():
         value = getattr(suggestions, name)
-        table.add_row(name, "none" if value is None else number(value), words, style="bold" if name == chosen else None)
+        shown = "minimum/10" if name == "minimum_tenth" else name
+        table.add_row(
+            shown, "none" if value is None else number(value), words, style="bold" if name == chosen else None
+        )
     return table
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from lrtrain import lookup
 from lrtrain.config.messages import belongs, number_hint, shortened
 from lrtrain.config.schema import Dataset, Group, Model, Named, Optimizer, Phase, RunConfig
-from lrtrain.config.yaml import Document, Loc
+from lrtrain.config.yaml import Document, Loc, scalar
 from lrtrain.errors import Problem
 
 # Lengths that the phase determines, filled in when absent.
@@ -23,6 +23,24 @@ HORIZONS = {
 # torch's own arguments that a config may leave out, or not give at all.
 _FILLED = {"CosineAnnealingLR": ("T_max",), "OneCycleLR": ("max_lr",), "CyclicLR": ("max_lr",)}
 _RANGES = {"momentum": (0, 1), "betas": (0, 1), "weight_decay": (0, math.inf), "alpha": (0, 1)}
+
+_SUCH_AS = {
+    "milestones": "[50%, 75%]",
+    "step_size": "30ep",
+    "gamma": "0.95",
+    "T_0": "10ep",
+    "base_lr": "0.001",
+    "lr_lambda": '"0.95 ** t"',
+    "timescale": "500step",
+    "cooldown": "20%",
+    "manifest": "images.csv",
+    "root": "~/photos",
+    "size": "32",
+}
+_REFUSED = {
+    "differentiable": "training does not differentiate through the optimizer",
+    "maximize": "the loss is minimised",
+}
 
 
 def check_names(document: Document) -> list[Problem]:
@@ -73,6 +91,17 @@ def _check_section(
     takes = lookup.arguments(kind, name)
     if takes is None or name in ("SequentialLR", "ChainedScheduler"):
         return problems
+    problems += [
+        problem
+        for key, value in given.items()
+        for problem in _check_kind(key, value, takes.defaults.get(key), (*loc, key), document)
+    ]
+    if kind == "optimizer":
+        problems += [
+            Problem(f"{name}'s {key} cannot be used: {why}", document.where(*loc, key), "leave it out")
+            for key, why in _REFUSED.items()
+            if data.get(key)
+        ]
     if not takes.open:
         problems += [
             _unknown_argument(kind, name, key, (*loc, key), tuple(takes.defaults), fields, document)
@@ -81,7 +110,9 @@ def _check_section(
         ]
     filled = _FILLED.get(name, ())
     problems += [
-        Problem(f"{name} needs {key}", document.where(*loc), f"such as {key}: ...; it has no default")
+        Problem(
+            f"{name} needs {key}", document.where(*loc), f"such as {key}: {_SUCH_AS[key]}" if key in _SUCH_AS else None
+        )
         for key in takes.required
         if key not in data and key not in filled and not (kind == "optimizer" and key == "lr")
     ]
@@ -119,6 +150,19 @@ def _length(document: Document, loc: Loc) -> str:
     if length is None and loc[0] == "schedule" and len(loc) == 2 and isinstance(document.data.get("epochs"), int):
         length = f"{document.data['epochs']}ep"
     return f", {length}" if isinstance(length, str) and length != "rest" else ""
+
+
+def _check_kind(key: str, value: Any, default: str | None, loc: Loc, document: Document) -> Iterator[Problem]:
+    """Hold a value against the kind of the default: true and false are no numbers, and `no` is text in YAML 1.2."""
+    if default in ("True", "False") and value is not None and not isinstance(value, bool):
+        yield Problem(f"{key} must be true or false; got {shortened(value)}", document.where(*loc))
+    elif isinstance(value, bool) and default is not None and isinstance(scalar(default), int | float):
+        if not isinstance(scalar(default), bool):
+            yield Problem(f"{key} must be a number; got {str(value).lower()}", document.where(*loc))
+    elif key == "betas" and (not isinstance(value, list) or len(value) != 2):
+        yield Problem(
+            f"betas must be two numbers; got {shortened(value)}", document.where(*loc), "such as [0.9, 0.999]"
+        )
 
 
 def _check_number(key: str, value: Any, loc: Loc, document: Document) -> Iterator[Problem]:

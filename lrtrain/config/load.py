@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,9 @@ def _in_file_order(problems: list[Problem], document: Document) -> list[Problem]
 
 def _read(path: Path, *, given: bool) -> str:
     where = str(path)
-    if path.is_dir():
-        raise ConfigError(f"{where!r} is a folder, not a config file", hint="name the YAML file in it")
     try:
+        if path.is_dir():
+            raise ConfigError(f"{where!r} is a folder, not a config file", hint="name the YAML file in it")
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         if not given:
@@ -109,10 +110,15 @@ def _read(path: Path, *, given: bool) -> str:
 def _override(document: Document, override: str) -> None:
     key, separator, text = override.partition("=")
     where = f"--set {override}"
-    parts: Loc = tuple(int(part) if part.isdigit() else part for part in re.split(r"[.\[\]]+", key.strip()) if part)
+    parts: Loc = tuple(
+        int(part) if re.fullmatch(r"[0-9]{1,6}", part) else part for part in re.split(r"[.\[\]]+", key.strip()) if part
+    )
     if not separator or not parts:
         raise ConfigError(f"{override!r} is not KEY=VALUE", where, "such as --set optimizer.lr=0.05")
-    value = yaml.parse(text, where).data if text.strip() else None
+    try:
+        value = yaml.parse(text, where).data if text.strip() else None
+    except ConfigError as error:
+        raise ConfigError(replace(problem, where=where) for problem in error.problems) from None
     parent: Any = document.data
     for depth, part in enumerate(parts[:-1]):
         child = _child(parent, part, where)

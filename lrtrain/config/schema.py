@@ -82,7 +82,7 @@ class Group(Named):
     name: str = Field("", description="what tables and files call the group; the pattern when absent")
     params: str = Field(min_length=1, description="regular expression searched in parameter names, or norm_and_bias")
     lr: float | None = Field(None, gt=0, le=1000)
-    lr_scale: float | None = Field(None, gt=0, description="times optimizer.lr")
+    lr_scale: float | None = Field(None, gt=0, le=1000, description="times optimizer.lr")
     frozen_until: Duration | None = Field(None, description="LR 0 and no gradients before this point of the run")
 
     @model_validator(mode="after")
@@ -133,8 +133,8 @@ class RunConfig(_Section):
     """One training run."""
 
     seed: int = Field(0, ge=0, lt=2**63)
-    epochs: int | None = Field(None, gt=0, description="length of the run; give this or steps")
-    steps: int | None = Field(None, gt=0, description="length of the run in optimizer steps")
+    epochs: int | None = Field(None, gt=0, le=1_000_000, description="length of the run; give this or steps")
+    steps: int | None = Field(None, gt=0, le=20_000_000, description="length of the run in optimizer steps")
     batch_size: int = Field(gt=0, le=1_000_000, description="images per optimizer step, over all devices")
     model: Annotated[Model, Bare]
     dataset: Annotated[Dataset, Bare]

@@ -83,8 +83,8 @@ def scalar(text: str) -> Any:
     """
     if text in _WORDS:
         return _WORDS[text]
-    if _INT.match(text):
-        return int(text, 0) if text.startswith(("0o", "0x")) else int(text) if len(text) < 400 else text
+    if _INT.match(text) and len(text) < 400:
+        return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
     return float(text) if _FLOAT.match(text) else text
 
 

@@ -125,18 +125,22 @@ def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:
     ]
     if missing:
         raise CheckpointError(f"the manifest lacks {', '.join(missing)}", str(checkpoint.path))
-    load_module(state.model, checkpoint, "model")
-    if state.ema is not None:
-        load_module(state.ema.module, checkpoint, "ema")
-        state.ema.n_averaged.fill_(manifest["ema_updates"])
-    _load_optimizer(state, checkpoint.tensors("optimizer"), manifest["optimizer"])
-    if state.scaler is not None:
-        state.scaler.load_state_dict(manifest["scaler"])
-    state.live = plan.start_live(manifest["plateau"])
-    state.step, state.pending = checkpoint.step, manifest["pending"]
-    state.best, state.early = Best(**manifest["best"]), Best(**manifest["early"])
-    state.losses.sums.copy_(torch.tensor(manifest["loss_sums"], dtype=torch.float64))
-    state.losses.images = list(manifest["loss_images"])
+    try:
+        load_module(state.model, checkpoint, "model")
+        if state.ema is not None:
+            load_module(state.ema.module, checkpoint, "ema")
+            state.ema.n_averaged.fill_(manifest["ema_updates"])
+        _load_optimizer(state, checkpoint.tensors("optimizer"), manifest["optimizer"])
+        if state.scaler is not None:
+            state.scaler.load_state_dict(manifest["scaler"])
+        state.live = plan.start_live(manifest["plateau"])
+        state.step, state.pending = checkpoint.step, manifest["pending"]
+        state.best, state.early = Best(**manifest["best"]), Best(**manifest["early"])
+        state.losses.sums.copy_(torch.tensor(manifest["loss_sums"], dtype=torch.float64))
+        state.losses.images = list(manifest["loss_images"])
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+        what = f"the checkpoint does not hold a state of this run: {type(error).__name__}: {error}"
+        raise CheckpointError(what, str(checkpoint.path)) from error
 
 
 def load_module(module: nn.Module, checkpoint: Checkpoint, part: str) -> None:

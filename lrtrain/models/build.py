@@ -67,9 +67,24 @@ def build_model(
         built = _source(model.name)(model, num_classes, in_channels, load, where)
     if load and model.weights is not None:
         built = _load_file(model, built, num_classes, where)
+    if load:
+        with torch_seeded(key(seed, "head")):
+            _reset_head(built)
     if built.mean is not None and built.std is not None and len(built.mean) != in_channels:
         built = replace(built, mean=_averaged(built.mean, in_channels), std=_averaged(built.std, in_channels))
     return built
+
+
+def _reset_head(built: BuiltModel) -> None:
+    """Give a new head on trained weights torch's own initialisation of its layer.
+
+    Several families initialise theirs for training from scratch, by the number of classes: EfficientNet's is 25 times
+    as wide for two classes as torch's, so that the first steps tear the trained weights apart.
+    """
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name in built.head):
+        layer = built.module.get_submodule(owner)
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.reset_parameters()
 
 
 def _source(name: str) -> Callable[[schema.Model, int, int, bool, Where], BuiltModel]:

@@ -44,7 +44,7 @@ class Screen:
 
     def print(self, text: object = "", style: str | None = None) -> None:
         """Print text, escaped, or a rich table."""
-        shown = Text(printable(text), style=style or "") if isinstance(text, str) else text
+        shown = Text("\n".join(map(printable, text.split("\n"))), style=style or "") if isinstance(text, str) else text
         try:
             self._console.print(shown)
             sys.stdout.flush()
@@ -64,6 +64,12 @@ class Screen:
 def number(value: float) -> str:
     """Three significant digits, short: 0.1, 0.0333, 1e-05."""
     return "0" if value == 0 else f"{value:.3g}"
+
+
+def counted(n: float, what: str) -> str:
+    """`1 step`, `1,955 steps`, `2.5 epochs`."""
+    shown = f"{n:,}" if isinstance(n, int) else f"{n:g}"
+    return f"{shown} {what}" if n == 1 else f"{shown} {what}s"
 
 
 def loss_words(loss: float) -> str:

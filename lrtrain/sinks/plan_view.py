@@ -14,7 +14,7 @@ from lrtrain.config.schema import Named
 from lrtrain.errors import printable
 from lrtrain.schedule.draw import draw
 from lrtrain.schedule.plan import Plan
-from lrtrain.sinks.console import Screen, number
+from lrtrain.sinks.console import Screen, counted, number
 from lrtrain.sinks.run_dir import RunDir
 
 
@@ -86,7 +86,8 @@ def _facts(job: Job) -> Iterator[tuple[str, str]]:
         yield "with", ", ".join(extras)
     for i, phase in enumerate(plan.phases):
         yield ("schedule" if i == 0 else ""), phase.words
-    yield "length", f"{plan.total_steps / plan.steps_per_epoch:g} epochs, {plan.total_steps:,} steps"
+    epochs = plan.total_steps / plan.steps_per_epoch
+    yield "length", f"{counted(epochs, 'epoch')}, {counted(plan.total_steps, 'step')}"
 
 
 def _data(job: Job) -> Iterator[tuple[str, str]]:
@@ -122,7 +123,7 @@ def _device(job: Job) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+        name = f"{device.type}, {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else device.type
     precision = job.recipe.precision
     return f"{name}, {precision}{' autocast' if precision != 'fp32' else ''}, channels-last"
 

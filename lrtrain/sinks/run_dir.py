@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrtrain.errors import EnvironmentFault, RunDirError
+from lrtrain.errors import ConfigError, EnvironmentFault, RunDirError
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,13 @@ class RunDir:
 
 def check_free(out: Path | None, resume_hint: str) -> None:
     """Refuse, before anything heavy, an --out that holds something."""
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out is not None and out == Path():
+        raise ConfigError("--out needs the name of a folder for the run", hint="such as --out runs/first")
+    try:
+        taken = out is not None and out.exists() and (not out.is_dir() or any(out.iterdir()))
+    except OSError as error:
+        raise EnvironmentFault(f"--out cannot be used: {error.strerror}", str(out)[:200]) from None
+    if taken:
         raise RunDirError(f"{str(out)!r} is not empty", hint=f"{resume_hint}, or name another folder with --out")
 
 
@@ -98,7 +105,7 @@ def latest(name: str) -> RunDir | None:
     """The newest of runs/<name>, runs/<name>-2, ..., by number."""
     found = {
         int(match[1] or 1): path
-        for path in Path("runs").glob(f"{name}*")
+        for path in Path("runs").glob(f"{glob.escape(name)}*")
         if (match := re.fullmatch(re.escape(name) + r"(?:-(\d+))?", path.name))
     }
     return RunDir(found[max(found)]) if found else None
