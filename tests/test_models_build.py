@@ -140,7 +140,7 @@ def test_pretrained_values_arrive_and_the_head_starts_as_torch_starts_a_layer(mo
             # torch's own initialisation of the layer: uniform within 1 / sqrt(fan in), not the family's.
             bound = tensor[0].numel() ** -0.5
             assert bound / 2 < float(tensor.abs().max()) <= bound
-    assert scratch.head == ()
+    assert built("squeezenet1_1").head == ()
     assert model.head == ("classifier.1.weight", "classifier.1.bias")
     thousand = built("squeezenet1_1", num_classes=1000, pretrained=True)
     assert thousand.head == ()
