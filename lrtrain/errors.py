@@ -15,8 +15,9 @@ Each carries one or more problems; a problem says what is wrong, where, and what
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 
@@ -86,6 +87,15 @@ class DistributedError(LrtrainError):
     """A peer process was lost or could not be reached."""
 
     exit_code = 8
+
+
+@contextmanager
+def about(where: str) -> Iterator[None]:
+    """Errors from inside that do not say where they belong are about the config's line `where`."""
+    try:
+        yield
+    except LrtrainError as error:
+        raise type(error)([replace(problem, where=problem.where or where) for problem in error.problems]) from error
 
 
 def printable(text: str) -> str:

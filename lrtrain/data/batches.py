@@ -15,7 +15,7 @@ from lrtrain.data.loader import Order, Workshop, fulfilled
 from lrtrain.data.order import batch_of_step, steps_per_epoch
 from lrtrain.data.source import Split
 from lrtrain.data.transforms import Moment
-from lrtrain.errors import ConfigError
+from lrtrain.errors import ConfigError, about
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Batches:
         self._val = self._kept(Workshop("val", source.val, pipeline.val), cache, where)
 
     def _kept(self, workshop: Workshop, cache: Mode, where: Callable[..., str]) -> Workshop:
-        return replace(workshop, ready=cached(workshop, cache, self.workers, where))
+        with about(self.pipeline.where):
+            return replace(workshop, ready=cached(workshop, cache, self.workers, where))
 
     def train(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of optimizer steps start .. stop - 1, counted from 0 over all epochs."""
@@ -133,8 +134,9 @@ class Batches:
                 yield order
 
         pin = self._device.type == "cuda"
-        for images in fulfilled(workshop, noted(), self.workers, pin):
-            yield self._finished(workshop, images, asked.pop(0))
+        with about(self.pipeline.where):
+            for images in fulfilled(workshop, noted(), self.workers, pin):
+                yield self._finished(workshop, images, asked.pop(0))
 
     def _finished(self, workshop: Workshop, images: torch.Tensor, order: Order) -> Batch:
         """The batch stage, on the device."""

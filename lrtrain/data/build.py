@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from lrtrain.data.transforms import (
     final_size,
     stages,
 )
-from lrtrain.errors import ConfigError, DataError, LrtrainError, Problem
+from lrtrain.errors import ConfigError, DataError, LrtrainError, Problem, about
 
 Where = Callable[..., str]
 _TRIED = 4  # images that a transform list is tried on before training
@@ -47,6 +47,7 @@ class Pipeline:
     Attributes:
         shape: (channels, height, width) that the model sees while training.
         resolved_transforms: the lists in full, as plain data; a config with them gives the same pipeline.
+        where: the line of the config that errors of the images point to.
     """
 
     source: Source
@@ -55,6 +56,7 @@ class Pipeline:
     seed: int
     shape: tuple[int, int, int]
     resolved_transforms: dict[str, list[Entry]]
+    where: str
 
 
 def open_source(dataset: Dataset, seed: int, where: Where) -> Source:
@@ -74,16 +76,18 @@ def open_source(dataset: Dataset, seed: int, where: Where) -> Source:
         arguments["root"] = str(Path(dataset.root).expanduser())
     if dataset.val_fraction is not None:
         arguments["val_fraction"] = dataset.val_fraction
-    try:
+    with about(place_of(dataset, where)):
         found = lookup.find("dataset", dataset.name)
         if lookup.is_path(dataset.name):
             return _own(dataset.name, found, arguments, seed)
         if dataset.name in lookup.ours("dataset"):
             return _ours(dataset.name, found, arguments, seed)
         return torchvision_source(found, seed=seed, **arguments)
-    except LrtrainError as error:
-        place = where("dataset", "root") if dataset.root is not None else where("dataset")
-        raise type(error)([replace(p, where=p.where or place) for p in error.problems]) from error
+
+
+def place_of(dataset: Dataset, where: Where) -> str:
+    """The line of the config that errors of the dataset's files point to."""
+    return where("dataset", "root") if dataset.root is not None else where("dataset")
 
 
 def _ours(name: str, source: Callable[..., Source], arguments: dict[str, Any], seed: int) -> Source:
@@ -166,11 +170,12 @@ def make_pipeline(
 
     train, val = _with_defaults(source, written, size, photo_size, made)
     _refuse_random(val[1])
-    shape = _tried(source.train, "train", train[1], seed, where)
-    _tried(source.val, "val", val[1], seed, where)
-    return Pipeline(
-        source, stages(train[1], size), stages(val[1], size), seed, shape, {"train": train[0], "val": val[0]}
-    )
+    place = place_of(dataset, where)
+    with about(place):
+        shape = _tried(source.train, "train", train[1], seed, where)
+        _tried(source.val, "val", val[1], seed, where)
+    resolved = {"train": train[0], "val": val[0]}
+    return Pipeline(source, stages(train[1], size), stages(val[1], size), seed, shape, resolved, place)
 
 
 def _written(items: tuple[Named, ...] | None) -> list[Entry] | None:

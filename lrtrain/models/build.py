@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 
 from lrtrain import lookup
 from lrtrain.config import schema
-from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, LrtrainError
+from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, LrtrainError, about
 from lrtrain.models.stems import make_gray, small_stem
 from lrtrain.models.weights import load_into, load_weights_file
 from lrtrain.random import key, torch_seeded
@@ -154,7 +153,7 @@ def _finish(module: nn.Module, **known: Any) -> BuiltModel:
 
 def _other(model: schema.Model, num_classes: int, in_channels: int, load: bool, where: Where) -> BuiltModel:
     """A file of ours or an import path."""
-    with _about(where("model", "name")):
+    with about(where("model", "name")):
         builder = lookup.find("model", model.name)
     kwargs = {"num_classes": num_classes}
     if callable(builder) and "in_channels" in inspect.signature(builder).parameters:
@@ -165,7 +164,7 @@ def _other(model: schema.Model, num_classes: int, in_channels: int, load: bool, 
 
 
 def _torchvision(model: schema.Model, num_classes: int, in_channels: int, load: bool, where: Where) -> BuiltModel:
-    with _about(where("model", "name")):
+    with about(where("model", "name")):
         builder = lookup.find("model", model.name)
     default = _torchvision_weights(model.name)
     kwargs = {k: v for k, v in _TORCHVISION_ARGS.get(model.name, {}).items() if k not in model.args}
@@ -178,7 +177,7 @@ def _torchvision(model: schema.Model, num_classes: int, in_channels: int, load: 
     if not (model.pretrained and load):
         return _finish(module, notes=tuple(notes))
     state = _download(default, where)
-    with _about(where("model", "pretrained")):
+    with about(where("model", "pretrained")):
         loaded = load_into(module, state, num_classes, f"torchvision's {default}")
     known = _torchvision_normalisation(model)
     return _finish(module, notes=_once(*notes, *loaded.notes), head=loaded.head, **known)
@@ -269,7 +268,7 @@ def _timm_normalisation(module: nn.Module) -> dict[str, Any]:
 
 def _load_file(model: schema.Model, built: BuiltModel, num_classes: int, where: Where) -> BuiltModel:
     source = str(model.weights)
-    with _about(where("model", "weights")):
+    with about(where("model", "weights")):
         state, metadata = load_weights_file(source)
         loaded = load_into(built.module, state, num_classes, source)
         known = _metadata_normalisation(metadata, source)
@@ -281,16 +280,6 @@ def _load_file(model: schema.Model, built: BuiltModel, num_classes: int, where: 
         known = published | known
         notes = (*notes, f"normalisation: that of {model.name}'s published weights, as the file names none")
     return replace(built, notes=notes, head=loaded.head, **known)
-
-
-@contextmanager
-def _about(at: str) -> Iterator[None]:
-    """Errors from inside are about the config value at `at`."""
-    try:
-        yield
-    except LrtrainError as error:
-        problem = error.problems[0]
-        raise type(error)(problem.what, at, problem.hint) from error
 
 
 def _once(*notes: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import torch
 
 from lrtrain import lookup
 from lrtrain.config import schema
-from lrtrain.errors import ConfigError
+from lrtrain.errors import ConfigError, about
 from lrtrain.optim.groups import ParamGroup, Where, plain
 
 # Classes with a fused kernel, by device; torch's own default is a slower loop on the CPU.
@@ -31,11 +31,8 @@ def build_optimizer(
     Raises:
         ConfigError: the name leads nowhere, or the optimizer refuses its arguments or parameters.
     """
-    try:
+    with about(where("optimizer", "name")):
         cls = lookup.find("optimizer", optimizer.name)
-    except ConfigError as error:
-        problem = error.problems[0]
-        raise ConfigError(problem.what, where("optimizer", "name"), problem.hint) from error
     _refuse_kernels_for_muon(cls, groups, where)
     args = {name: plain(value) for name, value in optimizer.args.items()}
     if scaled and args.get("fused"):
