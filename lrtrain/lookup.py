@@ -111,12 +111,12 @@ def ours(kind: Kind) -> tuple[str, ...]:
 @lru_cache
 def _theirs(kind: Kind) -> tuple[str, ...]:
     home = _HOMES[kind]
-    classes = _definitions(home.package, home.files)
-    exported = _exported(_folder(home.package) / home.exports)
+    defined = _definitions(home.package, home.files)
     if kind == "model":
-        found = [name for name, (_, node) in classes.items() if _is_registered(node)]
+        found = [name for name, definition in defined.items() if definition.is_model]
     else:
-        found = [name for name in exported if name in classes and isinstance(classes[name][1], ast.ClassDef)]
+        exported = _exported(_folder(home.package) / home.exports)
+        found = [name for name in exported if name in defined and defined[name].is_class]
     return tuple(sorted(name for name in found if not name.startswith("_") and name not in _NOT_OFFERED[kind]))
 
 
@@ -167,11 +167,11 @@ def arguments(kind: Kind, name: str) -> Arguments | None:
         return None
     theirs = name in _theirs(kind)
     if theirs:
-        definitions = _definitions(home.package, home.files)
-        node: ast.AST | None = definitions[name][1]
+        defined = _definitions(home.package, home.files)
+        node: ast.AST | None = _node(defined[name].path, name)
         while isinstance(node, ast.ClassDef) and (init := _method(node, "__init__")) is None:
-            bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id in definitions]
-            node = definitions[bases[0]][1] if bases else None
+            bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id in defined]
+            node = _node(defined[bases[0]].path, bases[0]) if bases else None
         function = init if isinstance(node, ast.ClassDef) else node
     elif name not in ours(kind):
         return None
@@ -241,21 +241,50 @@ def _folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0], *rest)
 
 
+@dataclass(frozen=True, slots=True)
+class _Definition:
+    """A class or function at the top level of a file."""
+
+    path: Path
+    is_class: bool
+    is_model: bool
+    """It is decorated with torchvision's `register_model`."""
+
+
+_TOP_LEVEL = re.compile(r"^(?:(@register_model)\b|(class|def) (\w+))", re.MULTILINE)
+
+
 @lru_cache
-def _definitions(package: str, pattern: str) -> dict[str, tuple[Path, ast.ClassDef | ast.FunctionDef]]:
-    """Every class and function at the top level of a package's files."""
-    return {
-        node.name: (path, node)
-        for path in sorted(_folder(package).glob(pattern))
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef | ast.FunctionDef)
-    }
+def _definitions(package: str, pattern: str) -> dict[str, _Definition]:
+    """Every class and function at the top level of a package's files, found by their lines alone.
+
+    Parsing the hundred files that torch and torchvision have takes most of a second; see `_node`.
+    """
+    found: dict[str, _Definition] = {}
+    for path in sorted(_folder(package).glob(pattern)):
+        registered = False
+        for decorator, keyword, name in _TOP_LEVEL.findall(path.read_text(encoding="utf-8")):
+            if not decorator:
+                found[name] = _Definition(path, keyword == "class", registered)
+            registered = bool(decorator)
+    return found
+
+
+def _node(path: Path, name: str) -> ast.ClassDef | ast.FunctionDef | None:
+    """The definition of `name` in a file."""
+    nodes = (node for node in _parsed(path).body if isinstance(node, ast.ClassDef | ast.FunctionDef))
+    return next((node for node in nodes if node.name == name), None)
+
+
+@lru_cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _exported(path: Path) -> set[str]:
     """The names that a file imports or lists in `__all__`."""
     found: set[str] = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in _parsed(path).body:
         if isinstance(node, ast.ImportFrom):
             found |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.List | ast.Tuple):
@@ -265,10 +294,3 @@ def _exported(path: Path) -> set[str]:
 
 def _method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
     return next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == name), None)
-
-
-def _is_registered(node: ast.AST) -> bool:
-    return isinstance(node, ast.FunctionDef) and any(
-        isinstance(d, ast.Call) and isinstance(d.func, ast.Name) and d.func.id == "register_model"
-        for d in node.decorator_list
-    )
