@@ -14,9 +14,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lrtrain.config.duration import Duration
 from lrtrain.config.schema import RunConfig
 from lrtrain.data.batches import Batches
-from lrtrain.data.build import Pipeline, make_pipeline, open_source
+from lrtrain.data.build import Pipeline, make_pipeline
 from lrtrain.data.default_transforms import PHOTO
-from lrtrain.data.order import steps_per_epoch
+from lrtrain.data.open import epoch_steps, open_source
 from lrtrain.data.source import Source
 from lrtrain.engine.mix import make_mix
 from lrtrain.engine.precision import Precision, choose_device, choose_precision, make_deterministic
@@ -26,7 +26,7 @@ from lrtrain.errors import ConfigError
 from lrtrain.models.build import BuiltModel, build_model
 from lrtrain.optim.build import build_optimizer, momentum_of
 from lrtrain.optim.groups import ParamGroup, make_groups
-from lrtrain.schedule.plan import GroupLR, Plan, make_plan
+from lrtrain.schedule.plan import GroupLR, Plan, make_plan, run_steps
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def build(config: RunConfig, *, load_weights: bool = True) -> Job:
     precision = choose_precision(config.precision, device)
     make_deterministic(device, config.deterministic is True)
     source = open_source(config.dataset, config.seed, config.where)
-    per_epoch = _steps_per_epoch(config, source)
+    per_epoch = epoch_steps(source, config.batch_size, config.drop_last, config.where)
     built, groups, optimizer, plan = _planned(config, source, device, per_epoch, load_weights, precision)
     mean_std = None if built.mean is None or built.std is None else (built.mean, built.std)
     pipeline = make_pipeline(
@@ -108,17 +108,6 @@ def build(config: RunConfig, *, load_weights: bool = True) -> Job:
     )
 
 
-# A table of this many steps takes a minute to make; ImageNet's 90 epochs at batch 256 are 450,000.
-MOST_STEPS = 20_000_000
-
-
-def plan_only(config: RunConfig) -> Plan:
-    """The plan of a run, for which weights are not loaded and images not read."""
-    source = open_source(config.dataset, config.seed, config.where)
-    per_epoch = _steps_per_epoch(config, source)
-    return _planned(config, source, torch.device("cpu"), per_epoch, load_weights=False, precision="fp32")[3]
-
-
 def _planned(
     config: RunConfig, source: Source, device: torch.device, per_epoch: int, load_weights: bool, precision: Precision
 ) -> tuple[BuiltModel, tuple[ParamGroup, ...], Optimizer, Plan]:
@@ -131,6 +120,11 @@ def _planned(
     optimizer = build_optimizer(groups, config.optimizer, device, config.where, scaled=precision == "fp16")
     plan = make_plan(config, _group_lrs(config, groups, optimizer, per_epoch), per_epoch)
     return built, groups, optimizer, plan
+
+
+def plan_of_groups(config: RunConfig, source: Source, per_epoch: int) -> Plan:
+    """The plan alone, of a run whose groups need the model's parameters; no weights are loaded."""
+    return _planned(config, source, torch.device("cpu"), per_epoch, load_weights=False, precision="fp32")[3]
 
 
 @torch.no_grad()
@@ -150,23 +144,8 @@ def _try_forward(config: RunConfig, built: BuiltModel, pipeline: Pipeline, class
         raise ConfigError(what, config.where("model"))
 
 
-def _steps_per_epoch(config: RunConfig, source: Source) -> int:
-    images = len(source.train)
-    steps = steps_per_epoch(images, config.batch_size, config.drop_last)
-    if steps == 0:
-        raise ConfigError(
-            f"batch_size {config.batch_size} is more than the {images} training images, and drop_last is on",
-            config.where("batch_size"),
-            f"at most {images}, or drop_last: false",
-        )
-    return steps
-
-
 def _group_lrs(config: RunConfig, groups: Sequence[ParamGroup], optimizer: Optimizer, per_epoch: int) -> list[GroupLR]:
-    total = config.steps or (config.epochs or 0) * per_epoch
-    if total > MOST_STEPS:
-        where = config.where("steps" if config.steps else "epochs")
-        raise ConfigError(f"the run would have {total:,} steps; at most {MOST_STEPS:,} are planned", where)
+    total = run_steps(config, per_epoch)
     lrs = [
         GroupLR(
             group.name,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +55,21 @@ def test_preview_shows_and_writes_what_fit_will_use(lrtrain: Callable[..., Ended
         planned = rows[row["step"] - 1]
         assert row["lr"] == {name: float(planned[f"lr.{name}"]) for name in ("head", "norm_and_bias", "default")}
     assert b"OneCycleLR" in (tmp_path / "p.svg").read_bytes()
+
+
+def test_a_plain_preview_shows_what_fit_will_use_and_needs_no_torchvision(
+    lrtrain: Callable[..., Ended], tmp_path: Path
+) -> None:
+    plain = re.sub(r"optimizer:.*schedule", "optimizer: {name: AdamW, lr: 0.01}\nschedule", GROUPS, flags=re.DOTALL)
+    (tmp_path / "c.yaml").write_text(plain)
+    assert lrtrain("fit", "c.yaml", "--out", "run").code == 0
+    probe = (
+        "import sys\nfrom lrtrain.cli import app\nsys.argv = ['lrtrain', 'preview', 'c.yaml', '--csv', 'p.csv']\n"
+        "try:\n    app()\nfinally:\n    print('torchvision' in sys.modules, file=sys.stderr)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert shown.stderr == "False\n"
+    assert (tmp_path / "run" / "curve.csv").read_bytes() == (tmp_path / "p.csv").read_bytes()
 
 
 def test_preview_at_tells_the_lr_exactly(lrtrain: Callable[..., Ended], tmp_path: Path) -> None:

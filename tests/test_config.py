@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lrtrain import lookup
 from lrtrain.config import yaml
 from lrtrain.config.duration import Duration
 from lrtrain.config.load import load
@@ -267,3 +269,25 @@ def test_the_quickstart_is_what_init_writes() -> None:
     quickstart = (root / "configs" / "quickstart.yaml").read_text()
     assert (root / "lrtrain" / "config" / "example.yaml").read_text() == quickstart
     assert RunConfig.model_validate(yaml.parse(quickstart, "x").data)
+
+
+@pytest.mark.parametrize("kind", ["model", "optimizer", "scheduler", "dataset", "transform"])
+def test_definitions_found_by_their_lines_are_those_that_parsing_finds(kind: lookup.Kind) -> None:
+    home = lookup._HOMES[kind]
+    parsed = {
+        node.name: isinstance(node, ast.ClassDef)
+        for path in sorted(lookup._folder(home.package).glob(home.files))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    }
+    found = {name: definition.is_class for name, definition in lookup._definitions(home.package, home.files).items()}
+    assert {name: is_class for name, is_class in found.items() if name in lookup.names(kind)} == {
+        name: is_class for name, is_class in parsed.items() if name in lookup.names(kind)
+    }
+    assert found.keys() >= parsed.keys()
+
+
+def test_the_models_found_by_their_lines_are_those_that_torchvision_registers() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    registered = set(torchvision.models.list_models(module=torchvision.models))
+    assert registered == set(lookup._theirs("model"))

@@ -15,8 +15,9 @@ from torchvision.transforms.v2 import functional as F
 from lrtrain.config.schema import Dataset
 from lrtrain.data.augment.RandomCrop import RandomCrop
 from lrtrain.data.batches import Batches
-from lrtrain.data.build import make_pipeline, open_source
+from lrtrain.data.build import make_pipeline
 from lrtrain.data.cache import available_bytes
+from lrtrain.data.open import open_source
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 from lrtrain.random import key, uniforms
 

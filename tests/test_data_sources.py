@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from lrtrain.config.schema import Dataset
-from lrtrain.data.build import open_source
+from lrtrain.data.build import make_pipeline
 from lrtrain.data.files import FileSplit
+from lrtrain.data.open import open_source
 from lrtrain.data.source import Source
 from lrtrain.data.stratify import hold_out
 from lrtrain.errors import ConfigError, DataError, LrtrainError
@@ -43,9 +44,10 @@ def tree(root, counts, suffix=".png", size=(8, 8)):
 
 
 def refused(kind, **dataset):
-    """The problems that opening a dataset reports, as one text."""
+    """The problems that opening a dataset and making its pipeline reports, as one text."""
+    section = Dataset(**dataset)
     with pytest.raises(LrtrainError) as caught:
-        opened(**dataset)
+        make_pipeline(open_source(section, 1, where), section, seed=1, where=where)
     assert type(caught.value) is kind
     assert all(problem.where for problem in caught.value.problems)
     return "\n".join(f"{problem.what} | {problem.hint}" for problem in caught.value.problems)

@@ -19,7 +19,7 @@ from lrtrain.config.yaml import dotted
 from lrtrain.errors import ConfigError
 from lrtrain.models.build import build_model
 from lrtrain.models.small_cnn import small_cnn
-from lrtrain.optim.build import build_optimizer, momentum_of
+from lrtrain.optim.build import build_optimizer, declared_momentum, momentum_of
 from lrtrain.optim.groups import ParamGroup, make_groups
 from lrtrain.optim.layers import layer_numbers
 
@@ -317,3 +317,13 @@ def test_momentum_is_the_first_beta_or_none() -> None:
     found = {name: momentum_of(optimizer_of(net(), name=name).param_groups[0]) for name in expected}
     assert found == expected
     assert momentum_of({"momentum": 0.9}) == 0.9
+
+
+@pytest.mark.parametrize("name", [n for n in lookup.names("optimizer") if n != "Muon"])
+def test_the_momentum_read_from_a_signature_is_that_of_the_optimizer_built(name: str) -> None:
+    for extra in ({}, {"momentum": 0.7}, {"betas": [0.8, 0.99]}):
+        if not extra.keys() <= lookup.arguments("optimizer", name).defaults.keys():  # type: ignore[union-attr]
+            continue
+        section = Optimizer.model_validate({"name": name, "lr": 0.1, **extra})
+        built = optimizer_of(net(), name=name, **extra)
+        assert declared_momentum(section, where) == momentum_of(built.param_groups[0])

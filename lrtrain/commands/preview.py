@@ -7,13 +7,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lrtrain.build import plan_only
+from lrtrain import lookup
 from lrtrain.config.duration import Duration
 from lrtrain.config.schema import RunConfig
+from lrtrain.data.open import epoch_steps, open_source
 from lrtrain.errors import ConfigError, EnvironmentFault, printable
+from lrtrain.optim.build import declared_momentum
 from lrtrain.schedule.csv import write_csv
 from lrtrain.schedule.figure import check_suffix, save_curve
-from lrtrain.schedule.plan import Plan
+from lrtrain.schedule.plan import GroupLR, Plan, make_plan
 from lrtrain.sinks.console import Screen, number
 from lrtrain.sinks.plan_view import curve_series, monitor, show_curve
 
@@ -55,6 +57,18 @@ def run(config: RunConfig, csv: Path | None, plot: Path | None, at: Sequence[str
             phases=[(span.name, span.start, span.stop) for span in plan.phases],
         )
         screen.print(f"\ndrew {plot}")
+
+
+def plan_only(config: RunConfig) -> Plan:
+    """The plan of a run; images are not read, and the model is built only where groups are made of its parameters."""
+    source = open_source(config.dataset, config.seed, config.where)
+    per_epoch = epoch_steps(source, config.batch_size, config.drop_last, config.where)
+    optimizer = config.optimizer
+    if optimizer.groups or optimizer.layer_decay is not None or lookup.is_path(optimizer.name):
+        from lrtrain.build import plan_of_groups  # which imports torchvision: two seconds
+
+        return plan_of_groups(config, source, per_epoch)
+    return make_plan(config, [GroupLR("default", optimizer.lr, declared_momentum(optimizer, config.where))], per_epoch)
 
 
 def _duration(text: str) -> Duration:

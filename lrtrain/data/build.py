@@ -1,17 +1,14 @@
-"""The config's `dataset` section becomes a source, and its transforms a pipeline."""
+"""A source, and the transforms of the config's `dataset` section, become a pipeline."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lrtrain import lookup
 from lrtrain.config.schema import Dataset, Named
 from lrtrain.data.default_transforms import (
     PHOTO,
@@ -21,8 +18,8 @@ from lrtrain.data.default_transforms import (
     val_default,
 )
 from lrtrain.data.loader import SAME_SIZE
+from lrtrain.data.open import Where, place_of
 from lrtrain.data.source import Source, Split
-from lrtrain.data.torchvision_source import pairs_source, torchvision_source
 from lrtrain.data.transforms import (
     Entry,
     Moment,
@@ -34,9 +31,8 @@ from lrtrain.data.transforms import (
     final_size,
     stages,
 )
-from lrtrain.errors import ConfigError, DataError, LrtrainError, Problem, about
+from lrtrain.errors import ConfigError, DataError, Problem, about
 
-Where = Callable[..., str]
 _TRIED = 4  # images that a transform list is tried on before training
 
 
@@ -57,73 +53,6 @@ class Pipeline:
     shape: tuple[int, int, int]
     resolved_transforms: dict[str, list[Entry]]
     where: str
-
-
-def open_source(dataset: Dataset, seed: int, where: Where) -> Source:
-    """Open the dataset that a config names.
-
-    Args:
-        dataset: the section.
-        seed: of the run; chooses what `val_fraction` holds out.
-        where: `RunConfig.where`.
-
-    Raises:
-        DataError: the data are missing, unreadable or contradictory.
-        ConfigError: no such dataset, or arguments that it does not take.
-    """
-    arguments = dict(dataset.args)
-    if dataset.root is not None:
-        arguments["root"] = str(Path(dataset.root).expanduser())
-    if dataset.val_fraction is not None:
-        arguments["val_fraction"] = dataset.val_fraction
-    with about(place_of(dataset, where)):
-        found = lookup.find("dataset", dataset.name)
-        if lookup.is_path(dataset.name):
-            return _own(dataset.name, found, arguments, seed)
-        if dataset.name in lookup.ours("dataset"):
-            return _ours(dataset.name, found, arguments, seed)
-        return torchvision_source(found, seed=seed, **arguments)
-
-
-def place_of(dataset: Dataset, where: Where) -> str:
-    """The line of the config that errors of the dataset's files point to."""
-    return where("dataset", "root") if dataset.root is not None else where("dataset")
-
-
-def _ours(name: str, source: Callable[..., Source], arguments: dict[str, Any], seed: int) -> Source:
-    parameters = inspect.signature(source).parameters
-    if unknown := [argument for argument in arguments if argument not in parameters]:
-        takes = ", ".join(p for p in parameters if p != "seed") or "no arguments"
-        raise ConfigError(f"{name} does not take {', '.join(map(repr, unknown))}", hint=f"it takes: {takes}")
-    missing = [
-        p.name for p in parameters.values() if p.default is p.empty and p.name != "seed" and p.name not in arguments
-    ]
-    if missing:
-        raise ConfigError(f"{name} needs {' and '.join(missing)}", hint=f"add `{missing[0]}: ...` to dataset")
-    return source(**arguments, **({"seed": seed} if "seed" in parameters else {}))
-
-
-def _own(name: str, function: Any, arguments: dict[str, Any], seed: int) -> Source:
-    """What a user's function returns: a Source, or datasets (train, val) or (train, val, test) of pairs."""
-    try:
-        if "seed" in inspect.signature(function).parameters:
-            arguments = {"seed": seed, **arguments}
-        made = function(**arguments)
-    except LrtrainError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{name} failed: {type(error).__name__}: {error}",
-            hint=f"it was called with {', '.join(arguments) or 'no arguments'}",
-        ) from error
-    if isinstance(made, Source):
-        return made
-    if isinstance(made, tuple) and len(made) in (2, 3) and all(hasattr(part, "__getitem__") for part in made):
-        return pairs_source(name, dict(zip(("train", "val", "test"), made, strict=False)), None, seed)
-    raise DataError(
-        f"{name} must return datasets (train, val) of (image, class) pairs, or a "
-        f"lrtrain.data.source.Source; it returned {type(made).__name__}"
-    )
 
 
 def make_pipeline(
@@ -150,7 +79,9 @@ def make_pipeline(
         DataError: one of these images cannot be read.
     """
     written = {"train": _written(dataset.transforms.train), "val": _written(dataset.transforms.val)}
-    size = None if source.image_size is None else (source.image_size, source.image_size)
+    place = place_of(dataset, where)
+    with about(place):
+        size = None if source.image_size is None else (source.image_size, source.image_size)
 
     def statistics(channels: int) -> tuple[Sequence[float], Sequence[float]]:
         if mean_std is not None and len(mean_std[0]) == channels:
@@ -170,7 +101,6 @@ def make_pipeline(
 
     train, val = _with_defaults(source, written, size, photo_size, made)
     _refuse_random(val[1])
-    place = place_of(dataset, where)
     with about(place):
         shape = _tried(source.train, "train", train[1], seed, where)
         _tried(source.val, "val", val[1], seed, where)

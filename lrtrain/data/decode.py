@@ -59,7 +59,7 @@ def from_pil(image: Image.Image, channels: int) -> torch.Tensor:
         pixels = pixels[:, :, None]
     if pixels.shape[2] < channels:
         pixels = pixels.repeat(channels, axis=2)
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))  # a copy: Pillow's pixels are read-only
 
 
 def _upright(image: Image.Image) -> Image.Image:

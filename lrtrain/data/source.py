@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -41,7 +43,7 @@ class Source:
         test: held back for `evaluate --split test`.
         val_from: in words, where `val` comes from.
         mean, std: the dataset's own normalisation per channel, for pixels of 0..1, where it is known.
-        image_size: side of the square that all images of train and val are, else None.
+        measured: finds `image_size`; left until it is asked for, since it may read many files.
         mirrored_is_same: whether an image keeps its class when mirrored; not so for digits and letters.
         notes: what a person should know about what was found.
     """
@@ -54,9 +56,14 @@ class Source:
     val_from: str = ""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    image_size: int | None = None
+    measured: Callable[[], int | None] = lambda: None
     mirrored_is_same: bool = True
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def image_size(self) -> int | None:
+        """Side of the square that all images of train and val are, else None."""
+        return self.measured()
 
     def splits(self) -> dict[str, Split]:
         """The splits there are, by name."""

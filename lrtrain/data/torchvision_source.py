@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from lrtrain.data.pairs import PairSplit, channels_of, labels_of, numbered, side_of
@@ -119,7 +120,7 @@ def pairs_source(name: str, opened: Mapping[str, Any], val_fraction: float | Non
         words,
         mean,
         std,
-        side_of(list(parts.values())),
+        partial(side_of, list(parts.values())),
         name not in _NOT_MIRRORED,
     )
     absent = [c for c, n in source.counts()["train"].items() if n == 0]

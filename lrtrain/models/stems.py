@@ -6,7 +6,6 @@ import re
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet
 
 from lrtrain import lookup
 from lrtrain.errors import ConfigError
@@ -21,6 +20,8 @@ def small_stem(module: nn.Module, where: str) -> str:
     Raises:
         ConfigError: the network is not of the ResNet family.
     """
+    from torchvision.models import ResNet
+
     if not isinstance(module, ResNet):
         takes = [name for name in lookup.names("model") if re.match(r"(wide_)?res(net|next)\d", name)]
         takes = [name for name in takes if name not in lookup.ours("model")]

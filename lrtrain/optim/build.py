@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,9 @@ def build_optimizer(
     return built
 
 
+_CYCLED = ("momentum", "betas")
+
+
 def momentum_of(group: Mapping[str, Any]) -> float | None:
     """A torch parameter group's momentum or first beta, which schedulers may cycle; None without.
 
@@ -58,6 +62,23 @@ def momentum_of(group: Mapping[str, Any]) -> float | None:
     if "momentum" in group:
         return float(group["momentum"])
     return float(group["betas"][0]) if "betas" in group else None
+
+
+def declared_momentum(optimizer: schema.Optimizer, where: Where) -> float | None:
+    """`momentum_of` the groups of one of torch's optimizers, read from its signature without building it.
+
+    Raises:
+        ConfigError: the config's momentum or betas is no number.
+    """
+    known = lookup.arguments("optimizer", optimizer.name)
+    assert known is not None
+    declared = {name: ast.literal_eval(known.defaults[name] or "None") for name in _CYCLED if name in known.defaults}
+    given = {name: plain(value) for name, value in optimizer.args.items() if name in _CYCLED}
+    try:
+        return momentum_of(declared | given)
+    except (TypeError, ValueError, LookupError) as error:
+        shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ConfigError(f"{optimizer.name} cannot be built with {shown}: {error}", where("optimizer")) from error
 
 
 def _construct(

@@ -90,6 +90,23 @@ class Plan:
                 group["momentum"] = momentum[column]
 
 
+# A table of this many steps takes a minute to make; ImageNet's 90 epochs at batch 256 are 450,000.
+MOST_STEPS = 20_000_000
+
+
+def run_steps(config: RunConfig, steps_per_epoch: int) -> int:
+    """The length of a run in optimizer steps.
+
+    Raises:
+        ConfigError: more than `MOST_STEPS`.
+    """
+    total = config.steps or (config.epochs or 0) * steps_per_epoch
+    if total > MOST_STEPS:
+        where = config.where("steps" if config.steps else "epochs")
+        raise ConfigError(f"the run would have {total:,} steps; at most {MOST_STEPS:,} are planned", where)
+    return total
+
+
 def make_plan(config: RunConfig, groups: Sequence[GroupLR], steps_per_epoch: int) -> Plan:
     """Everything about the LR of a run, before its first step.
 
@@ -101,6 +118,7 @@ def make_plan(config: RunConfig, groups: Sequence[GroupLR], steps_per_epoch: int
     Raises:
         ConfigError: with every problem of the schedule.
     """
+    run_steps(config, steps_per_epoch)
     problems = check_schedule(config)
     if problems:
         raise ConfigError(problems)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from lrtrain.build import Job
 from lrtrain.config.schema import Named
 from lrtrain.errors import printable
 from lrtrain.schedule.draw import draw
 from lrtrain.schedule.plan import Plan
 from lrtrain.sinks.console import Screen, counted, number
 from lrtrain.sinks.run_dir import RunDir
+
+if TYPE_CHECKING:  # it imports torchvision, and a preview shows curves without
+    from lrtrain.build import Job
 
 
 def show_plan(job: Job, screen: Screen, run_dir: RunDir | None = None) -> None:

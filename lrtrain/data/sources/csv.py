@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from csv import DictReader
 from csv import Error as CsvError
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -55,15 +56,15 @@ def csv(
     _check_split(file, parts, val_fraction)
     classes, notes = _classes(file, parts)
     splits = {name: _split(folder, part, classes, channels) for name, part in parts.items() if part}
-    side = common_side(list(splits.values()))
+    side = partial(common_side, list(splits.values()))
     train, test = splits["train"], splits.get("test")
     if val_fraction is not None:
         kept, held, words = hold_out(train, classes, val_fraction, seed, lambda i: train.names[i])
-        source = Source(classes, channels, kept, held, test, words, image_size=side)
+        source = Source(classes, channels, kept, held, test, words, measured=side)
     elif "val" in splits:
-        source = Source(classes, channels, train, splits["val"], test, "rows of split val", image_size=side)
+        source = Source(classes, channels, train, splits["val"], test, "rows of split val", measured=side)
     else:
-        source = Source(classes, channels, train, splits["test"], None, "rows of split test", image_size=side)
+        source = Source(classes, channels, train, splits["test"], None, "rows of split test", measured=side)
     return with_notes(source, *notes)
 
 

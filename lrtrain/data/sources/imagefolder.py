@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -41,16 +42,16 @@ def imagefolder(
     classes, notes = _checked(train, others)
     all_train = train.split(classes, channels)
     splits = {name: part.split(classes, channels) for name, part in others.items()}
-    side = common_side([all_train, *splits.values()])
+    side = partial(common_side, [all_train, *splits.values()])
     test = splits.get("test")
     if val_fraction is not None:
         kept, val, words = hold_out(all_train, classes, val_fraction, seed, lambda i: all_train.names[i])
-        source = Source(classes, channels, kept, val, test, words, image_size=side)
+        source = Source(classes, channels, kept, val, test, words, measured=side)
     elif val_dir is not None:
         val_name = val_dir.name
-        source = Source(classes, channels, all_train, splits[val_name], test, f"{val_name}/", image_size=side)
+        source = Source(classes, channels, all_train, splits[val_name], test, f"{val_name}/", measured=side)
     else:
-        source = Source(classes, channels, all_train, splits["test"], None, "test/", image_size=side)
+        source = Source(classes, channels, all_train, splits["test"], None, "test/", measured=side)
     return with_notes(source, *notes)
 
 

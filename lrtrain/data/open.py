@@ -1,0 +1,101 @@
+"""The config's `dataset` section becomes a source. Nothing here needs torchvision, which is slow to import."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lrtrain import lookup
+from lrtrain.config.schema import Dataset
+from lrtrain.data.order import steps_per_epoch
+from lrtrain.data.source import Source
+from lrtrain.data.torchvision_source import pairs_source, torchvision_source
+from lrtrain.errors import ConfigError, DataError, LrtrainError, about
+
+Where = Callable[..., str]
+
+
+def open_source(dataset: Dataset, seed: int, where: Where) -> Source:
+    """Open the dataset that a config names.
+
+    Args:
+        dataset: the section.
+        seed: of the run; chooses what `val_fraction` holds out.
+        where: `RunConfig.where`.
+
+    Raises:
+        DataError: the data are missing, unreadable or contradictory.
+        ConfigError: no such dataset, or arguments that it does not take.
+    """
+    arguments = dict(dataset.args)
+    if dataset.root is not None:
+        arguments["root"] = str(Path(dataset.root).expanduser())
+    if dataset.val_fraction is not None:
+        arguments["val_fraction"] = dataset.val_fraction
+    with about(place_of(dataset, where)):
+        found = lookup.find("dataset", dataset.name)
+        if lookup.is_path(dataset.name):
+            return _own(dataset.name, found, arguments, seed)
+        if dataset.name in lookup.ours("dataset"):
+            return _ours(dataset.name, found, arguments, seed)
+        return torchvision_source(found, seed=seed, **arguments)
+
+
+def place_of(dataset: Dataset, where: Where) -> str:
+    """The line of the config that errors of the dataset's files point to."""
+    return where("dataset", "root") if dataset.root is not None else where("dataset")
+
+
+def _ours(name: str, source: Callable[..., Source], arguments: dict[str, Any], seed: int) -> Source:
+    parameters = inspect.signature(source).parameters
+    if unknown := [argument for argument in arguments if argument not in parameters]:
+        takes = ", ".join(p for p in parameters if p != "seed") or "no arguments"
+        raise ConfigError(f"{name} does not take {', '.join(map(repr, unknown))}", hint=f"it takes: {takes}")
+    missing = [
+        p.name for p in parameters.values() if p.default is p.empty and p.name != "seed" and p.name not in arguments
+    ]
+    if missing:
+        raise ConfigError(f"{name} needs {' and '.join(missing)}", hint=f"add `{missing[0]}: ...` to dataset")
+    return source(**arguments, **({"seed": seed} if "seed" in parameters else {}))
+
+
+def _own(name: str, function: Any, arguments: dict[str, Any], seed: int) -> Source:
+    """What a user's function returns: a Source, or datasets (train, val) or (train, val, test) of pairs."""
+    try:
+        if "seed" in inspect.signature(function).parameters:
+            arguments = {"seed": seed, **arguments}
+        made = function(**arguments)
+    except LrtrainError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{name} failed: {type(error).__name__}: {error}",
+            hint=f"it was called with {', '.join(arguments) or 'no arguments'}",
+        ) from error
+    if isinstance(made, Source):
+        return made
+    if isinstance(made, tuple) and len(made) in (2, 3) and all(hasattr(part, "__getitem__") for part in made):
+        return pairs_source(name, dict(zip(("train", "val", "test"), made, strict=False)), None, seed)
+    raise DataError(
+        f"{name} must return datasets (train, val) of (image, class) pairs, or a "
+        f"lrtrain.data.source.Source; it returned {type(made).__name__}"
+    )
+
+
+def epoch_steps(source: Source, batch_size: int, drop_last: bool, where: Where) -> int:
+    """Optimizer steps in one pass over the training images.
+
+    Raises:
+        ConfigError: `drop_last` leaves none.
+    """
+    images = len(source.train)
+    steps = steps_per_epoch(images, batch_size, drop_last)
+    if steps == 0:
+        raise ConfigError(
+            f"batch_size {batch_size} is more than the {images} training images, and drop_last is on",
+            where("batch_size"),
+            f"at most {images}, or drop_last: false",
+        )
+    return steps
