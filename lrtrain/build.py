@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lrtrain.data.build import Pipeline, make_pipeline
 from lrtrain.data.default_transforms import PHOTO
 from lrtrain.data.open import epoch_steps, open_source
 from lrtrain.data.source import Source
+from lrtrain.engine.distributed import replicated
 from lrtrain.engine.mix import make_mix
 from lrtrain.engine.precision import Precision, choose_device, choose_precision, make_deterministic
 from lrtrain.engine.state import LossSums, TrainState
@@ -27,6 +28,7 @@ from lrtrain.models.build import BuiltModel, build_model
 from lrtrain.optim.build import build_optimizer, momentum_of
 from lrtrain.optim.groups import ParamGroup, make_groups
 from lrtrain.schedule.plan import GroupLR, Plan, make_plan, run_steps
+from lrtrain.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -45,21 +47,23 @@ class Job:
     device: torch.device
 
 
-def build(config: RunConfig, *, load_weights: bool = True) -> Job:
+def build(config: RunConfig, *, load_weights: bool = True, world: World = ALONE) -> Job:
     """Open the data, build model, optimizer and plan.
 
     Args:
         config: the run.
         load_weights: False where the model's state comes from a checkpoint.
+        world: the processes that train together, joined already.
 
     Raises:
         LrtrainError: whatever is wrong, before anything is trained or written.
     """
-    device = choose_device(config.device, config.where("device"))
+    device = choose_device(config.device, config.where("device"), world)
     precision = choose_precision(config.precision, device)
     make_deterministic(device, config.deterministic is True)
     source = open_source(config.dataset, config.seed, config.where)
     per_epoch = epoch_steps(source, config.batch_size, config.drop_last, config.where)
+    _refuse_sync_bn(config, device)
     built, groups, optimizer, plan = _planned(config, source, device, per_epoch, load_weights, precision)
     mean_std = None if built.mean is None or built.std is None else (built.mean, built.std)
     pipeline = make_pipeline(
@@ -80,18 +84,26 @@ def build(config: RunConfig, *, load_weights: bool = True) -> Job:
         cache=config.cache,
         device=device,
         channels_last=True,
+        world=world,
     )
+    if config.sync_bn and world.size > 1:
+        built = replace(built, module=torch.nn.SyncBatchNorm.convert_sync_batchnorm(built.module))  # type: ignore[no-untyped-call]
+    some_frozen = any(group.frozen_steps for group in plan.groups)
+    replicas = replicated(built.module, world, device, some_frozen)
     state = TrainState(
         model=built.module,
-        forward=torch.compile(built.module) if config.compile else built.module,  # type: ignore[arg-type]
+        forward=torch.compile(replicas) if config.compile else replicas,  # type: ignore[arg-type]
         optimizer=optimizer,
         parameter_names=tuple(name for group in groups for name in group.parameter_names),
-        losses=LossSums(torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)),
+        losses=LossSums(
+            torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device), world
+        ),
         ema=None
         if config.ema is None
         else AveragedModel(built.module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True),  # type: ignore[no-untyped-call]
         scaler=torch.amp.GradScaler(device.type) if precision == "fp16" else None,
         live=plan.start_live(),
+        world=world,
     )
     recipe = _recipe(config, plan, precision, source)
     return Job(
@@ -125,6 +137,12 @@ def _planned(
 def plan_of_groups(config: RunConfig, source: Source, per_epoch: int) -> Plan:
     """The plan alone, of a run whose groups need the model's parameters; no weights are loaded."""
     return _planned(config, source, torch.device("cpu"), per_epoch, load_weights=False, precision="fp32")[3]
+
+
+def _refuse_sync_bn(config: RunConfig, device: torch.device) -> None:
+    if config.sync_bn and device.type != "cuda":
+        what = f"sync_bn needs CUDA: torch's SyncBatchNorm does not run on {device.type}"
+        raise ConfigError(what, config.where("sync_bn"), "leave it out; each process then normalises its own images")
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import typer
 
 from lrtrain import __version__
 from lrtrain.errors import ConfigError, LrtrainError, Problem, printable
+from lrtrain.world import from_environment
 
 app = typer.Typer(
     name="lrtrain",
@@ -90,7 +91,9 @@ def command(name: str) -> Callable[[Callable[P, int | None]], Callable[P, None]]
             except LrtrainError as error:
                 if kwargs.get("debug"):
                     raise
-                complain(str(error))
+                # Of several processes the leading one speaks for what all of them find.
+                if from_environment().leads or not isinstance(error, ConfigError):
+                    complain(str(error))
                 code = error.exit_code
             except KeyboardInterrupt:
                 complain("interrupted before training began")
@@ -178,11 +181,13 @@ def fit(
         from lrtrain.commands import smoke as smoke_test
 
         return smoke_test.run(started.config)
-    started, resumed = start_fit(config, set, out, resume=resume)
-    tell(f"{started.label} is valid; loading the data")
+    world = from_environment()
+    started, resumed = start_fit(config, set, out, resume=resume, world=world)
+    if world.leads:
+        tell(f"{started.label} is valid; loading the data")
     from lrtrain.commands.fit import run
 
-    return run(started, out, resumed)
+    return run(started, out, resumed, world)
 
 
 @command("range-test")
@@ -310,4 +315,6 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     # Importing torch makes a million objects that stay; looking through them again and again is a tenth of the start.
     gc.set_threshold(50_000)
+    if not from_environment().leads:
+        os.environ["TQDM_DISABLE"] = "1"
     app()

@@ -18,10 +18,12 @@ from lrtrain.commands.start import Start
 from lrtrain.config import yaml
 from lrtrain.config.load import load
 from lrtrain.config.schema import RunConfig
+from lrtrain.engine.distributed import joined, needing_peers
 from lrtrain.engine.events import Event, Finished, SaveDue, Stopped
+from lrtrain.engine.precision import choose_device
 from lrtrain.engine.state import restore
 from lrtrain.engine.train import train
-from lrtrain.errors import CheckpointError, ConfigError, LrtrainError, Problem, printable
+from lrtrain.errors import CheckpointError, ConfigError, DataError, LrtrainError, Problem, printable
 from lrtrain.schedule.csv import write_csv
 from lrtrain.sinks.checkpoints import Checkpoints
 from lrtrain.sinks.console import Progress, Screen
@@ -29,18 +31,32 @@ from lrtrain.sinks.jsonl import Metrics, Timing
 from lrtrain.sinks.plan_view import show_plan
 from lrtrain.sinks.run_dir import RunDir, create, write_atomically
 from lrtrain.sinks.status import Status
+from lrtrain.world import ALONE, World
 
 # What may differ between a run and its continuation, because no result depends on it.
 FREE_TO_CHANGE = ("workers", "cache", "log_every", "checkpoint.every", "checkpoint.keep")
 CURVE_ROWS = 10_000
 
 
-def run(start: Start, out: Path | None, resumed: RunDir | None) -> int:
+def run(start: Start, out: Path | None, resumed: RunDir | None, world: World = ALONE) -> int:
     """Train, or go on with a run; the exit code says how it ended."""
-    screen = Screen()
-    job = build(start.config)
-    if resumed is not None:
-        return _continue(job, resumed, screen)
+    config = start.config
+    with joined(world, choose_device(config.device, config.where("device"), world)):
+        try:
+            job = build(config, world=world)
+        except DataError as error:
+            if world.leads:
+                raise
+            return error.exit_code  # the leading process finds the same, and says so
+        if not world.leads:
+            return _follow_silently(job, resumed)
+        screen = Screen()
+        if resumed is not None:
+            return _continue(job, resumed, screen)
+        return _begin(start, job, out, screen)
+
+
+def _begin(start: Start, job: Job, out: Path | None, screen: Screen) -> int:
     run_dir = create(out, start.name)
     origin = f"# {printable(start.label)}, as lrtrain {lrtrain.__version__} resolved it"
     header = f"{origin}: `lrtrain fit` on this file repeats the run.\n"
@@ -48,6 +64,18 @@ def run(start: Start, out: Path | None, resumed: RunDir | None) -> int:
     with run_dir.curve.open("w", encoding="utf-8", newline="") as file:
         write_csv(job.plan, file, CURVE_ROWS)
     return follow(job, run_dir, screen, log_bytes=0)
+
+
+def _follow_silently(job: Job, resumed: RunDir | None) -> int:
+    """Train as the leading process does, which alone writes and prints."""
+    if resumed is not None:
+        restore(job.state, job.plan, format.newest(resumed.checkpoints)[0])
+    end: Event | None = None
+    with stop_requests(launched=True) as stop:
+        for event in train(job.state, job.plan, job.batches, job.recipe, stop):
+            end = event
+    job.batches.close()
+    return EXIT_CODES.get(end.reason, 0) if isinstance(end, Stopped) else 0
 
 
 def _continue(job: Job, run_dir: RunDir, screen: Screen) -> int:
@@ -79,7 +107,7 @@ def follow(job: Job, run_dir: RunDir, screen: Screen, log_bytes: int) -> int:
     progress = Progress(screen, job.recipe.total_steps, job.plan.steps_per_epoch, state.step, len(job.groups) > 1)
     sinks = (metrics, Timing(run_dir.timing), progress, checkpoints, status)
     end: Event | None = None
-    with stop_requests() as stop, _told(status, progress):
+    with stop_requests(launched=state.world.size > 1) as stop, _told(status, progress), needing_peers(state.world):
         if state.step == 0:
             # So that a run killed before its first checkpoint goes on as exactly as any other.
             end = _hand(SaveDue(0, best=False), (metrics, checkpoints, status))
@@ -153,6 +181,7 @@ def facts(job: Job) -> dict[str, Any]:
         "total_steps": job.recipe.total_steps,
         "steps_per_epoch": job.plan.steps_per_epoch,
         "threads": torch.get_num_threads(),
+        "processes": job.state.world.size,
         "device": job.device.type,
         "versions": {
             "lrtrain": lrtrain.__version__,

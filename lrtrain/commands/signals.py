@@ -11,17 +11,19 @@ EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 75}
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], str | None]]:
+def stop_requests(launched: bool = False) -> Iterator[Callable[[], str | None]]:
     """Inside, the yielded function answers the name of the signal that asked to stop, or None.
 
-    A signal that the parent process has set to be ignored (nohup) stays ignored.
+    A signal that the parent process has set to be ignored (nohup) stays ignored. Where torchrun has launched the
+    process, it sends SIGTERM after a terminal's SIGINT: only the same signal again stops at once.
     """
     received: list[str] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if received:
+        name = signal.Signals(number).name
+        if received and (not launched or name == received[0]):
             raise SystemExit(EXIT_CODES[received[0]])
-        received.append(signal.Signals(number).name)
+        received.append(name)
 
     before = {}
     for name in EXIT_CODES:

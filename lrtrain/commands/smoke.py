@@ -61,7 +61,8 @@ class _Few:
 
     def train(self, start: int, stop: int) -> Iterator[Batch]:
         for batch in self._batches.train(start, stop):
-            yield Batch(batch.images[:IMAGES], batch.labels[:IMAGES], batch.index[:IMAGES])
+            few = batch.labels[:IMAGES]
+            yield Batch(batch.images[:IMAGES], few, batch.index[:IMAGES], len(few))
 
     def evaluate(self, split: str) -> Iterator[Batch]:
         yield from itertools.islice(self._batches.evaluate(split, batch_size=IMAGES), EVAL_BATCHES)

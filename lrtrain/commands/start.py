@@ -11,6 +11,7 @@ from lrtrain.config.schema import RunConfig
 from lrtrain.errors import CheckpointError, ConfigError
 from lrtrain.lookup import is_path
 from lrtrain.sinks.run_dir import RunDir, check_free, latest
+from lrtrain.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,18 @@ def start(config_path: Path | None, overrides: Sequence[str] | None) -> Start:
 
 
 def start_fit(
-    config_path: Path | None, overrides: Sequence[str] | None, out: Path | None, *, resume: bool
+    config_path: Path | None, overrides: Sequence[str] | None, out: Path | None, *, resume: bool, world: World = ALONE
 ) -> tuple[Start, RunDir | None]:
-    """Read and check a config to train, and find the run to go on with where `resume` says so."""
-    if not resume:
+    """Read and check a config to train, and find the run to go on with where `resume` says so.
+
+    Processes that torchrun has started again go on with the run that they began.
+    """
+    if world.restarts:
+        began = RunDir(out) if out is not None else latest((config_path or DEFAULT).stem)
+        resume = began is not None and (began.checkpoints / "last.json").exists()
+    elif not resume and world.leads:  # by the time that the others look, it may have begun to write
         check_free(out, "`--resume` continues the run in it")
+    if not resume:
         return start(config_path, overrides), None
     if out is None and config_path is not None and (config_path.parent / "checkpoints").is_dir():
         out = config_path.parent

@@ -16,6 +16,7 @@ from lrtrain.data.order import batch_of_step, steps_per_epoch
 from lrtrain.data.source import Split
 from lrtrain.data.transforms import Moment
 from lrtrain.errors import ConfigError, about
+from lrtrain.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class Batch:
         images: float32 (B, C, H, W), normalised, on the device.
         labels: int64 (B,), on the device.
         index: of each image in its split, shape (B,).
+        total: images of the whole batch, those of other processes included.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     index: NDArray[np.int64]
+    total: int
 
 
 class Batches:
@@ -47,6 +50,7 @@ class Batches:
         cache: Mode = "auto",
         device: torch.device | str = "cpu",
         channels_last: bool = False,
+        world: World = ALONE,
     ):
         """Prepare the images that are kept in memory.
 
@@ -59,6 +63,7 @@ class Batches:
             cache: whether prepared images are kept in memory.
             device: where the batch stage runs and batches end up.
             channels_last: memory format of the images.
+            world: the processes; each has its part of every batch, in the same order as one alone.
 
         Raises:
             ConfigError: drop_last leaves nothing, or `cache: memory` cannot be.
@@ -75,10 +80,23 @@ class Batches:
                 where("batch_size"),
                 f"write `batch_size: {n}` or less, or `drop_last: false`",
             )
+        self.world = world
+        self._refuse_too_few(n, where)
         self._device = torch.device(device)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._train = self._kept(Workshop("train", source.train, pipeline.train), cache, where)
         self._val = self._kept(Workshop("val", source.val, pipeline.val), cache, where)
+
+    def _refuse_too_few(self, n: int, where: Callable[..., str]) -> None:
+        """Every process needs two images of every batch, as BatchNorm does."""
+        last = self.batch_size if self.drop_last else n - (self.steps_per_epoch - 1) * self.batch_size
+        least = min(last, self.batch_size, n)
+        if self.world.size > 1 and least < 2 * self.world.size:
+            raise ConfigError(
+                f"{self.world.size} processes share every batch, at least 2 images each; the smallest has {least}",
+                where("batch_size"),
+                f"take a batch_size of {2 * self.world.size} or more, or `drop_last: true`",
+            )
 
     def _kept(self, workshop: Workshop, cache: Mode, where: Callable[..., str]) -> Workshop:
         with about(self.pipeline.where):
@@ -92,10 +110,11 @@ class Batches:
     def _order(self, step: int) -> Order:
         seed, n = self.pipeline.seed, len(self._train.split)
         index = batch_of_step(seed, n, self.batch_size, step, self.drop_last)
-        return Order(index, Moment(seed, step // self.steps_per_epoch))
+        own = np.array_split(index, self.world.size)[self.world.rank]
+        return Order(own, Moment(seed, step // self.steps_per_epoch), len(index))
 
     def evaluate(self, split: Split | str = "val", batch_size: int | None = None) -> Iterator[Batch]:
-        """Every image of a split exactly once, in order, with the transforms of val.
+        """Every image of a split exactly once over all processes, in order, with the transforms of val.
 
         Args:
             split: train, val or test, or a split of one's own.
@@ -107,7 +126,8 @@ class Batches:
         workshop = self._for_evaluation(split)
         n, size = len(workshop.split), batch_size or self.batch_size
         moment = Moment(self.pipeline.seed, "evaluate")
-        orders = (Order(np.arange(first, min(first + size, n)), moment) for first in range(0, n, size))
+        own = range(self.world.rank * size, n, self.world.size * size)
+        orders = (Order(np.arange(first, min(first + size, n)), moment) for first in own)
         return self._batches(workshop, orders)
 
     def _for_evaluation(self, split: Split | str) -> Workshop:
@@ -144,7 +164,9 @@ class Batches:
         labels = torch.from_numpy(workshop.split.labels[order.index])
         images, labels = (self._moved(tensor) for tensor in (images, labels))
         images = workshop.stages.to_batch(images, order.index, order.moment)
-        return Batch(images.contiguous(memory_format=self._layout), labels, order.index)
+        return Batch(
+            images.contiguous(memory_format=self._layout), labels, order.index, order.total or len(order.index)
+        )
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         if self._device.type != "cuda":

@@ -24,10 +24,14 @@ SAME_SIZE = "end the list with RandomResizedCrop, RandomCrop or CenterCrop, or w
 
 @dataclass(frozen=True)
 class Order:
-    """Which images to make, as indices of the split; without `moment`, the deterministic beginning only."""
+    """Which images to make, as indices of the split; without `moment`, the deterministic beginning only.
+
+    `total` counts the images of the batch that these are part of; None where they are all.
+    """
 
     index: NDArray[np.int64]
     moment: Moment | None
+    total: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrtrain.data.batches import Batch
+from lrtrain.engine.distributed import summed
 from lrtrain.engine.events import Evaluating, Metrics
 from lrtrain.engine.precision import DTYPES, Precision
+from lrtrain.world import ALONE, World
 
 
 @torch.no_grad()
@@ -21,6 +23,7 @@ def evaluate(
     precision: Precision,
     stopping: Callable[[], object] = lambda: None,
     each: Callable[[Tensor, Batch], None] | None = None,
+    world: World = ALONE,
 ) -> Generator[Evaluating, None, Metrics | None]:
     """Evaluate a network on every image once.
 
@@ -31,13 +34,15 @@ def evaluate(
         precision: as in training.
         stopping: asked before each batch; when it answers, the evaluation is given up.
         each: is handed the logits (batch, classes) and the batch, for further statistics.
+        world: the processes, each of which has some of the batches.
 
     Returns:
         The means, or None when given up. acc5 counts the first five classes, or all where there are fewer.
     """
     was_training = model.training
     model.eval()
-    sums: Tensor | None = None
+    device = next(model.parameters()).device
+    sums = torch.zeros(4, dtype=_sum_dtype(device), device=device)
     done = 0
     try:
         for batch in batches:
@@ -48,17 +53,17 @@ def evaluate(
             logits = logits.float()
             loss = F.cross_entropy(logits, batch.labels, reduction="sum")
             top = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
-            part = torch.stack([loss, top[:, 0].sum().float(), top.sum().float()]).to(_sum_dtype(loss.device))
-            sums = part if sums is None else sums + part
+            count = loss.new_full((), len(batch.labels))
+            sums += torch.stack([loss, top[:, 0].sum().float(), top.sum().float(), count]).to(sums.dtype)
             if each is not None:
                 each(logits, batch)
             done += len(batch.labels)
-            yield Evaluating(done, total)
+            yield Evaluating(min(done * world.size, total), total)
     finally:
         model.train(was_training)
-    loss_sum, first, five = sums.tolist() if sums is not None else (float("nan"), 0.0, 0.0)
-    n = max(done, 1)
-    return Metrics(done, loss_sum / n, first / n, five / n)
+    loss_sum, first, five, images = summed(sums, world).tolist()
+    n = max(images, 1)
+    return Metrics(int(images), loss_sum / n if images else float("nan"), first / n, five / n)
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

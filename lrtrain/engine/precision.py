@@ -8,13 +8,14 @@ from typing import Literal
 import torch
 
 from lrtrain.errors import ConfigError
+from lrtrain.world import ALONE, World
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str, where: str) -> torch.device:
-    """The device that `device:` names; auto takes CUDA, then MPS, then the CPU.
+def choose_device(name: str, where: str, world: World = ALONE) -> torch.device:
+    """The device that `device:` names; auto takes CUDA, then MPS, then the CPU; several processes a GPU each.
 
     Raises:
         ConfigError: it is not there. Nothing else is taken instead.
@@ -22,13 +23,18 @@ def choose_device(name: str, where: str) -> torch.device:
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
     if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+        name = "cuda" if cuda else "mps" if mps and world.size == 1 else "cpu"
     device = torch.device(name)
+    if world.size > 1:
+        if device.type == "mps" or device.index is not None:
+            what = f"device {name!r} is one device, and there are {world.size} processes"
+            raise ConfigError(what, where, "write `device: cuda`, cpu or auto: each process takes one of its own")
+        device = torch.device("cuda", world.local_rank) if device.type == "cuda" else device
     there = {"cuda": cuda > (device.index or 0), "mps": mps, "cpu": True}[device.type]
     if not there:
         found = ", ".join(["cpu", *(f"cuda:{i}" for i in range(cuda)), *(["mps"] if mps else [])])
         raise ConfigError(
-            f"device {name!r} is not on this machine",
+            f"device {str(device)!r} is not on this machine",
             where,
             f"available: {found}; `device: auto` takes the best of them",
         )

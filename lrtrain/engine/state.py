@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +13,11 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from lrtrain.checkpoint.format import Checkpoint
+from lrtrain.engine.distributed import summed
 from lrtrain.errors import CheckpointError
 from lrtrain.schedule.plan import Plan
 from lrtrain.schedule.plateau import Live
+from lrtrain.world import ALONE, World
 
 
 @dataclass
@@ -35,20 +38,27 @@ class LossSums:
 
     NAMES = ("log", "evaluation", "epoch")
     sums: Tensor
+    world: World = ALONE
     images: list[int] = field(default_factory=lambda: [0, 0, 0])
 
     def add(self, loss_sum: Tensor, images: int) -> None:
-        """Count the loss of one step, summed over its images."""
+        """Count one step: the loss summed over this process's images, and the images of all processes."""
         self.sums += loss_sum
         self.images = [count + images for count in self.images]
 
     def take(self, name: str) -> float:
         """The mean since `name` was last taken."""
         i = self.NAMES.index(name)
-        mean = float(self.sums[i]) / max(self.images[i], 1)
+        mean = float(summed(self.sums[i], self.world)) / max(self.images[i], 1)
         self.sums[i] = 0.0
         self.images[i] = 0
         return mean
+
+    def gather(self) -> bool:
+        """Leave the sums of all processes with the leading one, which saves them; whether they are finite."""
+        total = summed(self.sums, self.world)
+        self.sums = total if self.world.leads else torch.zeros_like(total)
+        return math.isfinite(float(total.sum()))
 
 
 @dataclass
@@ -56,7 +66,7 @@ class TrainState:
     """The model, what trains it, and counters. The LR is not among them: it follows from `step`.
 
     Attributes:
-        model: the network; `forward` is the same one, compiled when asked.
+        model: the network; `forward` is the same one, compiled and spread over processes when asked.
         parameter_names: names of the optimizer's parameters, in its order.
         step: optimizer steps taken (attempted, where a scaler skips one).
         pending: the evaluation that is due at `step` has not been made yet.
@@ -70,6 +80,7 @@ class TrainState:
     ema: AveragedModel | None = None
     scaler: torch.amp.GradScaler | None = None
     live: Live | None = None
+    world: World = ALONE
     step: int = 0
     pending: bool = False
     best: Best = field(default_factory=Best)
@@ -136,7 +147,8 @@ def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:
         state.live = plan.start_live(manifest["plateau"])
         state.step, state.pending = checkpoint.step, manifest["pending"]
         state.best, state.early = Best(**manifest["best"]), Best(**manifest["early"])
-        state.losses.sums.copy_(torch.tensor(manifest["loss_sums"], dtype=torch.float64))
+        if state.world.leads:
+            state.losses.sums.copy_(torch.tensor(manifest["loss_sums"], dtype=torch.float64))
         state.losses.images = list(manifest["loss_images"])
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError) as error:
         what = f"the checkpoint does not hold a state of this run: {type(error).__name__}: {error}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from lrtrain.config.schema import EarlyStop, monitor_mode
 from lrtrain.data.batches import Batch
+from lrtrain.engine.distributed import agreed, share_buffers, unsynchronised
 from lrtrain.engine.evaluate import autocast, evaluate
 from lrtrain.engine.events import (
     EpochEnded,
@@ -36,6 +38,9 @@ from lrtrain.engine.state import Best, TrainState
 from lrtrain.errors import Diverged
 from lrtrain.random import key
 from lrtrain.schedule.plan import Plan
+
+# Why training may be asked to stop; several processes must agree on one.
+REASONS = ("SIGUSR1", "SIGHUP", "SIGINT", "SIGTERM")
 
 
 class Images(Protocol):
@@ -87,6 +92,7 @@ def train(
         Diverged: the training loss is not finite.
     """
     state.forward.train()
+    stop = agreed(stop, state.world, REASONS)
     if state.pending:
         reason = yield from _evaluate_and_save(state, plan, batches, recipe, stop)
         if reason:
@@ -100,7 +106,7 @@ def train(
         plan.write(state.optimizer, state.step, state.live)
         optimizer_step(state, batch, recipe)
         state.step += 1
-        yield Stepped(state.step, len(batch.labels))
+        yield Stepped(state.step, batch.total)
 
         if _due(state.step, recipe.log_every, recipe):
             yield _logged(state, plan)
@@ -117,18 +123,22 @@ def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> None:
     images = len(batch.labels)
     size = math.ceil(images / recipe.accumulate)
     loss_sum: Tensor | None = None
+    rank = (state.world.rank,) if state.world.rank else ()
     state.optimizer.zero_grad(set_to_none=True)
     for micro, start in enumerate(range(0, images, size)):
         x, y = batch.images[start : start + size], batch.labels[start : start + size]
         part = len(y)
         if recipe.mix is not None:
             x, y = recipe.mix(x, y, key(recipe.seed, "mix", state.step, micro))
-        _seed_model(key(recipe.seed, "model", state.step, micro), x.device)
-        with autocast(x.device, recipe.precision):
-            logits = state.forward(x)
-        loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
-        share = loss * (part / images) if part < images else loss
-        (share if state.scaler is None else state.scaler.scale(share)).backward()  # type: ignore[no-untyped-call]
+        _seed_model(key(recipe.seed, "model", state.step, micro, *rank), x.device)
+        with nullcontext() if start + size >= images else unsynchronised(state.forward):
+            with autocast(x.device, recipe.precision):
+                logits = state.forward(x)
+            loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
+            # Processes average their gradients, so that all together this is the mean over the batch's images.
+            share = part * state.world.size / batch.total
+            scaled = loss * share if share != 1 else loss
+            (scaled if state.scaler is None else state.scaler.scale(scaled)).backward()  # type: ignore[no-untyped-call]
         weighted = loss.detach() * part
         loss_sum = weighted if loss_sum is None else loss_sum + weighted
     if recipe.clip_norm is not None:
@@ -143,7 +153,7 @@ def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> None:
     if state.ema is not None:
         state.ema.update_parameters(state.model)
     if loss_sum is not None:
-        state.losses.add(loss_sum, images)
+        state.losses.add(loss_sum, batch.total)
 
 
 def _seed_model(model_key: int, device: torch.device) -> None:
@@ -191,8 +201,11 @@ def _evaluate_and_save(
     lrs = _named_lrs(plan, state)
     reason, improved, evaluated = None, False, state.pending
     if state.pending:
+        share_buffers(state.evaluated, state.world)
+        # Processes have different numbers of batches, so they cannot agree to stop between them.
+        stopping = stop if state.world.size == 1 else lambda: None
         metrics = yield from evaluate(
-            state.evaluated, batches.evaluate("val"), recipe.val_images, recipe.precision, stop
+            state.evaluated, batches.evaluate("val"), recipe.val_images, recipe.precision, stopping, world=state.world
         )
         if metrics is not None:
             state.pending = False
@@ -205,7 +218,7 @@ def _evaluate_and_save(
     ended = state.step == recipe.total_steps
     reason = (stop() if not ended or state.pending else None) or reason
     if reason or improved or _due(state.step, recipe.checkpoint_every, recipe):
-        if not math.isfinite(float(state.losses.sums.sum())):
+        if not state.losses.gather():
             _logged(state, plan)
         yield SaveDue(state.step, improved and evaluated)
     return reason

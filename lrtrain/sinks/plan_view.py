@@ -127,6 +127,8 @@ def _device(job: Job) -> str:
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{device.type}, {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else device.type
+    if job.state.world.size > 1:
+        name = f"{job.state.world.size} processes, each {name}"
     precision = job.recipe.precision
     return f"{name}, {precision}{' autocast' if precision != 'fp32' else ''}, channels-last"
 
