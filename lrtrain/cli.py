@@ -168,7 +168,8 @@ def fit(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the run in --out (or the newest) stopped.")
+        bool,
+        typer.Option("--resume", help="Go on where the run in --out stopped, or the newest of this config's name."),
     ] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="A few steps of everything, for CI; leaves nothing.")] = False,
     debug: Debug = False,

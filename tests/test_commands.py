@@ -72,6 +72,18 @@ def test_a_plain_preview_shows_what_fit_will_use_and_needs_no_torchvision(
     assert (tmp_path / "run" / "curve.csv").read_bytes() == (tmp_path / "p.csv").read_bytes()
 
 
+def test_the_range_tests_next_command_keeps_the_ratio_of_groups(lrtrain: Callable[..., Ended], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(GROUPS.replace("name: SGD", "name: AdamW").replace("  momentum: 0.9\n", ""))
+    ended = lrtrain("range-test", "c.yaml", "--steps", "40", COLUMNS="40")
+    assert ended.code == 0, ended.err
+    assert "every group was swept with it" in " ".join(ended.out.split())
+    (command,) = (line for line in ended.out.splitlines() if "lrtrain fit c.yaml" in line)
+    found = re.search(r"--set optimizer\.lr=(\S+) --set optimizer\.groups\.0\.lr=(\S+)", command)
+    assert found is not None
+    if found[1] != "...":
+        assert float(found[2]) == pytest.approx(3 * float(found[1]), rel=0.01)
+
+
 def test_preview_at_tells_the_lr_exactly(lrtrain: Callable[..., Ended], tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(GROUPS)
     lrtrain("preview", "c.yaml", "--csv", "p.csv")

@@ -183,7 +183,7 @@ def test_a_thinned_csv_keeps_ends_and_corners() -> None:
         ),
         ("{name: CyclicLR, base_lr: 0.01, step_size_up: 2ep}", "the last cycle is cut off at epoch 10"),
         ("{name: OneCycleLR, max_lr: 0.5}", "max_lr 0.5 takes the place of the LR 0.1 of group a"),
-        ("OneCycleLR", "momentum cycles between 0.85 and 0.95 in place of the optimizer's 0.9"),
+        ("OneCycleLR", "momentum (or beta1) cycles between 0.85 and 0.95 in place of the optimizer's 0.9"),
         ("{name: OneCycleLR, every: epoch, pct_start: 0.05}", "the rise is shorter than one tick"),
         ("{name: OneCycleLR, three_phase: true, pct_start: 0.6}", "floor never reached"),
         ("{name: ReduceLROnPlateau, min_lr: 0.2}", "the LR 0.1 of group a is never reduced"),

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lrtrain.build import build
 from lrtrain.commands.start import Start
+from lrtrain.config.schema import Optimizer
 from lrtrain.errors import EnvironmentFault
 from lrtrain.range_test.figure import draw_range_test, save_range_test
 from lrtrain.range_test.suggest import Suggestions, smooth, suggest
@@ -53,7 +54,7 @@ def run(start: Start, lrs: NDArray[np.float64], mode: str, out: Path | None, jso
     )
     screen.print()
     screen.print(_table(suggestions))
-    _tell(screen, result, suggestions, start.path)
+    _tell(screen, result, suggestions, start)
     write_atomically(folder / "range-test.json", _json(result, smoothed.tolist(), suggestions, mode))
     if json is not None:
         write_atomically(json, _json(result, smoothed.tolist(), suggestions, mode))
@@ -69,7 +70,7 @@ def run(start: Start, lrs: NDArray[np.float64], mode: str, out: Path | None, jso
     screen.print(f"\nplot      {folder / 'range-test.png'}\nevidence  {json or folder / 'range-test.json'}")
 
 
-def _tell(screen: Screen, result: Sweep, suggestions: Suggestions, config_path: Path | None) -> None:
+def _tell(screen: Screen, result: Sweep, suggestions: Suggestions, start: Start) -> None:
     screen.print()
     if result.stopped:
         screen.print(f"stopped at step {len(result.losses)} of {result.planned}: {result.stopped}")
@@ -79,13 +80,27 @@ def _tell(screen: Screen, result: Sweep, suggestions: Suggestions, config_path: 
         if same
         else "warning: the test has changed model, optimizer or random state; this is a bug in lrtrain"
     )
+    optimizer = start.config.optimizer
+    if optimizer.groups or optimizer.layer_decay is not None:
+        screen.print("the LR above is `optimizer.lr`; every group was swept with it, in the config's ratio")
     chosen = getattr(suggestions, CHOSEN)
-    command = f"lrtrain fit{f' {config_path}' if config_path else ''} --set optimizer.lr="
+    command = f"lrtrain fit{f' {start.path}' if start.path else ''} "
     if suggestions.caution:
         screen.print(f"caution: {suggestions.caution}", "yellow")
-        screen.print(f"next: no LR stands out; look at the plot, then {command}...", "bold")
+        screen.print("next: no LR stands out; look at the plot, then", "bold")
+        screen.print(f"      {command}{_setting(optimizer, None)}", "bold", whole=True)
     elif chosen is not None:
-        screen.print(f"next: {command}{chosen:.2g}", "bold")
+        screen.print(f"next: {command}{_setting(optimizer, float(f'{chosen:.2g}'))}", "bold", whole=True)
+
+
+def _setting(optimizer: Optimizer, lr: float | None) -> str:
+    """The overrides that train with `lr`: groups with an LR of their own keep their ratio to it."""
+    own = [(i, group.lr / optimizer.lr) for i, group in enumerate(optimizer.groups) if group.lr is not None]
+    parts = [("optimizer.lr", 1.0), *((f"optimizer.groups.{i}.lr", ratio) for i, ratio in own)]
+    return " ".join(
+        f"--set {name}=" + ("..." if lr is None else f"{lr * ratio:.3g}" if ratio != 1 else f"{lr:g}")
+        for name, ratio in parts
+    )
 
 
 def _table(suggestions: Suggestions) -> Table:

@@ -57,6 +57,8 @@ def _length_notes(stretch: Stretch, one: Scheduler) -> Iterator[str]:
     if one.name == "StepLR" and args["step_size"] >= ticks:
         size = stretch.lasting(args["step_size"])
         yield f"the LR never changes: step_size is {size}, the phase {stretch.lasting(ticks)}"
+    if one.name == "OneCycleLR" and stretch.start > 0:
+        yield f"it warms up by itself: it begins at 1/{args.get('div_factor', 25):g} of its peak, whatever came before"
     if one.name == "CosineAnnealingLR":
         if args["T_max"] > ticks:
             yield (
@@ -111,7 +113,7 @@ def _group_notes(one: Scheduler, groups: Sequence[GroupLR]) -> Iterator[str]:
             one.args.get("max_momentum", 0.95 if one.name == "OneCycleLR" else 0.9),
         )
         own = ", ".join(dict.fromkeys(f"{group.momentum:g}" for group in groups if group.momentum is not None))
-        yield f"momentum cycles between {low} and {high} in place of the optimizer's {own}"
+        yield f"momentum (or beta1) cycles between {low} and {high} in place of the optimizer's {own}"
     if one.name == "ReduceLROnPlateau":
         floors = one.args.get("min_lr", 0)
         for group, low in zip(groups, floors if isinstance(floors, list) else [floors] * len(groups), strict=True):

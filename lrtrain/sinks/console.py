@@ -42,11 +42,11 @@ class Screen:
         encoding = (sys.stdout.encoding or "ascii").lower()
         self.unicode = "utf" in encoding
 
-    def print(self, text: object = "", style: str | None = None) -> None:
-        """Print text, escaped, or a rich table."""
+    def print(self, text: object = "", style: str | None = None, *, whole: bool = False) -> None:
+        """Print text, escaped, or a rich table; `whole` lines are never broken, so that they can be copied."""
         shown = Text("\n".join(map(printable, text.split("\n"))), style=style or "") if isinstance(text, str) else text
         try:
-            self._console.print(shown)
+            self._console.print(shown, soft_wrap=whole)
             sys.stdout.flush()
         except (OSError, ValueError):
             return
@@ -111,7 +111,7 @@ class Progress:
         self._evaluated: Evaluated | None = None
         self._bar: tqdm[Any] | None = None
         self._eval_bar: tqdm[Any] | None = None
-        wanted = [(name, 17 if name == "LR" and several_groups else width) for name, width in self.COLUMNS]
+        wanted = [(name, 18 if name == "LR" and several_groups else width) for name, width in self.COLUMNS]
         dropped = ["images/s", "train loss", "left", "val loss"]
         while sum(width + 1 for _, width in wanted) > screen.width and dropped:
             gone = dropped.pop(0)
