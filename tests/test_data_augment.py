@@ -105,7 +105,7 @@ def test_batched_conversion_equals_torchvisions():
         v2.RandomCrop(4, pad_if_needed=True),
         v2.ToDtype(torch.float32),
         v2.ToDtype(torch.float64, scale=True),
-        v2.ColorJitter(),
+        v2.RandomInvert(),
     ],
 )
 def test_options_without_a_batched_op_are_left_to_torchvision(transform):
@@ -181,9 +181,9 @@ def test_a_list_is_parted_into_its_deterministic_beginning_and_its_batched_end()
 
 
 def test_ops_before_one_that_cannot_be_batched_run_per_sample():
-    assert staged(CROP, FLIP, TO_FLOAT, NORMALIZE, "RandomErasing", size=(12, 12)) == [
+    assert staged(CROP, FLIP, TO_FLOAT, NORMALIZE, "RandomInvert", size=(12, 12)) == [
         [],
-        ["RandomCrop", FLIP, "Normalize", "RandomErasing"],
+        ["RandomCrop", FLIP, "Normalize", "RandomInvert"],
         [],
     ]
 
@@ -193,13 +193,19 @@ def test_only_images_of_one_size_are_batched():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_list_gives_the_same_bits_per_sample_and_per_batch(layout):
+@pytest.mark.parametrize("longer", [False, True])
+def test_a_list_gives_the_same_bits_per_sample_and_per_batch(layout, longer):
     normalize = {"name": "Normalize", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.1]}
+    jitter = {"name": "ColorJitter", "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+    auto = [{"name": "RandAugment"}, {"name": "TrivialAugmentWide"}, jitter]
     entries = [CROP, {"name": FLIP}, {"name": "RandomVerticalFlip"}, TO_FLOAT, normalize]
+    if longer:
+        crop = {"name": "RandomResizedCrop", "size": [9, 11]}
+        entries = [crop, *auto, *entries, {"name": "RandomErasing", "p": 0.8}]
     steps = build_steps(entries, [""] * len(entries))
     index, moment = np.array([5, 900, 3, 44]), Moment(1, 2)
     batch = stages(steps, (12, 10)).to_batch(IMAGES[:4].contiguous(memory_format=layout), index, moment)
-    (never,) = build_steps([{"name": "RandomErasing", "p": 0}], [""])
+    (never,) = build_steps([{"name": "RandomInvert", "p": 0}], [""])
     first, last = stages(steps, (12, 10)), stages([*steps, never], None)
     assert not first.per_sample
     assert not last.per_batch

@@ -25,6 +25,7 @@ RANDOM = [
     {"name": "RandomCrop", "size": 12, "padding": 2},
     "RandomHorizontalFlip",
     {"name": "ColorJitter", "brightness": 0.5},
+    "RandomInvert",  # not batched
     {"name": "ToDtype", "dtype": "float32", "scale": True},
     {"name": "RandomErasing", "p": 0.5},
     "RandomVerticalFlip",
