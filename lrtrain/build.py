@@ -204,6 +204,7 @@ def _recipe(config: RunConfig, plan: Plan, precision: Precision, source: Source)
         early_stop=config.early_stop,
         plateau=None if plan.live_from is None else config.schedule[-1].monitor or "val_loss",
         live_from=plan.live_from or 0,
+        flip=config.tta == "flip",
     )
 
 

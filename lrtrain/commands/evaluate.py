@@ -86,7 +86,14 @@ def _measure(job: Job, split: str) -> tuple[Metrics, list[int], list[int]]:
         raise DataError(
             f"the dataset has no {split} split beside the one that is evaluated while training", hint="--split val"
         )
-    steps = evaluate(job.state.evaluated, job.batches.evaluate(split), len(images), job.recipe.precision, each=count)
+    steps = evaluate(
+        job.state.evaluated,
+        job.batches.evaluate(split),
+        len(images),
+        job.recipe.precision,
+        each=count,
+        flip=job.recipe.flip,
+    )
     with tqdm(total=len(images), desc="evaluating", unit="img", leave=False, disable=None, dynamic_ncols=True) as bar:
         metrics = _exhaust(steps, bar)
     job.batches.close()

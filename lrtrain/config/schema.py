@@ -155,6 +155,7 @@ class RunConfig(_Section):
     ema: float | None = Field(None, gt=0, lt=1, description="decay per step of the averaged weights")
     mixup: float | None = Field(None, gt=0, description="alpha of Beta(alpha, alpha)")
     cutmix: float | None = Field(None, gt=0, description="alpha of Beta(alpha, alpha)")
+    tta: Literal["flip"] | None = Field(None, description="evaluate an image together with its mirror image")
     early_stop: EarlyStop | None = None
     eval_every: Duration = Field(Duration.parse("1ep"))
     log_every: Duration = Field(Duration.parse("20step"))

@@ -24,6 +24,7 @@ def evaluate(
     stopping: Callable[[], object] = lambda: None,
     each: Callable[[Tensor, Batch], None] | None = None,
     world: World = ALONE,
+    flip: bool = False,
 ) -> Generator[Evaluating, None, Metrics | None]:
     """Evaluate a network on every image once.
 
@@ -35,6 +36,7 @@ def evaluate(
         stopping: asked before each batch; when it answers, the evaluation is given up.
         each: is handed the logits (batch, classes) and the batch, for further statistics.
         world: the processes, each of which has some of the batches.
+        flip: take the mean of each image's logits and those of its mirror image.
 
     Returns:
         The means, or None when given up. acc5 counts the first five classes, or all where there are fewer.
@@ -49,8 +51,9 @@ def evaluate(
             if stopping():
                 return None
             with autocast(batch.images.device, precision):
-                logits = model(batch.images)
-            logits = logits.float()
+                logits = model(batch.images).float()
+                if flip:
+                    logits = (logits + model(batch.images.flip(-1)).float()) / 2
             loss = F.cross_entropy(logits, batch.labels, reduction="sum")
             top = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
             count = loss.new_full((), len(batch.labels))

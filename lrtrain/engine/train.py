@@ -74,6 +74,7 @@ class Recipe:
     early_stop: EarlyStop | None = None
     plateau: str | None = None
     live_from: int = 0
+    flip: bool = False
 
 
 def train(
@@ -205,7 +206,13 @@ def _evaluate_and_save(
         # Processes have different numbers of batches, so they cannot agree to stop between them.
         stopping = stop if state.world.size == 1 else lambda: None
         metrics = yield from evaluate(
-            state.evaluated, batches.evaluate("val"), recipe.val_images, recipe.precision, stopping, world=state.world
+            state.evaluated,
+            batches.evaluate("val"),
+            recipe.val_images,
+            recipe.precision,
+            stopping,
+            world=state.world,
+            flip=recipe.flip,
         )
         if metrics is not None:
             state.pending = False
