@@ -1,0 +1,102 @@
+"""What is measured beside training speed: each function answers with rows and thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from bench_parts.measure import Found, in_turns, run_command, run_task
+from bench_parts.measures.start_up import commands
+from bench_parts.rows import Check, Row, good_of, ratio, row_of
+from bench_parts.task import Task
+from bench_parts.training import images_per_second
+
+Tell = Callable[[str], object]
+Outcome = tuple[list[Row], list[Check]]
+
+
+def lr_control(base: Task, repeats: int, tell: Tell) -> Outcome:
+    """Seconds a step for writing the LR of 2 and of 50 groups, as a share of a small CNN's step."""
+    task = replace(base, part="measures.lr_control", model="small_cnn")
+    variant = {"precision": "auto", "channels_last": True}
+    tasks = {f"{groups} groups": replace(task, variant={**variant, "groups": groups}) for groups in (2, 50)}
+    rows, checks = [], []
+    for name, found in in_turns(tasks, repeats, run_task, tell).items():
+        row = _compared("LR control", f"Plan.write, {name}", "us a step", found, "bare small CNN step", scale=1e6)
+        rows.append(row)
+        share = row.ratios.get("bare small CNN step")
+        percent = None if share is None else 100 * share
+        checks.append(Check(f"LR control, {name}, of a small CNN's step", percent, 1.0, at_least=False, unit=" %"))
+    return rows, checks
+
+
+def start_up(folder: Path, threads: int, repeats: int, tell: Tell) -> Outcome:
+    """Seconds from typing a command to its end; the first run of each is not counted."""
+    wanted = commands(folder)
+
+    def run(name: str) -> Found:
+        return run_command(wanted[name].words, wanted[name].code, threads, str(folder))
+
+    found = in_turns({name: name for name in wanted}, repeats + 1, run, tell)
+    rows = {
+        name: row_of("start-up", name, "s", answers[1:] if len(answers) > 1 else answers)
+        for name, answers in found.items()
+    }
+    torch = rows["python -c 'import torch'"]
+    for row in rows.values():
+        value = ratio(row, torch)
+        if value is not None and row is not torch:
+            row.ratios["import torch"] = value
+    preview = next(row for name, row in rows.items() if "preview" in name)
+    return list(rows.values()), [Check(preview.name, preview.median, 3.0, at_least=False, unit=" s")]
+
+
+def checkpoint(base: Task, warm_up: int, every: int, repeats: int, tell: Tell) -> Outcome:
+    """What saving every so many steps costs a fit of resnet18, round by round."""
+    task = replace(base, part="contestants.lrtrain_fit")
+    names = ("fit, checkpoint at the end only", f"fit, checkpoint every {every} steps")
+    # Later than all steps but the last, which no clock sees the end of.
+    tasks = {
+        name: replace(task, variant={"precision": "auto", "checkpoint": {"every": f"{steps}step"}})
+        for name, steps in zip(names, (task.steps, every), strict=True)
+    }
+    found = in_turns(tasks, repeats, run_task, tell)
+    rows = []
+    for name in names:
+        rates = [images_per_second(one, warm_up, task.steps) for one in good_of(found[name])]
+        rows.append(row_of("checkpoint", name, "images/s", found[name], rates))
+    without, saving = rows
+    lost = [100 * (1 - b / a) for a, b in zip(without.values, saving.values, strict=False)]
+    stall = Row("checkpoint", f"time lost to checkpoints every {every} steps", "%", lost)
+    return [*rows, stall], [Check(stall.name, stall.median, 3.0, at_least=False, unit=" %")]
+
+
+def range_test(base: Task, repeats: int, tell: Tell) -> Outcome:
+    """Seconds of 100 steps of a range test, over 100 plain steps."""
+    task = replace(base, part="measures.range_test", variant={"precision": "auto"})
+    found = in_turns({"range test": task}, repeats, run_task, tell)["range test"]
+    return [_compared("range test", "range test, resnet18", "s for 100 steps", found, "plain steps")], []
+
+
+def evaluation(base: Task, repeats: int, tell: Tell) -> Outcome:
+    """Images/s of an evaluation, over the bare forward pass."""
+    task = replace(base, part="measures.evaluation", variant={"precision": "auto"})
+    found = in_turns({"evaluation": task}, repeats, run_task, tell)["evaluation"]
+    return [_compared("evaluation", "evaluate, resnet18", "images/s", found, "bare forward")], []
+
+
+def cache(base: Task, repeats: int, tell: Tell) -> Outcome:
+    """Images/s of filling the cache, over one pass of torch's DataLoader with PIL transforms."""
+    task = replace(base, part="measures.cache", variant={"precision": "auto"})
+    found = in_turns({"cache": task}, repeats, run_task, tell)["cache"]
+    return [_compared("cache", "filling the cache from JPEG", "images/s", found, "plain DataLoader pass")], []
+
+
+def _compared(section: str, name: str, unit: str, found: list[Found], other: str, scale: float = 1.0) -> Row:
+    """A row whose ratio is over what the same process measured beside it."""
+    row = row_of(section, name, unit, found, [scale * one["value"] for one in good_of(found)])
+    value = ratio(row, row_of(section, other, unit, found, [scale * one["beside"] for one in good_of(found)]))
+    if value is not None:
+        row.ratios[other] = value
+    return row
