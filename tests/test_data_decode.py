@@ -72,6 +72,38 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     assert np.array_equal(pixels(path), upright)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}], ids=str
+)
+def test_a_plain_jpeg_has_the_same_bits_from_torchvision_as_from_pillow(tmp_path, mode, options, monkeypatch):
+    noise = np.random.default_rng(1).integers(0, 256, (5, 9, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((67, 43), Image.Resampling.BICUBIC).convert(mode)
+    path = saved(tmp_path / "a.jpg", image, quality=80, **options)
+    channels = (1, 3) if mode == "L" else (3,)
+    fast = [decode(path, c) for c in channels]
+    with monkeypatch.context() as patch:
+        patch.setattr("lrtrain.data.decode._by_pillow", None)
+        assert all(torch.equal(decode(path, c), image) for c, image in zip(channels, fast, strict=True))
+    monkeypatch.setattr("lrtrain.data.decode._jpeg_decoder", lambda: None)
+    assert all(torch.equal(decode(path, c), image) for c, image in zip(channels, fast, strict=True))
+    assert all(image.stride() == decode(path, c).stride() for c, image in zip(channels, fast, strict=True))
+
+
+def test_the_orientation_of_a_jpeg_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    image = Image.fromarray(np.repeat(np.repeat(PIXELS, 16, 0), 16, 1))
+    assert decode(saved(tmp_path / "a.jpg", image, exif=exif.tobytes()), 3).shape == (3, 48, 32)
+
+
+def test_a_jpeg_of_more_pixels_than_pillow_allows_is_refused(tmp_path, monkeypatch):
+    path = saved(tmp_path / "a.jpg", Image.new("RGB", (10, 10)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)
+    with pytest.raises(DataError, match=r"a\.jpg: it has more than 99 pixels"):
+        decode(path, 3)
+
+
 def test_damaged_exif_does_not_hinder(tmp_path):
     assert np.array_equal(pixels(saved(tmp_path / "a.png", PIXELS, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")), PIXELS)
 

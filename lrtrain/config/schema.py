@@ -161,7 +161,11 @@ class RunConfig(_Section):
     log_every: Duration = Field(Duration.parse("20step"))
     checkpoint: Checkpoint = Checkpoint()
     workers: int = Field(2, ge=0, le=256, description="processes that decode and augment what is not batched")
-    cache: Literal["auto", "memory", "off"] = Field("auto", description="keep decoded images in memory")
+    cache: Literal["auto", "memory", "disk", "off"] = Field(
+        "auto",
+        description="where images are kept after the transforms that draw nothing; auto: in memory where they fill at "
+        "most a quarter of it, else in a file in $LRTRAIN_CACHE (~/.cache/lrtrain) where there is room, else nowhere",
+    )
 
     _document: Document = PrivateAttr(default_factory=lambda: Document("config", None))
 

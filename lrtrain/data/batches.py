@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from lrtrain.data.build import Pipeline
-from lrtrain.data.cache import Mode, cached
+from lrtrain.data.cache import Kept, Mode, kept, kept_words
 from lrtrain.data.loader import Order, Workshop, fulfilled
 from lrtrain.data.order import batch_of_step, steps_per_epoch
 from lrtrain.data.source import Split
@@ -37,7 +37,11 @@ class Batch:
 
 
 class Batches:
-    """Batches as a pure function of (config, step): the same for any number of workers, cache and start."""
+    """Batches as a pure function of (config, step): the same for any number of workers, cache and start.
+
+    Attributes:
+        kept_words: where prepared images are kept, for a person.
+    """
 
     def __init__(
         self,
@@ -52,7 +56,7 @@ class Batches:
         channels_last: bool = False,
         world: World = ALONE,
     ):
-        """Prepare the images that are kept in memory.
+        """Prepare the images that are kept.
 
         Args:
             pipeline: source and transforms.
@@ -60,14 +64,14 @@ class Batches:
             where: `RunConfig.where`.
             drop_last: leave out an epoch's last batch where it is smaller.
             workers: processes for what is done image by image.
-            cache: whether prepared images are kept in memory.
+            cache: where prepared images are kept.
             device: where the batch stage runs and batches end up.
             channels_last: memory format of the images.
             world: the processes; each has its part of every batch, in the same order as one alone.
 
         Raises:
-            ConfigError: drop_last leaves nothing, or `cache: memory` cannot be.
-            DataError, EnvironmentFault: see `cached`.
+            ConfigError: drop_last leaves nothing, or `cache: memory` or `disk` cannot be.
+            DataError, EnvironmentFault: see `kept`.
         """
         source = pipeline.source
         n = len(source.train)
@@ -84,8 +88,9 @@ class Batches:
         self._refuse_too_few(n, where)
         self._device = torch.device(device)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._train = self._kept(Workshop("train", source.train, pipeline.train), cache, where)
-        self._val = self._kept(Workshop("val", source.val, pipeline.val), cache, where)
+        self._train, train = self._with_kept(Workshop("train", source.train, pipeline.train), cache, where)
+        self._val, val = self._with_kept(Workshop("val", source.val, pipeline.val), cache, where)
+        self.kept_words = kept_words({"train": train, "val": val})
 
     def _refuse_too_few(self, n: int, where: Callable[..., str]) -> None:
         """Every process needs two images of every batch, as BatchNorm does."""
@@ -98,9 +103,10 @@ class Batches:
                 f"take a batch_size of {2 * self.world.size} or more, or `drop_last: true`",
             )
 
-    def _kept(self, workshop: Workshop, cache: Mode, where: Callable[..., str]) -> Workshop:
+    def _with_kept(self, workshop: Workshop, cache: Mode, where: Callable[..., str]) -> tuple[Workshop, Kept]:
         with about(self.pipeline.where):
-            return replace(workshop, ready=cached(workshop, cache, self.workers, where))
+            found = kept(workshop, cache, self.workers, where)
+        return replace(workshop, ready=found.images), found
 
     def train(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of optimizer steps start .. stop - 1, counted from 0 over all epochs."""
@@ -141,7 +147,7 @@ class Batches:
         return Workshop("val", splits[split], self.pipeline.val)
 
     def _batches(self, workshop: Workshop, orders: Iterator[Order]) -> Iterator[Batch]:
-        if workshop.ready is not None and not workshop.stages.per_sample:
+        if isinstance(workshop.ready, torch.Tensor) and not workshop.stages.per_sample:
             for order in orders:
                 yield self._finished(workshop, workshop.ready[torch.from_numpy(order.index)], order)
             return
@@ -175,5 +181,5 @@ class Batches:
         return tensor.to(self._device, non_blocking=True)
 
     def close(self) -> None:
-        """Let go of the images kept in memory."""
+        """Let go of the images that are kept."""
         self._train, self._val = replace(self._train, ready=None), replace(self._val, ready=None)

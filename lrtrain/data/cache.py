@@ -1,9 +1,11 @@
-"""Images after the deterministic transforms, kept in memory as uint8."""
+"""Images after the deterministic transforms, kept as uint8 in memory or in a file, or made again each time."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,63 +13,179 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lrtrain.data.disk_cache import MappedImages, Shape, cache_folder, file_for, stored
 from lrtrain.data.loader import Order, Workshop, fulfilled
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 
-Mode = Literal["auto", "memory", "off"]
+Mode = Literal["auto", "memory", "disk", "off"]
 
 AUTO_SHARE = 4  # auto fills at most one part in so many of the available memory
+LEFT_SHARE, LEFT_BYTES = 10, 2**30  # auto leaves one part in so many of the disk free, and so many bytes
 _ONE_SIZE = "begin the list with Resize and CenterCrop"
-_CHUNK = 256  # images that a worker prepares at a time
-_FEW = 2_000  # images that are decoded faster than workers start
+_CHUNK, _CHUNK_BYTES = 256, 2**24  # images that a worker prepares at a time, at most
+_FEW_PIXELS = 10_000_000  # are decoded faster than workers start
 
 
-def cached(workshop: Workshop, mode: Mode, workers: int, where: Callable[..., str]) -> torch.Tensor | None:
-    """The prepared images of a split, uint8 (n, C, H, W), or None where they are not kept.
+@dataclass(frozen=True)
+class Kept:
+    """The prepared images of a split, and in words where they are.
 
-    Kept are images known to have one size after the deterministic beginning of their list: with `memory`
-    always, with `auto` where they fit into a quarter of the available memory.
+    Attributes:
+        images: uint8 (n, C, H, W), or None where they are made again each time.
+        place: memory, the file, or off and why.
+        size: bytes.
+    """
+
+    images: torch.Tensor | MappedImages | None
+    place: str
+    size: int = 0
+
+
+def kept(workshop: Workshop, mode: Mode, workers: int, where: Callable[..., str]) -> Kept:
+    """Prepare the images of a split, where they are known to have one size after the beginning of their list.
+
+    `memory` and `disk` are done or refused. `auto` is memory where they fit into a quarter of what is available,
+    else disk where a tenth of it and 1 GiB stay free, else off.
 
     Raises:
-        ConfigError: `memory`, and the sizes differ.
-        EnvironmentFault: `memory`, and it does not fit.
+        ConfigError: the images cannot be kept: their sizes differ, or on disk nothing tells whether they changed.
+        EnvironmentFault: they do not fit, or the folder of the files cannot be used.
         DataError: an image cannot be read.
     """
-    if mode == "off" or (mode == "auto" and workshop.stages.size is None):
-        return None
+    if mode == "off":
+        return Kept(None, "off")
     if workshop.stages.size is None:
+        if mode == "auto":
+            return Kept(None, "off, since the images differ in size until something random is done to them")
         raise ConfigError(
-            f"cache: memory needs images of one size before anything random is done to them; those of "
+            f"cache: {mode} needs images of one size before anything random is done to them; those of "
             f"{workshop.name} differ",
             where("cache"),
             f"{_ONE_SIZE}, or write `cache: auto`",
         )
-    n = len(workshop.split)
-    shape = tuple(workshop.stages.prepare(workshop.split.read(0)).shape)
-    wanted, free = n * int(np.prod(shape)), available_bytes()
-    if mode == "auto" and wanted > free // AUTO_SHARE:
-        return None
-    if wanted > free:
-        what = f"cache: memory needs {_gib(wanted)} for {workshop.name}; {_gib(free)} are available"
+    raw = workshop.split.read(0)
+    n, shape = len(workshop.split), tuple(workshop.stages.prepare(raw).shape)
+    making = _Making(workshop, (n, *shape), int(raw.shape[0]), workers if n * raw[0].numel() > _FEW_PIXELS else 0)
+    if mode == "disk":
+        return _on_disk(making, where)
+    if mode == "auto" and making.size > available_bytes() // AUTO_SHARE:
+        return _on_disk_if_it_can_be(making)
+    return _in_memory(making, where)
+
+
+def kept_words(splits: dict[str, Kept]) -> list[str]:
+    """Where the images of the splits, by name, are: for a person, before training."""
+    places: dict[str, list[str]] = {}
+    for name, one in splits.items():
+        places.setdefault(one.place, []).append(name)
+    found = []
+    for place, names in places.items():
+        size = sum(splits[name].size for name in names)
+        words = f"{place}, {_sized(size)}" if size else place
+        found.append(words if len(places) == 1 else f"{' and '.join(names)}: {words}")
+    return found
+
+
+@dataclass(frozen=True)
+class _Making:
+    """How the images of a split are prepared: `channels` as decoded, `shape` (n, C, H, W) as prepared."""
+
+    workshop: Workshop
+    shape: Shape
+    channels: int
+    workers: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def file(self) -> Path | None:
+        """Where they belong on disk, if anywhere."""
+        return file_for(self.workshop.name, self.workshop.split, self.workshop.stages.once, self.channels, self.shape)
+
+    def parts(self) -> Iterator[torch.Tensor]:
+        """The images, some at a time, in order."""
+        n, each = self.shape[0], self.size // self.shape[0]
+        step = max(1, min(_CHUNK, _CHUNK_BYTES // max(each, 1)))
+        orders = [Order(np.arange(start, min(start + step, n)), None) for start in range(0, n, step)]
+        words = f"decoding {self.workshop.name}"
+        with tqdm(total=n, desc=words, unit=" images", disable=None, delay=1, leave=False) as bar:
+            for order, part in zip(orders, fulfilled(self.workshop, orders, self.workers), strict=True):
+                if part.shape[1:] != self.shape[1:]:
+                    name = self.workshop.split.path(int(order.index[0]))
+                    raise DataError(
+                        f"{name} is {tuple(part.shape[1:])} where the first image is {tuple(self.shape[1:])}",
+                        hint=_ONE_SIZE,
+                    )
+                yield part
+                bar.update(len(part))
+
+
+def _in_memory(making: _Making, where: Callable[..., str]) -> Kept:
+    if making.size > (free := available_bytes()):
+        what = f"cache: memory needs {_sized(making.size)} for {making.workshop.name}; {_sized(free)} are available"
         raise EnvironmentFault(what, where("cache"), "write `cache: auto`, or make the images smaller")
-    return _filled(workshop, torch.empty((n, *shape), dtype=torch.uint8), workers if n > _FEW else 0)
+    images, at = torch.empty(making.shape, dtype=torch.uint8), 0
+    for part in making.parts():
+        images[at : at + len(part)] = part
+        at += len(part)
+    return Kept(images, "memory", making.size)
 
 
-def _filled(workshop: Workshop, images: torch.Tensor, workers: int) -> torch.Tensor:
-    n = len(images)
-    orders = [Order(np.arange(start, min(start + _CHUNK, n)), None) for start in range(0, n, _CHUNK)]
-    words = f"decoding {workshop.name}"
-    with tqdm(total=n, desc=words, unit=" images", disable=None, delay=1, leave=False) as bar:
-        for order, part in zip(orders, fulfilled(workshop, orders, workers), strict=True):
-            if part.shape[1:] != images.shape[1:]:
-                name = workshop.split.path(int(order.index[0]))
-                raise DataError(
-                    f"{name} is {tuple(part.shape[1:])} where the first image is {tuple(images.shape[1:])}",
-                    hint=_ONE_SIZE,
-                )
-            images[order.index[0] : order.index[-1] + 1] = part
-            bar.update(len(order.index))
-    return images
+def _on_disk(making: _Making, where: Callable[..., str]) -> Kept:
+    path = making.file()
+    if path is None:
+        raise ConfigError(
+            f"cache: disk needs image files, whose times tell whether they changed; those of {making.workshop.name} "
+            "come from a dataset that does not have them one by one",
+            where("cache"),
+            "write `cache: auto`, which keeps them in memory where they fit",
+        )
+    try:
+        return _stored(making, path)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cache: disk cannot keep the images of {making.workshop.name}, {_sized(making.size)}, in {path}: "
+            f"{error.strerror or error}",
+            where("cache"),
+            "set LRTRAIN_CACHE to a folder that can be written and has room, or write `cache: auto`",
+        ) from error
+
+
+def _on_disk_if_it_can_be(making: _Making) -> Kept:
+    more = f"off, since {_sized(making.size)} are more than a quarter of the available memory"
+    path = making.file()
+    if path is None:
+        return Kept(None, f"{more}, and only image files go on disk")
+    try:
+        if not path.exists() and (lacking := _lacking(making.size)):
+            return Kept(None, f"{more}, and {lacking}")
+        return _stored(making, path)
+    except OSError as error:
+        return Kept(None, f"{more}, and {path} cannot be written: {error.strerror or error}")
+
+
+def _stored(making: _Making, path: Path) -> Kept:
+    def parts() -> Iterable[torch.Tensor]:
+        yield from making.parts()
+        if making.file() != path:
+            raise DataError(
+                f"images of {making.workshop.name} changed while they were prepared", hint="start again when they rest"
+            )
+
+    images = stored(path, making.shape, parts)
+    home = Path.home()
+    return Kept(images, f"disk, {'~' / path.relative_to(home) if path.is_relative_to(home) else path}", making.size)
+
+
+def _lacking(size: int) -> str:
+    """In words, that the disk of the cache folder has no room for `size` bytes; empty where it has."""
+    folder = cache_folder()
+    disk = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists()))
+    if disk.free - size >= max(disk.total // LEFT_SHARE, LEFT_BYTES):
+        return ""
+    return f"{folder} has {_sized(disk.free)} free of {_sized(disk.total)}, which leaves too little"
 
 
 def available_bytes() -> int:
@@ -84,5 +202,9 @@ def available_bytes() -> int:
     return max(free, 0)
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
+def _sized(size: int) -> str:
+    """Bytes in three digits: 154 MB."""
+    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB")):
+        if size >= 0.9995 * 1000**power:
+            return f"{size / 1000**power:.3g} {unit}"
+    return f"{size} B"

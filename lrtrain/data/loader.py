@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from lrtrain.data.disk_cache import MappedImages
 from lrtrain.data.source import Split
 from lrtrain.data.transforms import Moment, Stages
 from lrtrain.errors import DataError, EnvironmentFault, Problem
@@ -44,17 +45,19 @@ class Workshop(Dataset[Any]):
     name: str
     split: Split
     stages: Stages
-    ready: torch.Tensor | None = None
+    ready: torch.Tensor | MappedImages | None = None
     """All images after the deterministic beginning, where they are kept."""
 
     def __getitem__(self, order: Order) -> torch.Tensor | list[Problem]:
         try:
-            return self._stacked([self._image(int(i), order.moment) for i in order.index], order.index)
+            # Read in the order of the files, which disks like; what is drawn for an image does not depend on it.
+            images = {i: self._image(i, order.moment) for i in np.sort(order.index).tolist()}
+            return self._stacked([images[i] for i in order.index.tolist()], order.index)
         except DataError as error:
             return list(error.problems)
 
     def _image(self, i: int, moment: Moment | None) -> torch.Tensor:
-        image = self.split.read(i) if self.ready is None else self.ready[i]
+        image = self.split.read(i) if self.ready is None else self.ready[i].clone()  # a transform may work in place
         try:
             image = image if self.ready is not None else self.stages.prepare(image)
             return image if moment is None else self.stages.to_sample(image, i, moment)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,15 @@ class Split(Protocol):
 
     def path(self, i: int) -> str:
         """What errors call image i."""
+        ...
+
+
+@runtime_checkable
+class Stamped(Protocol):
+    """A split that knows, without reading its images, whether they are still the same."""
+
+    def stamp(self, i: int) -> str | None:
+        """Text that differs where image i may be another one; None where nothing is known of it."""
         ...
 
 
@@ -101,6 +110,10 @@ class Part:
     def path(self, i: int) -> str:
         """What errors call image i."""
         return self.whole.path(int(self.chosen[i]))
+
+    def stamp(self, i: int) -> str | None:
+        """What the whole says of image i."""
+        return self.whole.stamp(int(self.chosen[i])) if isinstance(self.whole, Stamped) else None
 
 
 def with_notes(source: Source, *notes: str) -> Source:

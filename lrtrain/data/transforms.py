@@ -102,6 +102,8 @@ class Step:
     transform: Any
     batched: BatchOp | None
     where: str | None
+    entry: Entry
+    """Name and arguments, as resolved."""
 
     def to_sample(self, image: torch.Tensor, index: int, moment: Moment) -> torch.Tensor:
         """Transform one image (C, H, W), by the batched op where there is one."""
@@ -197,7 +199,7 @@ def build_steps(entries: Sequence[Entry], places: Sequence[str]) -> list[Step]:
         batched = batch_op(entry["name"], transform)
         if batched is not None and entry["name"] == "ToDtype" and after == "Normalize":
             continue  # Normalize takes uint8, and does both in one
-        steps.append(Step(i, entry["name"], transform, batched, places[i]))
+        steps.append(Step(i, entry["name"], transform, batched, places[i], dict(entry)))
     return steps
 
 

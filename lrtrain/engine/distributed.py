@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from lrtrain.errors import DistributedError
@@ -32,7 +33,10 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
     # Tensors on the host go over gloo, so that agreeing to stop does not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with needing_peers(world):
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+        # torchrun's store outlives a restart, with the addresses of processes that are gone.
+        own = PrefixStore(f"lrtrain/{world.restarts}", store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=TIMEOUT)
         yield
         dist.destroy_process_group()
 

@@ -76,6 +76,8 @@ def _facts(job: Job) -> Iterator[tuple[str, str]]:
     for note in job.built.notes:
         yield "", note
     yield from _data(job)
+    for i, words in enumerate(job.batches.kept_words):
+        yield ("cache" if i == 0 else ""), words
     per_step = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
     yield "batch", f"{config.batch_size} images a step{per_step}, {plan.steps_per_epoch:,} steps an epoch"
     yield "device", _device(job)

@@ -1,0 +1,197 @@
+"""Prepared images in a file that runs and ranks share: a plain uint8 .npy, found by what is in it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from filelock import FileLock, Timeout
+from numpy.lib import format as npy
+from PIL import features
+from tqdm import tqdm
+
+from lrtrain.data.source import Split, Stamped
+from lrtrain.data.transforms import Step
+
+_FORMAT = 1  # goes up when what lrtrain itself does to pixels changes
+
+Shape = tuple[int, ...]
+
+
+class MappedImages:
+    """The images of a cache file, (n, C, H, W), read from disk as they are asked for.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is damaged.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._images = npy.open_memmap(path, mode="r")
+        except OSError:
+            raise
+        except Exception as error:  # a damaged header is parsed as Python: there is no telling
+            raise ValueError(f"{path} is no .npy file: {error}") from error
+        if self._images.dtype != np.uint8 or path.stat().st_size != self._images.offset + self._images.nbytes:
+            raise ValueError(f"{path} is damaged")
+
+    @property
+    def shape(self) -> Shape:
+        """(n, C, H, W)."""
+        return self._images.shape
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return torch.from_numpy(np.array(self._images[i]))  # a copy: torch has no read-only tensors
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MappedImages, (self.path,)  # workers that do not fork map the file, instead of being sent it
+
+
+def cache_folder() -> Path:
+    """$LRTRAIN_CACHE, else lrtrain in $XDG_CACHE_HOME, else ~/.cache/lrtrain."""
+    if own := os.environ.get("LRTRAIN_CACHE"):
+        return Path(own).expanduser().absolute()
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "lrtrain"
+
+
+def file_for(name: str, split: Split, once: Sequence[Step], channels: int, shape: Shape) -> Path | None:
+    """Where the prepared images of a split belong: another file for anything that may change a pixel.
+
+    Args:
+        name: train or val, for people who look into the folder.
+        split: its images, by their stamps.
+        once: the deterministic beginning of the transforms.
+        channels: of the images as they are decoded.
+        shape: (n, C, H, W) of the prepared images.
+
+    Returns:
+        The file, there or not; None where the split has no stamps, so that nothing tells whether its images changed.
+
+    Raises:
+        DataError: an image file is not there.
+    """
+    if not isinstance(split, Stamped):
+        return None
+    made_by = {
+        "format": _FORMAT,
+        "once": [step.entry for step in once],
+        "channels": channels,
+        "shape": shape,
+        "versions": _versions(),
+    }
+    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode())
+    words = f"looking for changes of {name}"
+    for i in tqdm(range(len(split)), words, unit=" images", disable=None, delay=2, leave=False):
+        stamp = split.stamp(i)
+        if stamp is None:
+            return None
+        digest.update(stamp.encode("utf-8", "surrogateescape") + b"\0")
+    return cache_folder() / f"{name}-{digest.hexdigest()[:32]}.npy"
+
+
+def _versions() -> list[str]:
+    """Of what decodes and resizes; the kernels that resize differ by instruction set, and files may be shared."""
+    import torchvision
+
+    jpeg = [str(features.version(library)) for library in ("jpg", "libjpeg_turbo")]
+    kernels = torch.backends.cpu.get_cpu_capability()
+    return [PIL.__version__, *jpeg, torch.__version__, torchvision.__version__, kernels]
+
+
+def stored(path: Path, shape: Shape, parts: Callable[[], Iterable[torch.Tensor]]) -> MappedImages:
+    """The images in `path`, prepared and written first where it does not hold them.
+
+    One process prepares them while others wait for it; where it dies, the next takes over. The file gets its name
+    when it is complete, so whatever has the name can be trusted.
+
+    Args:
+        path: from `file_for`.
+        shape: (n, C, H, W).
+        parts: prepares the images, in order.
+
+    Raises:
+        OSError: the folder cannot be written, or is full.
+    """
+    found = _opened(path, shape)
+    if found is not None:
+        return found
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path.parent)
+    with _locked(path):
+        found = _opened(path, shape)
+        if found is None:
+            _build(path, shape, parts())
+            found = MappedImages(path)
+    return found
+
+
+def _opened(path: Path, shape: Shape) -> MappedImages | None:
+    try:
+        images = MappedImages(path)
+    except (FileNotFoundError, ValueError):
+        return None
+    return images if images.shape == shape else None
+
+
+def _build(path: Path, shape: Shape, parts: Iterable[torch.Tensor]) -> None:
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            # Written, not mapped: on a full disk a write is an error, and a mapped page the end of the process.
+            npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for part in parts:
+                file.write(part.numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):  # the new name is on disk too
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what builders left that were killed: nobody holds the lock."""
+    for partial in folder.glob("*.partial"):
+        with suppress(OSError, Timeout), FileLock(partial.with_suffix(".lock"), timeout=0):
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the kernel's lock for `path`, which ends with the process."""
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            with suppress(OSError, ValueError):
+                tqdm.write(f"waiting for another process that prepares {path}", file=sys.stderr)
+            lock.acquire(poll_interval=0.2)
+    except NotImplementedError as error:
+        raise OSError(errno.ENOTSUP, "its file system has no file locks") from error
+    try:
+        yield
+    finally:
+        lock.release()
