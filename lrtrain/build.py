@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,16 +18,21 @@ from lrtrain.data.batches import Batches
 from lrtrain.data.build import Pipeline, make_pipeline
 from lrtrain.data.default_transforms import PHOTO
 from lrtrain.data.open import epoch_steps, open_source
+from lrtrain.data.order import smallest_part
 from lrtrain.data.source import Source
+from lrtrain.data.sources.webdataset import absolute
 from lrtrain.engine.distributed import replicated
+from lrtrain.engine.finite import Gate
+from lrtrain.engine.memory import keep_freed_memory
 from lrtrain.engine.mix import make_mix
 from lrtrain.engine.precision import Precision, choose_device, choose_precision, make_deterministic
 from lrtrain.engine.state import LossSums, TrainState
 from lrtrain.engine.train import Recipe
-from lrtrain.errors import ConfigError
+from lrtrain.errors import ConfigError, out_of_memory
 from lrtrain.models.build import BuiltModel, build_model
 from lrtrain.optim.build import build_optimizer, momentum_of
 from lrtrain.optim.groups import ParamGroup, make_groups
+from lrtrain.schedule.extend import former_ends
 from lrtrain.schedule.plan import GroupLR, Plan, make_plan, run_steps
 from lrtrain.world import ALONE, World
 
@@ -45,6 +51,8 @@ class Job:
     state: TrainState
     recipe: Recipe
     device: torch.device
+    exact: bool = True
+    """Whether the bits are those of a run that was never interrupted."""
 
 
 def build(config: RunConfig, *, load_weights: bool = True, world: World = ALONE) -> Job:
@@ -61,6 +69,8 @@ def build(config: RunConfig, *, load_weights: bool = True, world: World = ALONE)
     device = choose_device(config.device, config.where("device"), world)
     precision = choose_precision(config.precision, device)
     make_deterministic(device, config.deterministic is True)
+    if device.type == "cpu":
+        keep_freed_memory()
     source = open_source(config.dataset, config.seed, config.where)
     per_epoch = epoch_steps(source, config.batch_size, config.drop_last, config.where)
     _refuse_sync_bn(config, device)
@@ -75,6 +85,7 @@ def build(config: RunConfig, *, load_weights: bool = True, world: World = ALONE)
         photo_size=built.input_size or PHOTO,
     )
     _try_forward(config, built, pipeline, len(source.classes), device)
+    refuse_single_images(config, built.module, len(source.train), per_epoch, world)
     batches = Batches(
         pipeline,
         batch_size=config.batch_size,
@@ -95,6 +106,7 @@ def build(config: RunConfig, *, load_weights: bool = True, world: World = ALONE)
         forward=torch.compile(replicas) if config.compile else replicas,  # type: ignore[arg-type]
         optimizer=optimizer,
         parameter_names=tuple(name for group in groups for name in group.parameter_names),
+        gate=Gate(optimizer, device),
         losses=LossSums(
             torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device), world
         ),
@@ -153,6 +165,8 @@ def _try_forward(config: RunConfig, built: BuiltModel, pipeline: Pipeline, class
     try:
         logits = built.module(torch.zeros(2, *pipeline.shape, device=device))
     except Exception as error:
+        if out_of_memory(error):
+            raise
         what = f"{config.model.name} cannot take images of {size}: {str(error).strip().splitlines()[0][:200]}"
         hint = "make them larger with dataset.transforms, or take another model"
         raise ConfigError(what, config.where("model"), hint) from error
@@ -162,8 +176,52 @@ def _try_forward(config: RunConfig, built: BuiltModel, pipeline: Pipeline, class
         raise ConfigError(what, config.where("model"))
 
 
+def refuse_single_images(
+    config: RunConfig, model: torch.nn.Module, images: int, per_epoch: int, world: World = ALONE
+) -> None:
+    """Refuse to train BatchNorm on one image at a time: it has no variance over images, and torch may raise in the end.
+
+    Args:
+        config: the run.
+        model: may have BatchNorm.
+        images: in train.
+        per_epoch: steps.
+        world: the processes that train together.
+
+    Raises:
+        ConfigError: a batch, or a part of one, has a single image, and the model has BatchNorm.
+    """
+
+    def smallest(batch_size: int, drop_last: bool = config.drop_last) -> int:
+        return smallest_part(images, batch_size, drop_last, config.accumulate, world.size)
+
+    norms = [name for name, part in model.named_modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+    synchronised = config.sync_bn and world.size > 1
+    never_last = run_steps(config, per_epoch) < per_epoch
+    if not norms or synchronised or smallest(config.batch_size, config.drop_last or never_last) > 1:
+        return
+    size, accumulate = config.batch_size, config.accumulate
+    near = (size + way * k * accumulate for k in range(1, images + 1) for way in (-1, 1))
+    other = next((b for b in near if accumulate < b <= images and smallest(b) > 1), None)
+    last_only = images > size and smallest(size, drop_last=True) > 1
+    fixes = ["`drop_last: true`"] if last_only else []
+    fixes += [f"`batch_size: {other}`"] if other is not None else []
+    fixes += ["a smaller `accumulate`"] if accumulate > 1 and not last_only else []
+    parts = f" in {accumulate} parts" if accumulate > 1 else ""
+    which = "the last batch of an epoch" if last_only else "a batch"
+    raise ConfigError(
+        f"BatchNorm needs two images or more at a time, and {which} leaves it one: {images:,} training images in "
+        f"batches of {size}{parts}; {config.model.name} has {len(norms)} BatchNorm layers, such as {norms[0]}",
+        config.where("batch_size"),
+        f"write {', or '.join(fixes)}, or take a model without BatchNorm"
+        if fixes
+        else "take a model without BatchNorm",
+    )
+
+
 def _group_lrs(config: RunConfig, groups: Sequence[ParamGroup], optimizer: Optimizer, per_epoch: int) -> list[GroupLR]:
-    total = run_steps(config, per_epoch)
+    # Of the run as it was first planned: a group does not freeze again because the run is made longer.
+    total = run_steps(_first(config), per_epoch)
     lrs = [
         GroupLR(
             group.name,
@@ -177,6 +235,11 @@ def _group_lrs(config: RunConfig, groups: Sequence[ParamGroup], optimizer: Optim
         where = config.where("optimizer", "groups")
         raise ConfigError("every group is frozen at first, so nothing would train", where, "leave one group unfrozen")
     return lrs
+
+
+def _first(config: RunConfig) -> RunConfig:
+    """The run as it was before it was extended."""
+    return config.model_copy(update={"extended": None})
 
 
 def _recipe(config: RunConfig, plan: Plan, precision: Precision, source: Source) -> Recipe:
@@ -205,6 +268,7 @@ def _recipe(config: RunConfig, plan: Plan, precision: Precision, source: Source)
         plateau=None if plan.live_from is None else config.schedule[-1].monitor or "val_loss",
         live_from=plan.live_from or 0,
         flip=config.tta == "flip",
+        former_ends=former_ends(config, run_steps(_first(config), plan.steps_per_epoch)),
     )
 
 
@@ -215,9 +279,15 @@ def _resolved(config: RunConfig, device: torch.device, precision: Precision, pip
     data["precision"] = precision
     data["deterministic"] = device.type == "cpu" or config.deterministic is True
     data["dataset"]["transforms"] = pipeline.resolved_transforms
-    for section, key in (("dataset", "root"), ("dataset", "manifest"), ("model", "weights")):
-        if key in data[section]:
-            data[section][key] = str(Path(data[section][key]).expanduser().resolve())
+    paths = [("dataset", "root"), ("dataset", "manifest"), ("dataset", "skip_list"), ("model", "weights")]
+    if config.dataset.name == "webdataset":
+        paths.append(("dataset", "classes"))
+    for section, key in paths:
+        if data[section].get(key) is not None:
+            data[section][key] = str(Path(os.path.expanduser(data[section][key])).resolve())
+    if config.dataset.name == "webdataset":
+        shards = {key: absolute(data["dataset"][key]) for key in ("train", "val", "test") if key in data["dataset"]}
+        data["dataset"].update(shards)
     resolved = RunConfig.model_validate(data)
     resolved._document = config._document
     return resolved

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
 import functools
 import gc
 import os
+import shlex
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 
 from lrtrain import __version__
-from lrtrain.errors import ConfigError, LrtrainError, Problem, printable
+from lrtrain.errors import (
+    ConfigError,
+    DistributedError,
+    LrtrainError,
+    Problem,
+    listed,
+    out_of_memory,
+    printable,
+    quoted,
+)
 from lrtrain.world import from_environment
 
 app = typer.Typer(
@@ -29,6 +43,7 @@ app = typer.Typer(
 )
 
 P = ParamSpec("P")
+UsageError: Any = typer.BadParameter.__base__  # typer's own, or click's in older versions
 
 Config = Annotated[
     Path | None, typer.Argument(help="The YAML config; ./lrtrain.yaml when left out.", show_default=False)
@@ -43,7 +58,7 @@ Set = Annotated[
 Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.", show_default=False)
 ]
-Trust = Annotated[bool, typer.Option("--trust", help="Run code that the run directory's config names (pkg.mod:attr).")]
+Trust = Annotated[bool, typer.Option("--trust", help="Run code that a run directory's config names (pkg.mod:attr).")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -52,6 +67,14 @@ class Sweep(StrEnum):
 
     exp = "exp"
     linear = "linear"
+
+
+class Extend(StrEnum):
+    """How the LR goes on in a run that is made longer."""
+
+    hold = "hold"
+    rescale = "rescale"
+    restart = "restart"
 
 
 class Kind(StrEnum):
@@ -91,23 +114,20 @@ def command(name: str) -> Callable[[Callable[P, int | None]], Callable[P, None]]
             except LrtrainError as error:
                 if kwargs.get("debug"):
                     raise
-                # Of several processes the leading one speaks for what all of them find.
-                if from_environment().leads or not isinstance(error, ConfigError):
-                    complain(str(error))
                 code = error.exit_code
+                _report(error.problems, code)
             except KeyboardInterrupt:
-                complain("interrupted before training began")
+                complain("interrupted")
                 code = 130
-            except MemoryError:
-                complain(str(Problem("out of memory", hint="lower batch_size, or set cache: off")))
-                code = 5
             except BrokenPipeError:
                 sys.stderr.close()
                 code = 0
             except Exception as error:
                 if kwargs.get("debug"):
                     raise
-                complain(_report_crash(error))
+                fault = _fault_of_the_machine(error)
+                code = 5 if fault else 1
+                _report([fault or _crash(error)], code)
             raise SystemExit(code)
 
         return app.command(name)(guarded)
@@ -131,7 +151,44 @@ def complain(text: str) -> None:
         return
 
 
-def _report_crash(error: Exception) -> str:
+def _report(problems: Sequence[Problem], code: int) -> None:
+    """Print what ends this process, where it is not another process's to say."""
+    with suppress(DistributedError):
+        world = from_environment()
+        if world.size > 1:
+            from lrtrain.engine.heartbeat import pass_on
+
+            if pass_on(problems, code, world):
+                return
+    complain(listed(problems))
+
+
+# What the system says of a file's name, place or owner, or of a disk; any other OSError is a bug.
+_FILE_FAULTS = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EIO", "EMFILE", "ENFILE", "ENAMETOOLONG", "ELOOP")
+}
+
+
+def _fault_of_the_machine(error: Exception) -> Problem | None:
+    """What lrtrain cannot help: memory, files, a data worker that died, what torch.compile needs."""
+    what = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if out_of_memory(error):
+        hint = "lower batch_size, use accumulate, set cache: off, or take a smaller model"
+        return Problem(f"out of memory: {what}"[:400], hint=hint)
+    if isinstance(error, OSError) and error.errno in _FILE_FAULTS:
+        return Problem(f"{error.strerror}"[:400], quoted(error.filename), "check its name, and that you may use it")
+    if "DataLoader" in what:
+        from lrtrain.data.loader import worker_fault
+
+        return worker_fault(error)
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        hint = "on the CPU it needs a C++ compiler such as g++; or leave `compile: true` out"
+        return Problem(f"torch.compile failed: {what}"[:400], "compile", hint)
+    return None
+
+
+def _crash(error: Exception) -> Problem:
     import tempfile
     import traceback
 
@@ -139,7 +196,7 @@ def _report_crash(error: Exception) -> str:
         file.write(f"lrtrain {__version__}, python {sys.version}\n{sys.argv}\n\n")
         traceback.print_exception(error, file=file)
     what = f"this is a bug in lrtrain: {type(error).__name__}: {error}"
-    return str(Problem(what[:600], hint=f"the traceback is in {file.name}; please report it"))
+    return Problem(what[:600], hint=f"the traceback is in {file.name}; please report it")
 
 
 def _version(value: bool) -> None:
@@ -171,24 +228,51 @@ def fit(
         bool,
         typer.Option("--resume", help="Go on where the run in --out stopped, or the newest of this config's name."),
     ] = False,
+    extend: Annotated[
+        Extend | None,
+        typer.Option(
+            "--extend",
+            show_default=False,
+            help="With --resume and more epochs or steps: hold the last LR, rescale the schedule to the new length, or "
+            "restart it.",
+        ),
+    ] = None,
+    allow_inexact: Annotated[
+        bool,
+        typer.Option(
+            "--allow-inexact", help="With --resume: go on though the bits will differ (other torch, threads ...)."
+        ),
+    ] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="A few steps of everything, for CI; leaves nothing.")] = False,
+    trust: Trust = False,
     debug: Debug = False,
 ) -> int:
     """Train."""
     from lrtrain.commands.start import start, start_fit
 
     if smoke:
-        started = start(config, [*(set or []), "cache=off", "workers=0"])
+        started = start(config, [*(set or []), "cache=off", "workers=0"], trust=trust)
         from lrtrain.commands import smoke as smoke_test
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # its folder is removed then
         return smoke_test.run(started.config)
     world = from_environment()
-    started, resumed = start_fit(config, set, out, resume=resume, world=world)
+    if (extend or allow_inexact) and not resume:
+        flag = "--extend" if extend else "--allow-inexact"
+        raise ConfigError(
+            f"{flag} says how a run goes on, and there is no --resume", hint=f"add --resume, or drop {flag}"
+        )
+    started, resumed = start_fit(config, set, out, resume=resume, trust=trust, world=world)
     if world.leads:
         tell(f"{started.label} is valid; loading the data")
     from lrtrain.commands.fit import run
+    from lrtrain.commands.resume import Wishes
+    from lrtrain.commands.signals import stop_requests
 
-    return run(started, out, resumed, world)
+    # Only now: until torch is imported, a signal ends the process at once.
+    with stop_requests(launched=world.size > 1) as requests:
+        wishes = Wishes(extend.value if extend else None, allow_inexact)
+        return run(started, out, resumed, requests, world=world, wishes=wishes, complain=complain)
 
 
 @command("range-test")
@@ -209,6 +293,7 @@ def range_test(
     end: Annotated[float, typer.Option("--end", help="Last LR.")] = 10.0,
     steps: Annotated[int, typer.Option("--steps", min=20, help="Optimizer steps in the sweep.")] = 100,
     mode: Annotated[Sweep, typer.Option("--mode", help="How the LR rises.")] = Sweep.exp,
+    trust: Trust = False,
     debug: Debug = False,
 ) -> None:
     """Sweep the LR and suggest one (Smith 2015)."""
@@ -219,7 +304,7 @@ def range_test(
             f"the LR must rise from above 0 to at most 1000: --start {start:g} --end {end:g}",
             hint="--start 1e-7 --end 10",
         )
-    started = starting.start(config, set)
+    started = starting.start(config, set, trust=trust)
     from lrtrain.commands.range_test import run
     from lrtrain.range_test.sweep import sweep_lrs
 
@@ -241,12 +326,13 @@ def preview(
         list[str] | None,
         typer.Option("--at", metavar="TIME", show_default=False, help="The LR at 3.5ep, 300step or 10%. Repeatable."),
     ] = None,
+    trust: Trust = False,
     debug: Debug = False,
 ) -> None:
     """Show the LR of every group at every step, without training."""
     from lrtrain.commands.start import start
 
-    started = start(config, set)
+    started = start(config, set, trust=trust)
     from lrtrain.commands.preview import run
 
     run(started.config, csv, plot, at or [])
@@ -269,6 +355,48 @@ def evaluate(
     from lrtrain.commands.evaluate import run
 
     run(run_dir, config, split.value, checkpoint.value, json)
+
+
+@command("verify")
+def verify(run_dir: Run, debug: Debug = False) -> None:
+    """Check every checkpoint of a run against what was written."""
+    from lrtrain.commands.verify import run
+
+    run(run_dir)
+
+
+@command("check")
+def check(
+    target: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[CONFIG|FOLDER]",
+            help="A YAML config, a run directory, or a folder of images; ./lrtrain.yaml when left out.",
+            show_default=False,
+        ),
+    ] = None,
+    set: Set = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings refuse too: exit code 3.")] = False,
+    write_skip_list: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-skip-list",
+            metavar="FILE",
+            show_default=False,
+            help="Write the images that cannot be read, for you to review and name as dataset.skip_list.",
+        ),
+    ] = None,
+    json: Json = None,
+    trust: Trust = False,
+    debug: Debug = False,
+) -> int:
+    """Look at every image, and say everything that is wrong with a dataset."""
+    from lrtrain.commands.start import start_check
+
+    started = start_check(target, set, trust=trust)
+    from lrtrain.commands.check import run
+
+    return run(started, json, write_skip_list, strict=strict)
 
 
 @command("list")
@@ -315,7 +443,24 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     # Importing torch makes a million objects that stay; looking through them again and again is a tenth of the start.
+    # At the exit Python would look through them once more before it frees them: a third of a second for nothing.
     gc.set_threshold(50_000)
-    if not from_environment().leads:
-        os.environ["TQDM_DISABLE"] = "1"
-    app()
+    atexit.register(gc.freeze)
+    with suppress(DistributedError):  # which `fit` tells
+        if not from_environment().leads:
+            os.environ["TQDM_DISABLE"] = "1"
+    try:
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:
+        if len(sys.argv) == 1:
+            error.show()  # the help
+        else:
+            complain(str(_usage_problem(error)))
+        sys.exit(ConfigError.exit_code)
+
+
+def _usage_problem(error: Any) -> Problem:
+    """What typer says of a command line, in the shape of every other error."""
+    command = "lrtrain" if error.ctx is None or error.ctx.parent is None else f"lrtrain {error.ctx.info_name}"
+    typed = shlex.join(["lrtrain", *sys.argv[1:]])
+    return Problem(error.format_message(), typed[:200], f"`{command} -h` shows what it takes")

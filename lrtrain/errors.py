@@ -15,10 +15,13 @@ Each carries one or more problems; a problem says what is wrong, where, and what
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar
+
+# Longest line and most problems that are shown; who gives more has a machine write it.
+MOST_CHARACTERS, MOST_PROBLEMS = 500, 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,10 @@ class Problem:
     hint: str | None = None
 
     def __str__(self) -> str:
-        lines = ["error: " + "\n  ".join(map(printable, self.what.split("\n")))]
+        lines = ["error: " + "\n  ".join(map(_line, self.what.split("\n")))]
         for label, text in (("at  ", self.where), ("hint", self.hint)):
             if text:
-                lines.append(f"  {label} " + "\n       ".join(map(printable, text.split("\n"))))
+                lines.append(f"  {label} " + "\n       ".join(map(_line, text.split("\n"))))
         return "\n".join(lines)
 
 
@@ -44,7 +47,7 @@ class LrtrainError(Exception):
 
     def __init__(self, what: str | Iterable[Problem], where: str | None = None, hint: str | None = None):
         self.problems = (Problem(what, where, hint),) if isinstance(what, str) else tuple(what)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        super().__init__(listed(self.problems))
 
 
 class ConfigError(LrtrainError):
@@ -89,6 +92,12 @@ class DistributedError(LrtrainError):
     exit_code = 8
 
 
+def listed(problems: Sequence[Problem]) -> str:
+    """Problems one after the other, and how many more there are where they are too many to read."""
+    shown, more = [str(problem) for problem in problems[:MOST_PROBLEMS]], len(problems) - MOST_PROBLEMS
+    return "\n".join(shown + [f"error: and {more:,} problems more"] * (more > 0))
+
+
 @contextmanager
 def about(where: str) -> Iterator[None]:
     """Errors from inside that do not say where they belong are about the config's line `where`."""
@@ -98,12 +107,34 @@ def about(where: str) -> Iterator[None]:
         raise type(error)([replace(problem, where=problem.where or where) for problem in error.problems]) from error
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, which torch says in a RuntimeError: a fault of the machine, whatever asked for it."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def quoted(value: object) -> str:
+    """`repr` of a value from outside; of a long one the beginning and the end, 80 characters together.
+
+    >>> len(quoted("a" * 100))
+    80
+    """
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:45]}...{text[-32:]}"
+
+
+def _line(text: str) -> str:
+    line = printable(text[: MOST_CHARACTERS + 1])
+    return line if len(line) <= MOST_CHARACTERS else line[: MOST_CHARACTERS - 3] + "..."
+
+
 def printable(text: str) -> str:
-    r"""`text` without what could drive a terminal: control, format and surrogate characters are escaped.
+    r"""`text` without what could drive a terminal: control, format, line and surrogate characters are escaped.
 
     >>> printable("a\x1b[31mb")
     'a\\x1b[31mb'
     """
     return "".join(
-        c if unicodedata.category(c) not in ("Cc", "Cf", "Cs") else c.encode("unicode_escape").decode() for c in text
+        c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else c.encode("unicode_escape").decode()
+        for c in text
     )

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from lrtrain.errors import ConfigError, EnvironmentFault
+from lrtrain.errors import ConfigError, EnvironmentFault, quoted
 
 Kind = Literal["scheduler", "optimizer", "model", "dataset", "transform"]
 PLURALS: dict[Kind, str] = {
@@ -68,6 +68,7 @@ _HOMES: dict[Kind, _Home] = {
     "transform": _Home("torchvision.transforms.v2", "*.py", "__init__.py", "class"),
 }
 _NOT_OURS = {"model": ("build", "heads", "weights", "stems"), "scheduler": (), "dataset": ("source",)}
+_EXTRAS = {("dataset", "webdataset"): "webdataset"}  # ours that need a package, which is the extra's name too
 _NOT_OFFERED: dict[Kind, dict[str, str]] = {
     "scheduler": {"LRScheduler": "it is the base class", "_LRScheduler": "it is the base class"},
     "optimizer": {
@@ -127,12 +128,12 @@ def is_path(name: str) -> bool:
 
 def why_unknown(kind: Kind, name: str) -> tuple[str, str] | None:
     """What is wrong with a name and the hint, or None where it can be found."""
-    if is_path(name) or name in names(kind):
+    from_timm = kind == "model" and name.startswith("timm/")
+    package = "timm" if from_timm else _EXTRAS.get((kind, name))
+    if package is not None and importlib.util.find_spec(package) is None:
+        return f"{kind} {quoted(name)} needs the package {package}", f"pip install 'lrtrain[{package}]'"
+    if from_timm or is_path(name) or name in names(kind):
         return None
-    if kind == "model" and name.startswith("timm/"):
-        if importlib.util.find_spec("timm") is not None:
-            return None
-        return f"model {name!r} needs the package timm", "pip install 'lrtrain[timm]'"
     if name in _NOT_OFFERED[kind]:
         return (
             f"{kind} {name!r} cannot be used here: {_NOT_OFFERED[kind][name]}",
@@ -141,7 +142,7 @@ def why_unknown(kind: Kind, name: str) -> tuple[str, str] | None:
     guess = closest(name, names(kind))
     hint = f"did you mean {guess!r}? " if guess else ""
     return (
-        f"there is no {kind} {name!r}",
+        f"there is no {kind} {quoted(name)}",
         f"{hint}`lrtrain list {PLURALS[kind]}` shows all; pkg.mod:attr names code of yours",
     )
 
@@ -227,7 +228,7 @@ def _import_path(path: str) -> Any:
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise ConfigError(
-            f"cannot import {path!r}: {why}", hint="the module must be installed, or lie on PYTHONPATH"
+            f"cannot import {quoted(path)}: {why}", hint="the module must be installed, or lie on PYTHONPATH"
         ) from error
     return found
 

@@ -20,7 +20,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 def key(*parts: str | int) -> int:
     """A 63-bit key for what `parts` name, such as `key(seed, "order", epoch)`: the same on every machine."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    data = text.encode("utf-8", "surrogateescape")  # the name of a file may be no UTF-8
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1
 
 
 def permutation(seed_key: int, n: int) -> NDArray[np.int64]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from lrtrain.errors import DistributedError
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -21,13 +23,39 @@ class World:
         """Whether this is the one process that writes and prints."""
         return self.rank == 0
 
+    @property
+    def beside(self) -> bool:
+        """Whether it runs on the leading one's machine: torchrun numbers machine by machine."""
+        return self.rank == self.local_rank
+
 
 ALONE = World()
 
 
 def from_environment() -> World:
-    """The place that torchrun gave this process; without torchrun it is alone."""
+    """The place that torchrun gave this process; without torchrun it is alone.
+
+    Raises:
+        DistributedError: the variables contradict each other, or are no numbers.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # RANK alone is set by other launchers too
         return ALONE
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
-    return World(*(int(os.environ[name]) for name in names))
+    world = World(*(_number(name) for name in names))
+    if not world.local_rank <= world.rank < world.size:
+        raise DistributedError(
+            f"of WORLD_SIZE={world.size} processes, this one has RANK={world.rank} and LOCAL_RANK={world.local_rank}: "
+            "RANK must be below WORLD_SIZE, and LOCAL_RANK not above RANK",
+            hint="torchrun sets all three; leave them to it",
+        )
+    return world
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not (text.isascii() and text.isdigit()):
+        found = f"is {text[:80]!r}" if name in os.environ else "is not set"
+        raise DistributedError(
+            f"{name} must be a whole number; it {found}", hint="torchrun sets it; start lrtrain with torchrun"
+        )
+    return int(text)

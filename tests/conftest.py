@@ -59,3 +59,41 @@ def photos(tmp_path: Path) -> Path:
                 pixels[..., channel] += 120
                 Image.fromarray(pixels).save(folder / f"{i}.jpg")
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and test/ folders of 256 and 64 noisy JPEGs of 32 x 32 px in two classes that differ in colour."""
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("tiny_cifar10")
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 128), ("test", 32)):
+        for name, channel in (("blue", 2), ("red", 0)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = noise.integers(0, 160, (32, 32, 3), dtype=np.uint8)
+                pixels[..., channel] += 80
+                Image.fromarray(pixels).save(folder / f"{i:03}.jpg")
+    return root
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[..., Ended]:
+    """Run a program of scripts/ in a real process, in an empty folder."""
+
+    def run(name: str, *args: object) -> Ended:
+        ended = subprocess.run(
+            [sys.executable, str(REPOSITORY / "scripts" / name), *map(str, args)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "170"},
+        )
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -31,3 +32,45 @@ def with_dropout(num_classes: int, in_channels: int) -> nn.Module:
 def linear(num_classes: int, in_channels: int) -> nn.Module:
     """Two layers that a large LR blows up: nothing normalises."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, 64), nn.Linear(64, num_classes))
+
+
+class _Fragile(nn.Module):
+    """Finite while the weights of its head change little from step to step; a lower LR keeps them so."""
+
+    def __init__(self, num_classes: int, in_channels: int, limit: float):
+        super().__init__()
+        self.limit = limit
+        self.body = nn.Linear(64 * in_channels, 16)
+        self.head = nn.Linear(16, num_classes)
+        self.register_buffer("before", self.head.weight.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved = (self.head.weight.detach() - self.before).abs().max()
+        if self.training and moved <= self.limit:
+            self.before.copy_(self.head.weight.detach())
+        return self.head(self.body(x.flatten(1))) * torch.where(moved > self.limit, torch.inf, 1.0)  # type: ignore[no-any-return]
+
+
+def fragile(num_classes: int, in_channels: int, limit: float) -> nn.Module:
+    """A network whose loss is infinite once a step moves a weight of its head by more than the limit."""
+    return _Fragile(num_classes, in_channels, limit)
+
+
+class _BadGradient(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int, at: int):
+        super().__init__()
+        self.at = at
+        self.body = nn.Linear(64 * in_channels, 16)
+        self.head = nn.Linear(16, num_classes)
+        self.body.weight.register_hook(lambda gradient: gradient * (torch.inf if int(self.calls) == self.at else 1))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+        return self.head(self.body(x.flatten(1)))  # type: ignore[no-any-return]
+
+
+def bad_gradient(num_classes: int, in_channels: int, at: int) -> nn.Module:
+    """A network with a finite loss, of which the gradient of one tensor is infinite in the `at`-th training step."""
+    return _BadGradient(num_classes, in_channels, at)

@@ -141,5 +141,17 @@ def test_list_shows_names_with_their_arguments(lrtrain: Callable[..., Ended], ki
     assert re.search(rf"^{name}\b", lrtrain("list", kind).out, re.MULTILINE)
 
 
+def test_list_marks_what_must_be_given_and_what_is_filled_in(lrtrain: Callable[..., Ended]) -> None:
+    shown = lrtrain("list", "schedules").out
+    rows = {line.split()[0]: line for line in shown.splitlines() if line}
+    assert "T_max+, eta_min" in rows["CosineAnnealingLR"]
+    assert "max_lr+, total_steps+, epochs," in rows["OneCycleLR"]
+    assert "base_lr*, max_lr+" in rows["CyclicLR"]
+    assert "total_iters+" in rows["LinearLR"]
+    assert "step_size*" in rows["StepLR"]
+    assert "* has no default; + is filled in when left out." in shown
+    assert "+" not in lrtrain("list", "optimizers").out
+
+
 def test_the_schema_is_json(lrtrain: Callable[..., Ended]) -> None:
     assert json.loads(lrtrain("schema").out)["title"] == "lrtrain config"

@@ -19,6 +19,7 @@ from lrtrain.data.build import make_pipeline
 from lrtrain.data.open import open_source
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 from lrtrain.random import key, uniforms
+from tests.folders import noise, where
 
 RANDOM = [
     {"name": "RandomCrop", "size": 12, "padding": 2},
@@ -31,10 +32,6 @@ RANDOM = [
 ]
 PHOTOS = [{"name": "RandomResizedCrop", "size": 10}, "RandomHorizontalFlip"]
 LISTS = {"default": None, "random": RANDOM, "photos": PHOTOS}
-
-
-def where(*loc):
-    return "cfg.yaml " + ".".join(map(str, loc))
 
 
 def pipeline(seed=1, **dataset):
@@ -53,14 +50,7 @@ def lists(**named):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """26 images of noise, 16x16, in two classes, half of them beside as val."""
-    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(1)
-    for split, n in (("train", 13), ("val", 5)):
-        for label in "ab":
-            (root / split / label).mkdir(parents=True)
-            for i in range(n):
-                pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / label / f"{i}.png")
-    return root
+    return noise(tmp_path_factory.mktemp("images"), {"train": 13, "val": 5})
 
 
 def batches(folder, kind="default", seed=1, batch_size=8, **options):
@@ -269,6 +259,31 @@ def test_defaults_of_photos_are_the_usual_ones(tmp_path):
 def test_a_missing_list_follows_the_size_of_the_given_one(folder, given, other, first):
     made = pipeline(name="imagefolder", root=str(folder), **lists(**given))
     assert made.resolved_transforms[other][0] == first
+
+
+OWN = {"name": "Normalize", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.1]}
+
+
+@pytest.mark.parametrize("ending", [[OWN], ["ToTensor"], ["ToDtype32", OWN]])
+@pytest.mark.parametrize("other", [None, [{"name": "CenterCrop", "size": 12}]])
+@pytest.mark.parametrize(("split", "left"), [("train", "val"), ("val", "train")])
+def test_a_list_without_normalisation_gets_that_of_the_other_list(folder, ending, other, split, left):
+    ending = [{"name": "ToDtype", "dtype": "float32", "scale": True} if e == "ToDtype32" else e for e in ending]
+    given = {split: [{"name": "CenterCrop", "size": 12}, *ending]} | ({left: other} if other else {})
+    made = pipeline(name="imagefolder", root=str(folder), **lists(**given))
+    ends = {
+        name: [e for e in entries if e["name"] in ("ToDtype", "Normalize")]
+        for name, entries in made.resolved_transforms.items()
+    }
+    assert ends["train"] == ends["val"]
+    assert [e["name"] for e in ends["val"]] == (["ToDtype", "Normalize"] if OWN in ending else ["ToDtype"])
+
+
+@pytest.mark.parametrize("val", [[{**OWN, "std": [0.2, 0.3, 0.2]}], ["ToTensor"]])
+def test_two_normalisations_are_refused(folder, val):
+    with pytest.raises(ConfigError, match=r"normalise differently: mean \[0.4.* against") as caught:
+        pipeline(name="imagefolder", root=str(folder), **lists(train=[OWN], val=val))
+    assert caught.value.problems[0].where == "cfg.yaml dataset.transforms.val"
 
 
 def test_normalisation_of_the_weights_goes_before_that_of_the_dataset():

@@ -32,6 +32,7 @@ from lrtrain.data.source import Part
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 from lrtrain.sinks.console import Screen
 from lrtrain.sinks.plan_view import show_plan
+from tests.folders import noise, where
 
 REPOSITORY = Path(__file__).parents[1]
 # Some done once per image, some drawn for each image, some drawn for a batch.
@@ -53,18 +54,7 @@ def kept(tmp_path, monkeypatch):
 @pytest.fixture
 def folder(tmp_path):
     """40 images of noise, 16x16, in two classes, and 10 beside as val."""
-    root, rng = tmp_path / "images", np.random.default_rng(1)
-    for split, n in (("train", 20), ("val", 5)):
-        for label in "ab":
-            (root / split / label).mkdir(parents=True)
-            for i in range(n):
-                pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / label / f"{i}.png")
-    return root
-
-
-def where(*loc):
-    return "cfg.yaml " + ".".join(map(str, loc))
+    return noise(tmp_path / "images", {"train": 20, "val": 5})
 
 
 def batches(root, transforms=TRANSFORMS, *, cache="disk", workers=0, seed=1, **dataset):

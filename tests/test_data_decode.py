@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lrtrain.data import decode as decoding
 from lrtrain.data.decode import decode
 from lrtrain.errors import DataError
 
@@ -97,11 +98,49 @@ def test_the_orientation_of_a_jpeg_is_applied(tmp_path):
     assert decode(saved(tmp_path / "a.jpg", image, exif=exif.tobytes()), 3).shape == (3, 48, 32)
 
 
-def test_a_jpeg_of_more_pixels_than_pillow_allows_is_refused(tmp_path, monkeypatch):
-    path = saved(tmp_path / "a.jpg", Image.new("RGB", (10, 10)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)
-    with pytest.raises(DataError, match=r"a\.jpg: it has more than 99 pixels"):
+@pytest.mark.parametrize(
+    ("name", "mode", "each", "options"),
+    [
+        ("a.jpg", "RGB", 6, {}),
+        ("a.jpg", "RGB", 12, {"progressive": True}),
+        ("a.png", "RGBA", 8, {}),
+        ("a.png", "I;16", 5, {}),
+        ("a.png", "L", 4, {}),
+        ("a.webp", "RGB", 20, {}),
+        ("a.jp2", "RGB", 24, {}),
+    ],
+)
+def test_what_would_take_too_much_memory_is_refused(tmp_path, monkeypatch, name, mode, each, options):
+    path = saved(tmp_path / name, Image.new(mode, (10, 10)), **options)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 100 * each - 1)
+    with pytest.raises(DataError, match=rf"{name}: it has 10 x 10 pixels, which take 0 MB to decode; at most 0 MB"):
         decode(path, 3)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 100 * each)
+    assert decode(path, 3).shape == (3, 10, 10)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "I;16", "I", "YCbCr"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_images_are_converted_in_strips_with_the_same_pixels(monkeypatch, mode, channels):
+    colours = np.random.default_rng(1).integers(0, 256, (13, 7, 4), dtype=np.uint8)
+    image = (
+        Image.fromarray(colours, "RGBA")
+        if mode == "RGBA"
+        else Image.fromarray(colours[:, :, :3])
+        .convert({"I;16": "L", "I": "L", "PA": "P"}.get(mode, mode))
+        .convert(mode)
+    )
+    if mode == "P":
+        image.info["transparency"] = 3
+    whole = decoding.from_pil(image, channels)
+    monkeypatch.setattr(decoding, "_STRIP", 21)
+    assert torch.equal(decoding.from_pil(image, channels), whole)
+
+
+def test_formats_that_start_programs_are_not_opened(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n")
+    with pytest.raises(DataError, match="no image format that is read"):
+        decode(tmp_path / "a.jpg", 3)
 
 
 def test_damaged_exif_does_not_hinder(tmp_path):
@@ -165,8 +204,8 @@ def test_wide_integers_are_refused(tmp_path):
 
 def test_more_pixels_than_pillow_allows_are_refused(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", Image.new("1", (10, 10)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)
-    with pytest.raises(DataError, match=r"a\.png: it has more than 99 pixels"):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 49)
+    with pytest.raises(DataError, match=r"a\.png: it has more than 98 pixels"):
         decode(path, 1)
 
 

@@ -2,56 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import os
-import pickle
-import re
-import sys
-import types
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from lrtrain.config.schema import Dataset
-from lrtrain.data.build import make_pipeline
 from lrtrain.data.files import FileSplit
-from lrtrain.data.open import open_source
-from lrtrain.data.source import Source
 from lrtrain.data.stratify import hold_out
-from lrtrain.errors import ConfigError, DataError, LrtrainError
-
-
-def where(*loc):
-    return "cfg.yaml " + ".".join(map(str, loc))
-
-
-def opened(seed=1, **dataset) -> Source:
-    return open_source(Dataset(**dataset), seed, where)
-
-
-def image(path, size=(8, 8), value=0, mode="RGB"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, value).save(path)
-
-
-def tree(root, counts, suffix=".png", size=(8, 8)):
-    for name, count in counts.items():
-        for i in range(count):
-            image(root / name / f"{i}{suffix}", size, value=i)
-    return root
-
-
-def refused(kind, **dataset):
-    """The problems that opening a dataset and making its pipeline reports, as one text."""
-    section = Dataset(**dataset)
-    with pytest.raises(LrtrainError) as caught:
-        make_pipeline(open_source(section, 1, where), section, seed=1, where=where)
-    assert type(caught.value) is kind
-    assert all(problem.where for problem in caught.value.problems)
-    return "\n".join(f"{problem.what} | {problem.hint}" for problem in caught.value.problems)
-
+from lrtrain.errors import ConfigError, DataError
+from tests.folders import image, opened, refused, tree
 
 # digits
 
@@ -327,128 +287,3 @@ def test_a_manifest_that_cannot_be_trained_on_is_refused(tmp_path, lines, what):
 
 def test_a_missing_manifest_is_refused(tmp_path):
     assert "cannot read the manifest" in refused(DataError, name="csv", manifest=str(tmp_path / "no.csv"))
-
-
-# torchvision
-
-
-def write_mnist(root, n):
-    """The four files of MNIST's own format, n images each, as torchvision expects them after unpacking."""
-    folder = root / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    pixels = np.arange(n, dtype=np.uint8)[:, None, None].repeat(28, 1).repeat(28, 2)
-    for name in ("train", "t10k"):
-        head = b"\0\0\x08\x03" + n.to_bytes(4, "big") + (28).to_bytes(4, "big") * 2
-        (folder / f"{name}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
-        labels = bytes(i % 10 for i in range(n))
-        (folder / f"{name}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + n.to_bytes(4, "big") + labels)
-        with gzip.open(folder / f"{name}-images-idx3-ubyte.gz", "wb") as file:
-            file.write(b"")
-
-
-def test_torchvisions_mnist_is_read_with_its_own_split(tmp_path):
-    write_mnist(tmp_path, 20)
-    source = opened(name="MNIST", root=str(tmp_path))
-    assert (source.channels, source.image_size, len(source.train), len(source.val)) == (1, 28, 20, 20)
-    assert source.classes[3] == "3 - three"
-    assert (source.train.read(7) == 7).all()
-    assert not source.mirrored_is_same
-    assert source.mean == (0.1307,)
-
-
-def test_val_fraction_of_a_dataset_with_a_test_split_holds_that_back(tmp_path):
-    write_mnist(tmp_path, 40)
-    source = opened(name="MNIST", root=str(tmp_path), val_fraction=0.25)
-    assert (len(source.train), len(source.val), len(source.test)) == (30, 10, 40)
-
-
-def test_torchvisions_cifar10_is_read(tmp_path, monkeypatch):
-    from torchvision.datasets import CIFAR10
-
-    folder = tmp_path / CIFAR10.base_folder
-    folder.mkdir()
-    for name, _ in CIFAR10.train_list + CIFAR10.test_list:
-        batch = {"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 9]}
-        (folder / name).write_bytes(pickle.dumps(batch))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    source = opened(name="CIFAR10", root=str(tmp_path))
-    assert (source.channels, source.image_size, len(source.train), len(source.val)) == (3, 32, 20, 4)
-    assert source.val.labels.tolist() == [0, 1, 2, 9]
-
-
-def test_a_dataset_without_splits_needs_val_fraction_or_explicit_splits():
-    fake = {"name": "FakeData", "size": 40, "image_size": [3, 8, 8], "num_classes": 4}
-    assert "FakeData has no split for it" in refused(ConfigError, **fake)
-    assert len(opened(**fake, val_fraction=0.25).train) == 30
-    splits = {"train": {"size": 30}, "val": {"size": 10, "random_offset": 30}}
-    assert [len(split) for split in opened(**fake, splits=splits).splits().values()] == [30, 10]
-
-
-@pytest.mark.parametrize(
-    ("dataset", "kind", "what"),
-    [
-        ({"name": "MNIST"}, DataError, "cannot open MNIST.*add `download: true`"),
-        ({"name": "MNIST", "train": True}, ConfigError, "train: True picks one split, and training needs two"),
-        ({"name": "VOCDetection"}, ConfigError, "no image classification dataset but for detection"),
-        ({"name": "CelebA"}, ConfigError, "attributes"),
-        ({"name": "DTD"}, DataError, "cannot open DTD"),
-        ({"name": "FakeData", "splits": {"val": {}}}, ConfigError, "splits must name train"),
-        ({"name": "FakeData", "shape": 3}, ConfigError, "does not take these arguments"),
-        ({"name": "CIFAR11"}, ConfigError, "no dataset 'CIFAR11'.*CIFAR10"),
-    ],
-)
-def test_what_torchvision_cannot_open_is_refused(tmp_path, dataset, kind, what):
-    arguments = dataset if dataset["name"] == "FakeData" else {**dataset, "root": str(tmp_path)}
-    assert re.search(what, refused(kind, **arguments))
-
-
-# pkg.mod:attr
-
-
-@pytest.fixture
-def own(monkeypatch):
-    """A module of the user's."""
-    module = types.ModuleType("own_data")
-    monkeypatch.setitem(sys.modules, "own_data", module)
-    return module
-
-
-def pairs(n, image=None):
-    return [(Image.new("L", (8, 8), i) if image is None else image, i % 2) for i in range(n)]
-
-
-def test_a_function_of_the_users_may_return_two_datasets(own):
-    own.make = lambda n, seed: (pairs(n), pairs(seed))
-    source = opened(6, name="own_data:make", n=10)
-    assert (source.classes, source.channels, len(source.train), len(source.val)) == (("0", "1"), 1, 10, 6)
-    assert (source.train.read(3) == 3).all()
-
-
-def test_a_function_of_the_users_may_return_a_source(own):
-    own.make = lambda: opened(name="digits")
-    assert opened(name="own_data:make").classes == tuple("0123456789")
-
-
-@pytest.mark.parametrize(
-    ("made", "what"),
-    [
-        (3, "it returned int"),
-        ((pairs(2), []), r"own_data:make \(val\) is empty"),
-        (([(Image.new("L", (8, 8)), "cat")] * 2, pairs(2)), "a target must be one integer, not str 'cat'"),
-        ((pairs(2, torch.zeros(1, 8, 8)), pairs(2)), "cannot read image 0.*uint8 tensor.*not torch.float32"),
-        (([(Image.new("L", (8, 8)), 0)] * 2, pairs(2)), "occur in another split but not in train"),
-    ],
-)
-def test_what_a_function_of_the_users_may_not_return(own, made, what):
-    own.make = lambda: made
-    assert re.search(what, refused(DataError, name="own_data:make"))
-
-
-def test_a_function_of_the_users_that_fails_is_named(own):
-    def make():
-        raise KeyError("x")
-
-    own.make = make
-    assert "own_data:make failed: KeyError: 'x'" in refused(DataError, name="own_data:make")

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from lrtrain.schedule.draw import MIN_WIDTH, draw, short
+from lrtrain.schedule.draw import MIN_WIDTH, draw, far_apart, short
 
 VALUES = st.lists(
     st.floats(0, 1000) | st.sampled_from([0.0, 1e-8, 0.1, 1e300, float("nan"), float("inf")]), min_size=1, max_size=300
@@ -205,3 +205,18 @@ GOLDEN_STEPS = """\
         ++---------+---------+---------+
          0        30        60      90ep
 *** head   ooo body"""
+
+
+def test_groups_whose_peaks_lie_far_apart_are_told_from_others():
+    curve = warmup_cosine(200, 20)
+    assert far_apart({"backbone": curve, "head": 64 * curve})
+    assert not far_apart({"backbone": curve, "head": 10 * curve})
+    assert not far_apart({"LR": curve})
+    assert not far_apart({"frozen": 0 * curve, "head": curve})
+
+
+def test_a_logarithmic_axis_ends_four_decades_below_the_lowest_peak():
+    curve = np.array([0.1, 1e-9])
+    picture = draw({"low": curve, "high": 100 * curve}, width=40, height=6, unicode=False, log_y=True)
+    assert picture.split("\n")[0].split()[0] == "10"
+    assert picture.split("\n")[5].split()[0] == "1e-5"

@@ -79,6 +79,25 @@ def test_the_lr_of_every_step_is_the_planned_one() -> None:
     assert made.state.optimizer.param_groups[0]["momentum"] == made.plan.curve.momentum[-1, 0]  # type: ignore[index]
 
 
+def test_an_lr_that_changes_compiles_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap T17."""
+    compiled: list[Any] = []
+    original = torch.compile
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda module: original(module, backend=counting))
+    changes = {"schedule": {"name": "OneCycleLR"}, "steps": 14}
+    made, plain = job(compile=True, **changes), job(**changes)
+    lrs = [event.lr["default"] for event in run(made) if isinstance(event, Logged)]
+    assert len(set(lrs)) == 14
+    assert len(compiled) == 1
+    run(plain)
+    assert all(torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(made).items())
+
+
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch() -> None:
     net = {"name": "tests.nets:linear"}
     whole, parts = job(model=net), job(model=net, accumulate=3)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,7 @@ def fit(folder: Path, config: str, *more: str, **kwargs: Any) -> subprocess.Comp
         capture_output=True,
         text=True,
         timeout=300,
-        env=environment(),
-        **kwargs,
+        **{"env": environment(), **kwargs},
     )
 
 
@@ -204,7 +204,25 @@ def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
 
 def kill_at_row(folder: Path, out: str, wanted_rows: int, signal_number: int, *more: str) -> int:
     """Start a run and send it a signal once metrics.jsonl has so many rows, wherever in an epoch that is."""
-    (folder / "c.yaml").write_text(RICH)
+    return kill_when(folder, RICH, out, lambda text: text.count("\n") >= wanted_rows, signal_number, *more)
+
+
+def heed_signals() -> None:
+    """What nohup and background jobs ignore is inherited; here it is to be heard."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def kill_when(
+    folder: Path,
+    config: str,
+    out: str,
+    ready: Callable[[str], bool],
+    signal_number: int = signal.SIGKILL,
+    *more: str,
+) -> int:
+    """Start a run and send it a signal once its metrics.jsonl reads as wanted."""
+    (folder / "c.yaml").write_text(config)
     process = subprocess.Popen(
         [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--out", out, *more],
         cwd=folder,
@@ -212,11 +230,12 @@ def kill_at_row(folder: Path, out: str, wanted_rows: int, signal_number: int, *m
         stderr=subprocess.PIPE,
         env=environment(),
         start_new_session=True,
+        preexec_fn=heed_signals,
     )
     metrics = folder / out / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") >= wanted_rows:
+        if metrics.exists() and ready(metrics.read_text()):
             os.kill(process.pid, signal_number)
             break
         time.sleep(0.002)
@@ -265,9 +284,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(rich: Path) -> None:
     data = bytearray((newest / "model.safetensors").read_bytes())
     data[-3] ^= 1
     (newest / "model.safetensors").write_bytes(data)
+    refused = fit(rich, RICH, "--resume", "--out", "damaged", "--set", "seed=6")
+    assert refused.returncode == 2
+    assert newest.is_dir()  # what is refused changes nothing
     ended = fit(rich, RICH, "--resume", "--out", "damaged")
     assert ended.returncode == 0, ended.stderr
-    assert f"{newest.name}: model.safetensors is damaged" in " ".join(ended.stdout.split())
+    assert f"{newest.name} is damaged, the one before is used: model.safetensors is damaged" in " ".join(
+        ended.stdout.split()
+    )
     assert_same_bits(rich / "whole", rich / "damaged")
 
 
@@ -290,6 +314,16 @@ def test_a_loss_that_is_not_finite_ends_with_6_and_keeps_what_was_good(tmp_path:
     assert status["state"] == "failed"
     saved = tensors(tmp_path / "runs" / "c")
     assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+def test_compiling_without_a_compiler_is_the_machines_fault(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    missing = {"PATH": str(tmp_path / "empty"), "CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = fit(tmp_path, QUICK, "--set", "compile=true", env={**environment(), **missing})
+    assert done.returncode == 5
+    assert "error: torch.compile failed" in done.stderr
+    assert "leave `compile: true` out" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_training_goes_on_when_nobody_reads_its_output(tmp_path: Path) -> None:

@@ -298,8 +298,17 @@ def test_an_unknown_timm_model_is_named_with_its_neighbour() -> None:
         built("timm/test_efficientnet", drop_rat=0.1)
 
 
-def test_timms_pretrained_weights_come_with_their_normalisation(tmp_path: Any) -> None:
+@pytest.mark.parametrize("argument", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"])
+def test_timm_is_not_told_of_files_that_lrtrain_has_not_looked_at(argument: str) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match=argument) as caught:
+        built("timm/test_efficientnet", **{argument: "w.pth"})
+    assert "weights: FILE" in str(caught.value.problems[0].hint)
+
+
+def test_timms_pretrained_weights_come_with_their_normalisation(tmp_path: Any, monkeypatch: Any) -> None:
     timm = pytest.importorskip("timm")
+    monkeypatch.setattr(build, "_TIMM_LOADS", set())  # a file in place of a download
     published = timm.create_model("test_efficientnet", num_classes=1000)
     torch.save(published.state_dict(), tmp_path / "published.pth")
     overlay = {"file": str(tmp_path / "published.pth")}

@@ -163,6 +163,23 @@ def test_any_other_mismatch_is_refused_by_name_and_changes_nothing(
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
+@pytest.mark.parametrize("old", [3, 7])
+def test_a_new_head_starts_as_torch_starts_a_layer_and_a_kept_one_as_it_was(old: int, tmp_path: Path) -> None:
+    """EfficientNet's own initialisation of a head of seven classes is uniform within 0.38; torch's within 0.028."""
+    state = build_model(Model(name="efficientnet_b0"), old, 3, 0, where).module.state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    module = built("efficientnet_b0", tmp_path / "w.safetensors").module
+    head = module.get_parameter("classifier.1.weight").detach()
+    if old == 7:
+        assert torch.equal(head, state["classifier.1.weight"])
+        return
+    bound = head.shape[1] ** -0.5
+    assert bound / 2 < float(head.abs().max()) <= bound
+    assert float(module.get_parameter("classifier.1.bias").detach().abs().max()) <= bound
+    again = built("efficientnet_b0", tmp_path / "w.safetensors").module
+    assert torch.equal(head, again.get_parameter("classifier.1.weight"))
+
+
 def test_files_older_than_batch_counters_load() -> None:
     state = {name: tensor for name, tensor in state_of(7).items() if "num_batches_tracked" not in name}
     assert load_into(small_cnn(7, 3, 4), state, 7, "a file").head == ()

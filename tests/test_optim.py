@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import types
 from typing import Any
 
@@ -327,3 +329,34 @@ def test_the_momentum_read_from_a_signature_is_that_of_the_optimizer_built(name:
         section = Optimizer.model_validate({"name": name, "lr": 0.1, **extra})
         built = optimizer_of(net(), name=name, **extra)
         assert declared_momentum(section, where) == momentum_of(built.param_groups[0])
+
+
+@pytest.mark.parametrize("pattern", [r"([a-z0-9.]+)+$x", "(.*)*x!", "(a|aa|aaa)*!", ".*.*.*.*.*.*.*.*.*.*.*.*!"])
+def test_a_pattern_that_would_never_end_is_refused(pattern: str) -> None:
+    module = nn.ModuleDict({"a" * 60: nn.Linear(2, 2)})
+    error = error_of(module, groups=[{"params": pattern}])
+    assert "takes longer than 1 s" in error.problems[0].what
+    assert error.problems[0].where == "optimizer.groups[0].params"
+    assert "in place of (a+)+ write a+" in str(error.problems[0].hint)
+    assert signal.getsignal(signal.SIGVTALRM) == signal.SIG_DFL
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("a" * 1001, "at most 1,000 characters; got 1,001"),
+        ("(" * 499 + "a" + ")" * 499, "is none"),
+        ("a{9999999999}", "is none"),
+    ],
+)
+def test_a_pattern_that_is_too_much_is_refused(pattern: str, message: str) -> None:
+    assert message in error_of(net(), groups=[{"params": pattern}]).problems[0].what
+
+
+def test_patterns_are_searched_outside_the_main_thread_too() -> None:
+    found: list[dict[str, ParamGroup]] = []
+    thread = threading.Thread(target=lambda: found.append(groups_of(net(), groups=[{"params": "^fc"}])))
+    thread.start()
+    thread.join()
+    assert list(found[0]) == ["^fc", "default"]

@@ -18,6 +18,9 @@ from lrtrain.config.expression import Expression
         ("sqrt(4) + floor(2.7) - -1", 0, 5.0),
         ("(1 + cos(pi)) / 2", 0, 0.0),
         ("0.25", 3, 0.25),
+        ("t or 5", 0, 5.0),
+        ("t and 0.3", 2, 0.3),
+        ("2 if not t == 1 else 3", 1, 3.0),
     ],
 )
 def test_a_formula_is_plain_arithmetic(text: str, t: int, value: float) -> None:
@@ -47,6 +50,7 @@ def test_a_formula_is_plain_arithmetic(text: str, t: int, value: float) -> None:
         "",
         "__pow__(1, 2)",
         "9" * 400,
+        "-" * 400 + "1",
     ],
 )
 def test_a_formula_that_is_not_arithmetic_is_refused(text: str) -> None:

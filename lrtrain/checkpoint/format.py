@@ -5,30 +5,36 @@
       last.json  best.json                         # {"checkpoint": "step-00000040"}
 
 A checkpoint is written beside its place and renamed into it, the manifest last, everything fsynced: a directory that
-has the name `step-*` is whole, or was damaged later, which `verify` finds by size and SHA-256.
+has the name `step-*` is whole, or was damaged later, which `verify` finds by size and SHA-256. One that is written
+again at the same step changes places with the old one in one step of the file system, so that there is never none.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
 import torch
 
-from lrtrain.errors import CheckpointError, EnvironmentFault
+from lrtrain.checkpoint.manifest import COPY, VERSION, Manifest, digest, read_manifest, refuse_unreadable
+from lrtrain.errors import CheckpointError, EnvironmentFault, about
+from lrtrain.foreign import json_object, opened, read_bytes
+from lrtrain.tensor_header import Described, read_header
 
-VERSION = 1
-_FILE = re.compile(r"[a-z0-9_-]{1,64}\.safetensors")
-_STEP = re.compile(r"step-(\d{8,})")
+_STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,14})")
+_LEFT = re.compile(rf"\.tmp-(\d{{8,15}}-\d+|{_STEP.pattern}|(last|best)\.json)")
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,17 @@ class Checkpoint:
 
     path: Path
     step: int
-    manifest: dict[str, Any]
+    manifest: Manifest
     files: dict[str, dict[str, Any]]
+
+    def described(self, part: str) -> dict[str, Described]:
+        """Type and shape of one part's tensors, from the header alone, so that what does not fit is never allocated.
+
+        Raises:
+            CheckpointError: the part is missing, or no safetensors.
+        """
+        with self._opened(f"{part}.safetensors") as file:
+            return read_header(file, f"{part}.safetensors")
 
     def tensors(self, part: str) -> dict[str, torch.Tensor]:
         """Read one part, such as `model`, after checking its bytes against the manifest.
@@ -47,13 +62,43 @@ class Checkpoint:
             CheckpointError: the part is missing, or not what was written.
         """
         name = f"{part}.safetensors"
-        if name not in self.files:
-            raise CheckpointError(f"the checkpoint has no {name}", str(self.path))
-        data = _checked(self.path / name, self.files[name])
+        with self._opened(name) as file:
+            self._check(file, name)
+            file.seek(0)
+            data = file.read()
         try:
             return safetensors.torch.load(data)
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise CheckpointError(f"{name} is not safetensors: {error}", str(self.path)) from None
+
+    def verify(self, name: str) -> None:
+        """Hold one file against its size and SHA-256, and its header against its size, piece by piece.
+
+        Raises:
+            CheckpointError: it is missing, or not what was written.
+        """
+        with self._opened(name) as file:
+            self._check(file, name)
+
+    def _check(self, file: IO[bytes], name: str) -> None:
+        size, entry = os.fstat(file.fileno()).st_size, self.files[name]
+        if size != entry["bytes"]:
+            raise CheckpointError(f"{name} has {size} bytes, the manifest says {entry['bytes']}", hint=COPY)
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:  # type: ignore[arg-type]
+            raise CheckpointError(f"{name} is damaged: its SHA-256 is not the manifest's", hint=COPY)
+        file.seek(0)
+        read_header(file, name)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[IO[bytes]]:
+        if name not in self.files:
+            raise CheckpointError(f"the checkpoint has no {name}", str(self.path), "is it of this config?")
+        with about(str(self.path / name)):
+            try:
+                with opened(self.path / name) as file:
+                    yield file
+            except OSError as error:
+                raise CheckpointError(f"{name} cannot be read: {error.strerror}", hint=COPY) from None
 
 
 def write(root: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]], manifest: Mapping[str, Any]) -> Path:
@@ -66,10 +111,11 @@ def write(root: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]]
         manifest: everything else, JSON.
 
     Returns:
-        The directory, `root/step-<step>`. One that is there already and whole is left as it is.
+        The directory, `root/step-<step>`. One that was there before is replaced.
 
     Raises:
         EnvironmentFault: the disk is full or refuses; what was there before is untouched.
+        CheckpointError: it could not be read again.
     """
     final = root / f"step-{step:08d}"
     temporary = root / f".tmp-{step:08d}-{os.getpid()}"
@@ -82,23 +128,54 @@ def write(root: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]]
             _write(temporary / f"{part}.safetensors", data)
             files[f"{part}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         content = {"version": VERSION, "step": step, **manifest, "files": files}
-        text = json.dumps({**content, "sha256": _digest(content)}, indent=1, allow_nan=False)
-        _write(temporary / "manifest.json", text.encode())
+        text = json.dumps({**content, "sha256": digest(content)}, indent=1, allow_nan=False).encode()
+        refuse_unreadable(content, text, final)
+        _write(temporary / "manifest.json", text)
         _sync(temporary)
-        if final.exists():
-            final.rename(root / f".old-{step:08d}-{os.getpid()}")
-        temporary.rename(final)
+        _all_there(temporary, files)
+        _put(temporary, final)
         _sync(root)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise EnvironmentFault(
             f"the checkpoint of step {step} could not be written: {error.strerror}",
             str(final),
-            "earlier checkpoints are untouched; make room, then `--resume`",
+            "make room, then `--resume`",
         ) from error
-    for old in root.glob(".old-*"):
-        shutil.rmtree(old, ignore_errors=True)
+    except CheckpointError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(temporary, ignore_errors=True)  # what was replaced, if anything
     return final
+
+
+def _put(temporary: Path, final: Path) -> None:
+    """Rename into place; what is there already gets the temporary name."""
+    if not final.exists():
+        temporary.rename(final)
+    elif not _exchanged(temporary, final):
+        # Where the file system cannot exchange, `sweep` puts the old one back if this is interrupted in between.
+        aside = final.with_name(f".old-{final.name}")
+        final.rename(aside)
+        temporary.rename(final)
+        aside.rename(temporary)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Swap two names in one step, which Linux can and Python has no function for; False where it cannot be."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fcntl.h and linux/fs.h
+    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+
+
+def _all_there(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Look again before the name, a pointer and the older checkpoints depend on it."""
+    for name, entry in files.items():
+        if (size := (folder / name).stat().st_size) != entry["bytes"]:
+            raise OSError(errno.EIO, f"{name} has {size} bytes instead of {entry['bytes']}")
 
 
 def point(root: Path, name: str, checkpoint: Path) -> None:
@@ -109,54 +186,150 @@ def point(root: Path, name: str, checkpoint: Path) -> None:
         temporary.rename(root / f"{name}.json")
         _sync(root)
     except OSError as error:
-        raise EnvironmentFault(f"{name}.json could not be written: {error.strerror}", str(root)) from error
+        temporary.unlink(missing_ok=True)
+        raise EnvironmentFault(
+            f"{name}.json could not be written: {error.strerror}",
+            str(root / f"{name}.json"),
+            "make room, then `--resume`",
+        ) from error
 
 
 def prune(root: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and those that last.json and best.json name."""
+    """Delete all but the newest `keep` checkpoints and those that last.json and best.json name.
+
+    What cannot be deleted now is tried again the next time.
+    """
     named = {pointed(root, name) for name in ("last", "best")}
     for path in _steps(root)[:-keep]:
         if path not in named:
-            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint, first out of sight: half a directory that is still called step-* would look damaged."""
+    gone = path.rename(path.with_name(f".tmp-{path.name}"))
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def put_back(root: Path) -> None:
+    """Give a checkpoint its name again, where an interrupted `write` had moved it aside.
+
+    Raises:
+        EnvironmentFault: the file system refuses.
+    """
+    with _mending(root):
+        for old in root.glob(".old-step-*"):
+            place = root / old.name.removeprefix(".old-")
+            if _STEP.fullmatch(place.name) and _is_folder(old) and not place.exists():
+                old.rename(place)
 
 
 def sweep(root: Path) -> None:
-    """Remove what an interrupted `write` left."""
-    for left in (*root.glob(".tmp-*"), *root.glob(".old-*")):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    """Remove what an interrupted `write` or `prune` left, by the names that these give; nothing else.
+
+    Raises:
+        EnvironmentFault: the file system refuses.
+    """
+    with _mending(root):
+        for left in root.glob(".old-step-*"):
+            if _STEP.fullmatch(left.name.removeprefix(".old-")):
+                _delete(left)
+        for left in root.glob(".tmp-*"):
+            if _LEFT.fullmatch(left.name):
+                _delete(left)
+
+
+def set_aside_after(root: Path, step: int) -> None:
+    """Rename the checkpoints after `step`, which are damaged, to `.bad-*`: to be looked at, never counted again.
+
+    Raises:
+        EnvironmentFault: the file system refuses.
+    """
+    with _mending(root):
+        for path in _steps(root, after=step):
+            bad = root / f".bad-{path.name}"
+            _delete(bad)
+            path.rename(bad)
+
+
+@contextmanager
+def _mending(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = f"the checkpoints cannot be put in order: {error.strerror}"
+        raise EnvironmentFault(what, str(error.filename or root), "allow writing there") from error
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _delete(path: Path) -> None:
+    """Whatever it is, or nothing."""
+    if _is_folder(path):
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def pointed(root: Path, name: str) -> Path | None:
     """The checkpoint that `<name>.json` names."""
     try:
-        target = json.loads((root / f"{name}.json").read_text())["checkpoint"]
+        target = json_object(read_bytes(root / f"{name}.json", 10_000))["checkpoint"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return root / target if isinstance(target, str) and _STEP.fullmatch(target) else None
 
 
-def newest(root: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest checkpoint that is whole, and a line about each newer one that is not.
+def drop_after(root: Path, step: int, best_step: int) -> None:
+    """Delete the checkpoints of steps after `step`, to which training has gone back; `best_step` is the best so far."""
+    best, dropped = root / f"step-{best_step:08d}", _steps(root, after=step)
+    if pointed(root, "best") in dropped:
+        (root / "best.json").unlink()
+        if best.is_dir() and best not in dropped:
+            point(root, "best", best)
+    for path in dropped:
+        _remove(path)
+
+
+def newest(root: Path, before: int | None = None) -> tuple[Checkpoint, dict[str, str]]:
+    """The newest checkpoint that is whole, of a step less than `before`; what is wrong with each newer one, by name.
 
     Raises:
         CheckpointError: there is none.
     """
-    damaged: list[str] = []
-    for path in reversed(_steps(root)):
+    damaged: dict[str, str] = {}
+    for path in reversed(_steps(root, before=before)):
         try:
             return verify(path), damaged
         except CheckpointError as error:
-            damaged.append(f"{path.name}: {error.problems[0].what}")
+            damaged[path.name] = error.problems[0].what
     if damaged:
-        raise CheckpointError("every checkpoint is damaged: " + "; ".join(damaged), str(root))
-    raise CheckpointError("there is no checkpoint to go on from", str(root))
+        words = "; ".join(f"{name}: {why}" for name, why in damaged.items())
+        what = f"every checkpoint is damaged: {words}"
+        raise CheckpointError(what, str(root), "restore one from a copy, or start a new run without --resume")
+    raise CheckpointError("there is no checkpoint to go on from", str(root), "leave out --resume to start a new run")
+
+
+def verify_all(root: Path) -> dict[str, tuple[int, str | None]]:
+    """Of every checkpoint, oldest first: bytes on disk, and what is wrong with it if anything."""
+    found: dict[str, tuple[int, str | None]] = {}
+    for path in _steps(root):
+        try:
+            size, wrong = sum(int(entry["bytes"]) for entry in verify(path).files.values()), None
+        except CheckpointError as error:
+            size, wrong = sum(p.stat().st_size for p in path.glob("*") if p.is_file()), error.problems[0].what
+        found[path.name] = (size, wrong)
+    return found
 
 
 def verify(path: Path) -> Checkpoint:
     """Open a checkpoint and hold every file against its size and SHA-256."""
     checkpoint = open_checkpoint(path)
-    for name, entry in checkpoint.files.items():
-        _checked(path / name, entry)
+    for name in checkpoint.files:
+        checkpoint.verify(name)
     return checkpoint
 
 
@@ -166,47 +339,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: not a checkpoint, or of a newer format.
     """
-    try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-        if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
-            raise CheckpointError("manifest.json is damaged: its SHA-256 is not its own", str(path))
-        version, step, files = manifest.pop("version"), manifest.pop("step"), manifest.pop("files")
-    except FileNotFoundError:
-        raise CheckpointError("not a checkpoint: it has no manifest.json", str(path)) from None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"manifest.json cannot be read: {error}", str(path)) from None
-    if version != VERSION:
-        raise CheckpointError(f"the checkpoint has format {version!r}; this lrtrain reads {VERSION}", str(path))
-    if (
-        not isinstance(files, dict)
-        or not all(_FILE.fullmatch(name) for name in files)
-        or path.name != f"step-{step:08d}"
-    ):
-        raise CheckpointError("manifest.json does not list files as lrtrain writes them", str(path))
-    return Checkpoint(path, step, manifest, files)
+    manifest = read_manifest(path)
+    return Checkpoint(path, manifest.pop("step"), manifest, manifest.pop("files"))
 
 
-def _digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a manifest's JSON, whatever its layout on disk."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _steps(root: Path) -> list[Path]:
+def _steps(root: Path, after: int = -1, before: int | None = None) -> list[Path]:
     """The checkpoint directories, oldest first, by number."""
     found = {int(match[1]): path for path in root.glob("step-*") if (match := _STEP.fullmatch(path.name))}
-    return [found[step] for step in sorted(found)]
-
-
-def _checked(path: Path, entry: Mapping[str, Any]) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}", str(path)) from None
-    if len(data) != entry.get("bytes"):
-        raise CheckpointError(f"{path.name} has {len(data)} bytes, the manifest says {entry.get('bytes')}", str(path))
-    if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
-        raise CheckpointError(f"{path.name} is damaged: its SHA-256 is not the manifest's", str(path))
-    return data
+    return [found[step] for step in sorted(found) if after < step and (before is None or step < before)]
 
 
 def _write(path: Path, data: bytes) -> None:

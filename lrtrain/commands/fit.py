@@ -2,126 +2,220 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from io import StringIO
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, TypeVar
 
 import lrtrain
 from lrtrain.build import Job, build
 from lrtrain.checkpoint import format
-from lrtrain.commands.signals import EXIT_CODES, stop_requests
-from lrtrain.commands.start import Start
+from lrtrain.commands import resume
+from lrtrain.commands.kept import naming_kept, with_kept
+from lrtrain.commands.origin import facts
+from lrtrain.commands.rollback import roll_back
+from lrtrain.commands.signals import EXIT_CODES, Requests
+from lrtrain.commands.start import Start, code_of
 from lrtrain.config import yaml
-from lrtrain.config.load import load
-from lrtrain.config.schema import RunConfig
-from lrtrain.engine.distributed import joined, needing_peers
+from lrtrain.data.loader import needing_workers
+from lrtrain.engine.distributed import joined, needing_peers, told_by_the_leader
 from lrtrain.engine.events import Event, Finished, SaveDue, Stopped
+from lrtrain.engine.finite import NotFinite
+from lrtrain.engine.heartbeat import noting
 from lrtrain.engine.precision import choose_device
-from lrtrain.engine.state import restore
-from lrtrain.engine.train import train
-from lrtrain.errors import CheckpointError, ConfigError, DataError, LrtrainError, Problem, printable
+from lrtrain.engine.train import save_after_fault, train
+from lrtrain.errors import LrtrainError, printable
 from lrtrain.schedule.csv import write_csv
-from lrtrain.sinks.checkpoints import Checkpoints
+from lrtrain.sinks import Sink
+from lrtrain.sinks.checkpoints import Checkpoints, point_again
 from lrtrain.sinks.console import Progress, Screen
 from lrtrain.sinks.jsonl import Metrics, Timing
+from lrtrain.sinks.lock import locked
+from lrtrain.sinks.patience import Patience
 from lrtrain.sinks.plan_view import show_plan
-from lrtrain.sinks.run_dir import RunDir, create, write_atomically
+from lrtrain.sinks.run_dir import RunDir, create, refuse_small_disk, write_atomically
 from lrtrain.sinks.status import Status
 from lrtrain.world import ALONE, World
 
-# What may differ between a run and its continuation, because no result depends on it.
-FREE_TO_CHANGE = ("workers", "cache", "log_every", "checkpoint.every", "checkpoint.keep")
 CURVE_ROWS = 10_000
 
+E = TypeVar("E", bound=BaseException)
 
-def run(start: Start, out: Path | None, resumed: RunDir | None, world: World = ALONE) -> int:
-    """Train, or go on with a run; the exit code says how it ended."""
+
+def run(
+    start: Start,
+    out: Path | None,
+    resumed: RunDir | None,
+    requests: Requests,
+    *,
+    world: World = ALONE,
+    wishes: resume.Wishes = resume.NO_WISHES,
+    complain: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Train, or go on with a run; the exit code says how it ended.
+
+    Args:
+        start: the checked config.
+        out: the run directory.
+        resumed: the run to go on with.
+        requests: what signals have asked for.
+        world: the processes that train together.
+        wishes: what a person says about how a run goes on.
+        complain: prints an error of another process.
+    """
     config = start.config
-    with joined(world, choose_device(config.device, config.where("device"), world)):
-        try:
-            job = build(config, world=world)
-        except DataError as error:
-            if world.leads:
-                raise
-            return error.exit_code  # the leading process finds the same, and says so
-        if not world.leads:
-            return _follow_silently(job, resumed)
-        screen = Screen()
+    choose = partial(choose_device, config.device, config.where("device"), world)
+    with ExitStack() as held:
+        held.enter_context(joined(world, choose, lambda error: complain(str(error))))
+        if resumed is not None and world.leads:
+            held.enter_context(locked(resumed))
+        screen = Screen() if world.leads else None
+        found = None if resumed is None else resume.find(resumed, screen, world)
         if resumed is not None:
-            return _continue(job, resumed, screen)
-        return _begin(start, job, out, screen)
+            config = resume.lengthened(config, resumed, found, wishes)
+        job = build(config, world=world)
+        known = facts(job)
+        if resumed is not None:
+            job = resume.continued(job, resumed, found, known, wishes, screen)
+            if world.leads:
+                format.sweep(resumed.checkpoints)
+            if found is not None and world.leads:
+                format.set_aside_after(resumed.checkpoints, found.step)
+                point_again(resumed.checkpoints, found)
+            if resume.is_complete(job):
+                return 0 if screen is None else _already_complete(job, resumed, screen)
+        run_dir = resumed
+        if run_dir is None and screen is not None:
+            refuse_small_disk(out, _checkpoint_bytes(job))
+            run_dir = create(out, start.name)
+            held.enter_context(locked(run_dir))
+        run_dir = RunDir(Path(told_by_the_leader(str(run_dir), world)))
+        if screen is None:
+            return _train_silently(job, run_dir, requests)
+        if resumed is None or wishes.extend is not None:
+            write_plan(job, run_dir, printable(start.label))
+        elif job.state.rollbacks:
+            write_curve(job, run_dir)
+        log_bytes = 0 if found is None else found.manifest["log_bytes"]["metrics.jsonl"]
+        drawn = wishes.extend is not None
+        return follow(job, run_dir, screen, requests, {**known, "exact": job.exact}, log_bytes, drawn=drawn)
 
 
-def _begin(start: Start, job: Job, out: Path | None, screen: Screen) -> int:
-    run_dir = create(out, start.name)
-    origin = f"# {printable(start.label)}, as lrtrain {lrtrain.__version__} resolved it"
+def _already_complete(job: Job, run_dir: RunDir, screen: Screen) -> int:
+    early = job.state.step < job.recipe.total_steps
+    screen.print(f"already complete: {run_dir} ended at step {job.state.step:,}")
+    if not early:
+        key, length = ("steps", job.config.steps) if job.config.steps else ("epochs", job.config.epochs or 0)
+        longer = f"--set {key}={2 * length} --extend hold"
+        screen.print(f"for longer: lrtrain fit --resume --out {run_dir} {longer}")
+    if run_dir.read_status().get("state") != "done":  # killed after the last checkpoint, before it said so
+        Status(run_dir, job.state, job.recipe.best).write("done", 0, "stopped early: no improvement" if early else None)
+    return 0
+
+
+def write_plan(job: Job, run_dir: RunDir, label: str) -> None:
+    """Write config.yaml as resolved, and the LR as planned."""
+    with suppress(FileNotFoundError):  # of a run that is continued, the first line says where it began
+        label = run_dir.config.read_text(encoding="utf-8").split("\n")[0].removeprefix("# ").split(", as lrtrain")[0]
+    origin = f"# {label}, as lrtrain {lrtrain.__version__} resolved it"
     header = f"{origin}: `lrtrain fit` on this file repeats the run.\n"
+    write_curve(job, run_dir)
     write_atomically(run_dir.config, header + yaml.dump(job.config.dump()))
-    with run_dir.curve.open("w", encoding="utf-8", newline="") as file:
-        write_csv(job.plan, file, CURVE_ROWS)
-    return follow(job, run_dir, screen, log_bytes=0)
 
 
-def _follow_silently(job: Job, resumed: RunDir | None) -> int:
+def write_curve(job: Job, run_dir: RunDir) -> None:
+    """Write the LR of every step as it is planned now."""
+    text = StringIO(newline="")
+    write_csv(job.plan, text, CURVE_ROWS)
+    write_atomically(run_dir.curve, text.getvalue())
+
+
+def _checkpoint_bytes(job: Job) -> int:
+    """About what a checkpoint takes on disk."""
+    model = sum(t.numel() * t.element_size() for t in job.state.model.state_dict().values())
+    slots = 2 if any("betas" in group for group in job.state.optimizer.param_groups) else 1
+    return int(model * (1 + slots + (job.state.ema is not None)))
+
+
+def _train_silently(job: Job, run_dir: RunDir, requests: Requests) -> int:
     """Train as the leading process does, which alone writes and prints."""
-    if resumed is not None:
-        restore(job.state, job.plan, format.newest(resumed.checkpoints)[0])
-    end: Event | None = None
-    with stop_requests(launched=True) as stop:
-        for event in train(job.state, job.plan, job.batches, job.recipe, stop):
-            end = event
-    job.batches.close()
-    return EXIT_CODES.get(end.reason, 0) if isinstance(end, Stopped) else 0
+    requests.begin()
+    while True:
+        try:
+            end = _trained(job, requests, [requests.seen])
+        except NotFinite as error:
+            job = roll_back(job, run_dir, error)
+        else:
+            job.batches.close()
+            return EXIT_CODES.get(end.reason, 0) if isinstance(end, Stopped) else 0
 
 
-def _continue(job: Job, run_dir: RunDir, screen: Screen) -> int:
-    _refuse_changes(load(run_dir.config), job.config, run_dir)
-    format.sweep(run_dir.checkpoints)
-    checkpoint, damaged = format.newest(run_dir.checkpoints)
-    for line in damaged:
-        screen.print(f"warning: damaged, the one before is used: {line}", "yellow")
-    _refuse_other_machine(checkpoint, job)
-    restore(job.state, job.plan, checkpoint)
-    rule = job.recipe.early_stop
-    stopped_early = rule is not None and job.state.early.stale >= rule.patience
-    if not job.state.pending and (job.state.step >= job.recipe.total_steps or stopped_early):
-        screen.print(f"already complete: {run_dir} ended at step {job.state.step:,}")
-        return 0
-    screen.print(f"resuming {run_dir} at step {job.state.step:,} of {job.recipe.total_steps:,}")
-    return follow(job, run_dir, screen, log_bytes=checkpoint.manifest["log_bytes"]["metrics.jsonl"])
+def _trained(job: Job, requests: Requests, sinks: list[Sink]) -> Event:
+    """Train to the end, or until something asks to stop: the last event."""
+    end: Event = Finished(job.state.step)
+    for end in train(job.state, job.plan, job.batches, job.recipe, requests):
+        for sink in sinks:
+            sink(end)
+    return end
 
 
-def follow(job: Job, run_dir: RunDir, screen: Screen, log_bytes: int) -> int:
-    """Train a job into its run directory and tell how it ended."""
-    show_plan(job, screen, run_dir)
-    state = job.state
+def follow(
+    job: Job,
+    run_dir: RunDir,
+    screen: Screen,
+    requests: Requests,
+    known: Mapping[str, Any],
+    log_bytes: int,
+    *,
+    drawn: bool = False,
+) -> int:
+    """Train a job into its run directory and tell how it ended; its LR may have been `drawn` already."""
+    show_plan(job, screen, run_dir, drawn=drawn)
+    state, config = job.state, job.config
     metrics = Metrics(run_dir.metrics, log_bytes)
-    checkpoints = Checkpoints(
-        run_dir.checkpoints, state, job.config.checkpoint.keep, facts(job), lambda: metrics.length
-    )
+    checkpoints = Checkpoints(run_dir.checkpoints, state, config.checkpoint.keep, known, lambda: metrics.length)
     status = Status(run_dir, state, job.recipe.best)
     progress = Progress(screen, job.recipe.total_steps, job.plan.steps_per_epoch, state.step, len(job.groups) > 1)
-    sinks = (metrics, Timing(run_dir.timing), progress, checkpoints, status)
-    end: Event | None = None
-    with stop_requests(launched=state.world.size > 1) as stop, _told(status, progress), needing_peers(state.world):
+    patience = Patience(config.checkpoint.disk_full_wait, partial(screen.print, style="yellow"), requests)
+    written: list[Sink] = [metrics, Timing(run_dir.timing), checkpoints, status]
+    sinks: list[Sink] = [progress, *(partial(patience.deliver, sink) for sink in written), requests.seen]
+    with (
+        noting(lambda error: with_kept(_note(error, status), run_dir)),
+        _told(status, progress),
+        naming_kept(run_dir),
+        needing_workers(),
+        needing_peers(state.world),
+    ):
+        requests.begin()
         if state.step == 0:
             # So that a run killed before its first checkpoint goes on as exactly as any other.
-            end = _hand(SaveDue(0, best=False), (metrics, checkpoints, status))
-        for event in train(state, job.plan, job.batches, job.recipe, stop):
-            end = _hand(event, sinks)
+            _hand(SaveDue(0, best=False), sinks)
+        while True:
+            try:
+                end = _trained(job, requests, sinks)
+                break
+            except NotFinite as error:
+                progress.close()
+                job = roll_back(job, run_dir, error, screen, metrics)
+                patience(partial(write_curve, job, run_dir))
+                # What is decided is saved, so that a kill does not make it anew from another checkpoint.
+                _hand(SaveDue(state.step, best=False), sinks)
+            except Exception:
+                # A data worker that died or an image that cannot be read costs no step that is done.
+                with suppress(LrtrainError):
+                    for event in save_after_fault(state, job.plan):
+                        _hand(event, sinks)
+                raise
     progress.close()
     job.batches.close()
     return _conclude(end, job, run_dir, screen, status)
 
 
-def _hand(event: Event, sinks: Sequence[Any]) -> Event:
+def _hand(event: Event, sinks: list[Sink]) -> None:
     for sink in sinks:
         sink(event)
-    return event
 
 
 @contextmanager
@@ -129,18 +223,30 @@ def _told(status: Status, progress: Progress) -> Iterator[None]:
     """An error on the way is written to status.json too."""
     try:
         yield
+    except SystemExit as ended:
+        progress.close()
+        with suppress(LrtrainError):
+            code = ended.code if isinstance(ended.code, int) else 1
+            status.write("stopped", code, "stopped at once by a second signal; the last checkpoint is what is kept")
+        raise
     except BaseException as error:
         progress.close()
-        code = error.exit_code if isinstance(error, LrtrainError) else 1
-        message = error.problems[0].what if isinstance(error, LrtrainError) else f"{type(error).__name__}: {error}"
-        with suppress(LrtrainError):
-            status.write("failed", code, message)
+        _note(error, status)
         raise
+
+
+def _note(error: E, status: Status) -> E:
+    code = error.exit_code if isinstance(error, LrtrainError) else 1
+    message = error.problems[0].what if isinstance(error, LrtrainError) else f"{type(error).__name__}: {error}"
+    with suppress(LrtrainError):
+        status.write("failed", code, message)
+    return error
 
 
 def _conclude(end: Event | None, job: Job, run_dir: RunDir, screen: Screen, status: Status) -> int:
     code = 0
-    again = f"lrtrain fit --resume --out {run_dir}"
+    trust = " --trust" if code_of(job.config) else ""
+    again = f"lrtrain fit --resume --out {run_dir}{trust}"
     screen.print()
     if isinstance(end, Stopped) and end.reason in EXIT_CODES:
         code = EXIT_CODES[end.reason]
@@ -164,74 +270,7 @@ def _conclude(end: Event | None, job: Job, run_dir: RunDir, screen: Screen, stat
         rows.append(("best", f"{job.recipe.best} {best.value:.4f} at epoch {epoch:g} (step {best.step:,})"))
     rows += [
         ("run", f"{run_dir}  (config.yaml, curve.csv, metrics.jsonl, checkpoints/)"),
-        ("next", again if code else f"lrtrain evaluate {run_dir}"),
+        ("next", again if code else f"lrtrain evaluate {run_dir}{trust}"),
     ]
     screen.facts(rows)
     return code
-
-
-def facts(job: Job) -> dict[str, Any]:
-    """What a checkpoint says of where it comes from."""
-    import torchvision
-
-    return {
-        "classes": list(job.source.classes),
-        "channels": job.source.channels,
-        "seed": job.config.seed,
-        "total_steps": job.recipe.total_steps,
-        "steps_per_epoch": job.plan.steps_per_epoch,
-        "threads": torch.get_num_threads(),
-        "processes": job.state.world.size,
-        "device": job.device.type,
-        "versions": {
-            "lrtrain": lrtrain.__version__,
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "python": sys.version.split()[0],
-        },
-    }
-
-
-def _refuse_changes(before: RunConfig, now: RunConfig, run_dir: RunDir) -> None:
-    old, new = _flat(before.dump()), _flat(now.dump())
-    changed = [
-        key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE
-    ]
-    if changed:
-        raise ConfigError(
-            Problem(
-                f"{key} was {old.get(key, 'absent')!r} when the run began and is {new.get(key, 'absent')!r} now",
-                now.where(*key.split(".")),
-                f"a run is continued as it began (only {', '.join(FREE_TO_CHANGE)} may change): "
-                f"lrtrain fit --resume --out {run_dir}",
-            )
-            for key in changed
-        )
-
-
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(data, dict):
-        return {
-            key: value
-            for name, item in data.items()
-            for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()
-        }
-    return {prefix: data}
-
-
-def _refuse_other_machine(checkpoint: format.Checkpoint, job: Job) -> None:
-    """The same bits need the same number of threads: sums are split among them."""
-    threads = checkpoint.manifest.get("threads")
-    if job.device.type == "cpu" and threads != torch.get_num_threads():
-        raise CheckpointError(
-            f"the run computed with {threads} threads, this process has {torch.get_num_threads()}: "
-            "its results would not be the same bits",
-            str(checkpoint.path),
-            f"set OMP_NUM_THREADS={threads}",
-        )
-    if checkpoint.manifest.get("classes") != list(job.source.classes):
-        raise CheckpointError(
-            "the dataset's classes are not those that the run began with",
-            str(checkpoint.path),
-            "restore the dataset, or start a new run",
-        )

@@ -14,6 +14,7 @@ from lrtrain.data.open import epoch_steps, open_source
 from lrtrain.errors import ConfigError, EnvironmentFault, printable
 from lrtrain.optim.build import declared_momentum
 from lrtrain.schedule.csv import write_csv
+from lrtrain.schedule.draw import far_apart
 from lrtrain.schedule.figure import check_suffix, save_curve
 from lrtrain.schedule.plan import GroupLR, Plan, make_plan
 from lrtrain.sinks.console import Screen, number
@@ -37,24 +38,28 @@ def run(config: RunConfig, csv: Path | None, plot: Path | None, at: Sequence[str
         show_curve(plan, screen, height=10)
         screen.print()
         screen.print(_table(plan))
+        screen.print("\nimages and weights were not looked at: `lrtrain check` does that")
     if csv is not None:
         try:
             with csv.open("w", encoding="utf-8", newline="") as file:
                 write_csv(plan, file)
         except OSError as error:
-            raise EnvironmentFault(f"cannot write: {error.strerror}", str(csv)) from error
+            hint = "name a file in a folder that is there, with --csv"
+            raise EnvironmentFault(f"cannot write: {error.strerror}", str(csv), hint) from error
         screen.print(f"\nwrote {plan.total_steps:,} rows to {csv}")
     if plot is not None:
         momentum = None if plan.curve.momentum is None else {"momentum": plan.curve.momentum[:, 0]}
+        series = curve_series(plan)
         save_curve(
             plot,
-            curve_series(plan),
+            series,
             plan.steps_per_epoch,
             momentum=momentum,
             monitor=monitor(plan),
             title=f"{config.optimizer.name}, {plan.total_steps:,} steps",
             live_from=plan.live_from,
             phases=[(span.name, span.start, span.stop) for span in plan.phases],
+            log_y=far_apart(series),
         )
         screen.print(f"\ndrew {plot}")
 

@@ -1,37 +1,79 @@
-"""Signals ask training to stop at the next step; a second one stops at once."""
+"""Signals ask training to stop, or to save, at the next step; a second one stops at once."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+from lrtrain.engine.events import Event, SaveDue
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 75}
+SAVE = "SIGUSR2"
+
+
+class Requests:
+    """What signals have asked for: call it for the name of the one to act on, or None.
+
+    Before `begin` there is nothing to save, and a signal ends the process.
+    """
+
+    def __init__(self, launched: bool):
+        self._launched, self._began = launched, False
+        self._stop: str | None = None
+        self._save = False
+        self._heard: list[int] = []
+
+    def __call__(self) -> str | None:
+        """The request to act on."""
+        return self._stop or (SAVE if self._save else None)
+
+    def begin(self) -> None:
+        """Training begins: from now on a signal waits for the end of the step."""
+        self._began = True
+        for number in self._heard:  # while processes meet, the heartbeat hears SIGTERM
+            signal.signal(number, self.on_signal)
+
+    def hear(self) -> dict[int, Any]:
+        """Listen to the signals that are not to be ignored; their handlers before."""
+        before = {}
+        for name in (*EXIT_CODES, SAVE):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, self.on_signal)
+        self._heard = list(before)
+        return before
+
+    def seen(self, event: Event) -> None:
+        """The state is being saved, which is what `SIGUSR2` asked for."""
+        if isinstance(event, SaveDue):
+            self._save = False
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal."""
+        name = signal.Signals(number).name
+        if name == SAVE:
+            self._save = True
+            return
+        if not self._began or (self._stop and (not self._launched or name == self._stop)):
+            raise SystemExit(EXIT_CODES[self._stop or name])
+        self._stop = name
 
 
 @contextmanager
-def stop_requests(launched: bool = False) -> Iterator[Callable[[], str | None]]:
-    """Inside, the yielded function answers the name of the signal that asked to stop, or None.
+def stop_requests(launched: bool = False) -> Iterator[Requests]:
+    """Inside, signals are requests.
 
     A signal that the parent process has set to be ignored (nohup) stays ignored. Where torchrun has launched the
     process, it sends SIGTERM after a terminal's SIGINT: only the same signal again stops at once.
     """
-    received: list[str] = []
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if received and (not launched or name == received[0]):
-            raise SystemExit(EXIT_CODES[received[0]])
-        received.append(name)
-
-    before = {}
-    for name in EXIT_CODES:
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            before[number] = signal.signal(number, on_signal)
+    requests = Requests(launched)
+    before = requests.hear()
     try:
-        yield lambda: received[0] if received else None
+        yield requests
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == requests.on_signal:  # the heartbeat has had a process ignore SIGTERM
+                signal.signal(number, handler)

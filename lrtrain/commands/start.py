@@ -1,16 +1,22 @@
-"""What a command begins with, before torch is imported: the config is read and refused where it is wrong."""
+"""What a command begins with, before torch is imported: the config is read and refused where it is wrong.
+
+A config that lies in a run directory may come from anywhere, as the directory may. Code that it names is run only when
+the user says `--trust`; a config of the user's own may name what it likes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lrtrain.config.load import DEFAULT, load
 from lrtrain.config.schema import RunConfig
-from lrtrain.errors import CheckpointError, ConfigError
+from lrtrain.errors import CheckpointError, ConfigError, quoted
 from lrtrain.lookup import is_path
-from lrtrain.sinks.run_dir import RunDir, check_free, latest
+from lrtrain.sinks.run_dir import RunDir, check_free, is_run, latest, refuse_other_files
 from lrtrain.world import ALONE, World
 
 
@@ -24,39 +30,63 @@ class Start:
     path: Path | None
 
 
-def start(config_path: Path | None, overrides: Sequence[str] | None) -> Start:
-    """Read and check a config."""
+def start(config_path: Path | None, overrides: Sequence[str] | None, *, trust: bool = False) -> Start:
+    """Read and check a config.
+
+    Raises:
+        ConfigError: it is wrong, or it lies in a run directory and names code outside lrtrain, without `trust`.
+    """
     path = config_path or DEFAULT
-    return Start(load(config_path, overrides or ()), str(path), path.stem, config_path)
+    config = load(config_path, overrides or ())
+    if not trust and is_run(path.parent):
+        _refuse_foreign_code(config, f"name your own config in place of {path}, or if you know the code, say --trust")
+    return Start(config, str(path), path.stem, config_path)
 
 
 def start_fit(
-    config_path: Path | None, overrides: Sequence[str] | None, out: Path | None, *, resume: bool, world: World = ALONE
+    config_path: Path | None,
+    overrides: Sequence[str] | None,
+    out: Path | None,
+    *,
+    resume: bool,
+    trust: bool = False,
+    world: World = ALONE,
 ) -> tuple[Start, RunDir | None]:
     """Read and check a config to train, and find the run to go on with where `resume` says so.
 
-    Processes that torchrun has started again go on with the run that they began.
+    Processes that torchrun has started again go on with the run that they began, by the config that they began with.
     """
     if world.restarts:
         began = RunDir(out) if out is not None else latest((config_path or DEFAULT).stem)
+        config_path = config_path if resume else config_path or DEFAULT
         resume = began is not None and (began.checkpoints / "last.json").exists()
     elif not resume and world.leads:  # by the time that the others look, it may have begun to write
         check_free(out, "`--resume` continues the run in it")
     if not resume:
-        return start(config_path, overrides), None
+        return start(config_path, overrides, trust=trust), None
     if out is None and config_path is not None and (config_path.parent / "checkpoints").is_dir():
         out = config_path.parent
     name = (config_path or DEFAULT).stem
     run_dir = RunDir(out) if out is not None else latest(name)
     if run_dir is None or not run_dir.path.is_dir():
         raise CheckpointError(
-            f"there is no run {str(out or f'runs/{name}')!r} to go on with", hint="leave out --resume to start one"
+            f"there is no run {quoted(str(out or f'runs/{name}'))} to go on with",
+            hint="leave out --resume to start one",
         )
     if not run_dir.config.exists():
         raise CheckpointError(
-            f"{str(run_dir)!r} is no run directory: it has no config.yaml", hint="name one with --out"
+            f"{quoted(str(run_dir))} is no run directory: it has no config.yaml", hint="name one with --out"
         )
-    return start(config_path or run_dir.config, overrides), run_dir
+    refuse_other_files(run_dir)
+    if config_path is not None:
+        return start(config_path, overrides, trust=trust), run_dir
+    config = load(run_dir.config, overrides or ())
+    if not trust:
+        own = (
+            f"name your own config: `lrtrain fit CONFIG --resume --out {run_dir}`; or if you know the code, say --trust"
+        )
+        _refuse_foreign_code(config, own)
+    return Start(config, str(run_dir.config), run_dir.config.stem, run_dir.config), run_dir
 
 
 def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool) -> RunConfig:
@@ -69,26 +99,51 @@ def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool) 
     run_dir = RunDir(path)
     if not run_dir.config.exists():
         raise CheckpointError(
-            f"{str(path)!r} is no run directory: it has no config.yaml", hint="such as runs/quickstart"
+            f"{quoted(str(path))} is no run directory: it has no config.yaml", hint="such as runs/quickstart"
         )
     config = load(run_dir.config, overrides or ())
     if not trust:
-        _refuse_foreign_code(config)
+        _refuse_foreign_code(config, "if you know the code, say --trust")
     return config
 
 
-def _refuse_foreign_code(config: RunConfig) -> None:
-    """A run directory may come from anywhere; code that it names is run only when the user says so."""
-    named = [
-        config.model.name,
-        config.dataset.name,
-        config.optimizer.name,
-        *(phase.name for phase in config.schedule),
-        *(t.name for ts in (config.dataset.transforms.train, config.dataset.transforms.val) for t in ts or ()),
-    ]
-    foreign = [name for name in named if is_path(name)]
-    if foreign:
-        raise ConfigError(
-            f"the run's config names code outside lrtrain: {', '.join(foreign)}",
-            hint="if you know the code, say --trust",
-        )
+def start_check(target: Path | None, overrides: Sequence[str] | None, *, trust: bool) -> RunConfig | Path:
+    """Read and check a config, or a run directory's; a folder of images is what is left.
+
+    Raises:
+        ConfigError: the config is wrong, or overrides are given for a folder.
+    """
+    if target is None or not _is_folder(target):
+        return start(target, overrides, trust=trust).config
+    if (target / "config.yaml").is_file():
+        return start_from_run(target, overrides, trust=trust)
+    if overrides:
+        what = f"--set changes a config, and {str(target)!r} is a folder of images"
+        raise ConfigError(what, hint="leave --set out, or name a config")
+    return target
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether `path` is meant as a folder: it is one, or an archive of one, or nothing that a config is called."""
+    archives = tuple(ending for _, endings, _ in shutil.get_unpack_formats() for ending in endings)
+    is_config = path.suffix in (".yaml", ".yml") or (path.is_file() and not path.name.lower().endswith(archives))
+    return path.is_dir() or not is_config
+
+
+def code_of(config: RunConfig) -> list[str]:
+    """The import paths that a config names, wherever: also a chain's schedulers and transforms inside transforms."""
+    return list(dict.fromkeys(text for text in _texts(config.dump()) if is_path(text)))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def _refuse_foreign_code(config: RunConfig, hint: str) -> None:
+    if foreign := code_of(config):
+        what = f"the run's config names code outside lrtrain: {', '.join(map(quoted, foreign[:4]))}"
+        raise ConfigError(what + f" and {len(foreign) - 4} more" * (len(foreign) > 4), config.where(), hint)

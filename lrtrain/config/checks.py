@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from lrtrain import lookup
-from lrtrain.config.messages import belongs, number_hint, shortened
+from lrtrain.config.messages import belongs, number_hint, shortened, such_as
 from lrtrain.config.schema import Dataset, Group, Model, Named, Optimizer, Phase, RunConfig
 from lrtrain.config.yaml import Document, Loc, scalar
-from lrtrain.errors import Problem
+from lrtrain.errors import Problem, quoted
 
 # Lengths that the phase determines, filled in when absent.
 HORIZONS = {
@@ -21,22 +21,9 @@ HORIZONS = {
     "PolynomialLR": "total_iters",
 }
 # torch's own arguments that a config may leave out, or not give at all.
-_FILLED = {"CosineAnnealingLR": ("T_max",), "OneCycleLR": ("max_lr",), "CyclicLR": ("max_lr",)}
+FILLED = {"CosineAnnealingLR": ("T_max",), "OneCycleLR": ("max_lr",), "CyclicLR": ("max_lr",)}
 _RANGES = {"momentum": (0, 1), "betas": (0, 1), "weight_decay": (0, math.inf), "alpha": (0, 1)}
-
-_SUCH_AS = {
-    "milestones": "[50%, 75%]",
-    "step_size": "30ep",
-    "gamma": "0.95",
-    "T_0": "10ep",
-    "base_lr": "0.001",
-    "lr_lambda": '"0.95 ** t"',
-    "timescale": "500step",
-    "cooldown": "20%",
-    "manifest": "images.csv",
-    "root": "~/photos",
-    "size": "32",
-}
+_ONE = "such as 1ep or 20step"
 _REFUSED = {
     "differentiable": "training does not differentiate through the optimizer",
     "maximize": "the loss is minimised",
@@ -87,8 +74,13 @@ def _check_section(
         return [Problem(unknown[0], document.where(*loc), unknown[1])]
     fields = {field.alias or key for key, field in section.model_fields.items()}
     given = {key: value for key, value in data.items() if key not in fields}
-    problems = [problem for key, value in given.items() for problem in _check_number(key, value, (*loc, key), document)]
     takes = lookup.arguments(kind, name)
+    defaults = {} if takes is None else takes.defaults
+    problems = [
+        problem
+        for key, value in given.items()
+        for problem in _check_number(key, value, (*loc, key), document, defaults.get(key))
+    ]
     if takes is None or name in ("SequentialLR", "ChainedScheduler"):
         return problems
     problems += [
@@ -108,11 +100,9 @@ def _check_section(
             for key in given
             if key not in takes.defaults
         ]
-    filled = _FILLED.get(name, ())
+    filled = FILLED.get(name, ())
     problems += [
-        Problem(
-            f"{name} needs {key}", document.where(*loc), f"such as {key}: {_SUCH_AS[key]}" if key in _SUCH_AS else None
-        )
+        Problem(f"{name} needs {key}", document.where(*loc), such_as(key) or f"add {key}: ...; it has no default")
         for key in takes.required
         if key not in data and key not in filled and not (kind == "optimizer" and key == "lr")
     ]
@@ -139,7 +129,8 @@ def _unknown_argument(
     also = (
         f" Also takes: {', '.join(others)}" if others and guess else f" It takes: {', '.join(others)}" if others else ""
     )
-    return Problem(f"{name} has no argument {key!r}", document.where(*loc), (hint + also).strip() or None)
+    what = f"{name} has no argument {quoted(key)}"
+    return Problem(what, document.where(*loc), (hint + also).strip() or "leave it out: it takes none")
 
 
 def _length(document: Document, loc: Loc) -> str:
@@ -155,27 +146,31 @@ def _length(document: Document, loc: Loc) -> str:
 def _check_kind(key: str, value: Any, default: str | None, loc: Loc, document: Document) -> Iterator[Problem]:
     """Hold a value against the kind of the default: true and false are no numbers, and `no` is text in YAML 1.2."""
     if default in ("True", "False") and value is not None and not isinstance(value, bool):
-        yield Problem(f"{key} must be true or false; got {shortened(value)}", document.where(*loc))
+        hint = such_as(key, default.lower())
+        yield Problem(f"{key} must be true or false; got {shortened(value)}", document.where(*loc), hint)
     elif isinstance(value, bool) and default is not None and isinstance(scalar(default), int | float):
         if not isinstance(scalar(default), bool):
-            yield Problem(f"{key} must be a number; got {str(value).lower()}", document.where(*loc))
+            what, hint = f"{key} must be a number; got {str(value).lower()}", such_as(key, default)
+            yield Problem(what, document.where(*loc), hint)
     elif key == "betas" and (not isinstance(value, list) or len(value) != 2):
         yield Problem(
             f"betas must be two numbers; got {shortened(value)}", document.where(*loc), "such as [0.9, 0.999]"
         )
 
 
-def _check_number(key: str, value: Any, loc: Loc, document: Document) -> Iterator[Problem]:
+def _check_number(key: str, value: Any, loc: Loc, document: Document, default: str | None = None) -> Iterator[Problem]:
     values = value if isinstance(value, list) else [value]
+    usual = such_as(key, default) or "leave it out"
     for item in values:
         if isinstance(item, float) and not math.isfinite(item):
-            yield Problem(f"{key} must be a finite number; got {item}", document.where(*loc))
+            yield Problem(f"{key} must be a finite number; got {item}", document.where(*loc), usual)
         elif isinstance(item, str) and (hint := number_hint(item)) and key not in ("lr_lambda", "scale_fn"):
             yield Problem(f"{key} must be a number; got {shortened(item)}", document.where(*loc), hint)
         elif key in _RANGES and isinstance(item, int | float) and not isinstance(item, bool):
             low, high = _RANGES[key]
             if not low <= item < high:
-                yield Problem(f"{key} must be at least {low} and less than {high}; got {item}", document.where(*loc))
+                what = f"{key} must be at least {low} and less than {high}; got {quoted(item)}"
+                yield Problem(what, document.where(*loc), usual)
 
 
 def check_values(config: RunConfig) -> list[Problem]:
@@ -200,9 +195,10 @@ def _check_run(config: RunConfig) -> Iterator[Problem]:
         )
     for key in ("eval_every", "log_every"):
         if getattr(config, key).value == 0:
-            yield Problem(f"{key} must be longer than zero", config.where(key))
+            yield Problem(f"{key} must be longer than zero; got {getattr(config, key)}", config.where(key), _ONE)
     if config.checkpoint.every.value == 0:
-        yield Problem("checkpoint.every must be longer than zero", config.where("checkpoint", "every"))
+        what = f"checkpoint.every must be longer than zero; got {config.checkpoint.every}"
+        yield Problem(what, config.where("checkpoint", "every"), _ONE)
     if config.device == "cpu" and config.deterministic is False:
         yield Problem(
             "deterministic: false has no meaning on CPU, where runs always repeat exactly",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,8 +11,12 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-PATTERN = r"^(\d+(?:\.\d+)?)(ep|step|%)$"
-_LOOSE = re.compile(r"^(\d+(?:\.\d+)?)\s*(e|eps|epochs?|it|iters?|iterations?|ba|s|st|steps|percent)$", re.IGNORECASE)
+from lrtrain.errors import quoted
+
+PATTERN = r"^([0-9]{1,12}(?:\.[0-9]{1,12})?)(ep|step|%)$"
+_LOOSE = re.compile(
+    r"^([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*(e|eps|epochs?|it|iters?|iterations?|ba|s|st|steps|percent)$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +37,16 @@ class Duration:
         Raises:
             ValueError: says what is allowed, and the fix where it can be guessed.
         """
-        if isinstance(text, bool) or not isinstance(text, int | float | str):
+        if isinstance(text, bool) or not isinstance(text, int | float | str) or text in (math.inf, -math.inf):
             raise ValueError("a duration is written 5ep, 300step or 10%")
         if isinstance(text, int | float):
-            raise ValueError(f"{text} has no unit: write {text:g}ep, {text:g}step or {text:g}%")
-        match = re.match(PATTERN, text)
+            raise ValueError(f"{quoted(text)} has no unit: write {text:g}ep, {text:g}step or {text:g}%")
+        match = re.fullmatch(PATTERN, text)
         if match is None:
             loose = _LOOSE.match(text)
             unit = "" if loose is None else {"e": "ep", "p": "%"}.get(loose[2][0].lower(), "step")
             fix = f": write {loose[1]}{unit}" if loose else ""
-            raise ValueError(f"{text!r} is not a duration such as 5ep, 3.5ep, 300step or 10%{fix}")
+            raise ValueError(f"{quoted(text)} is not a duration such as 5ep, 3.5ep, 300step or 10%{fix}")
         if match[2] == "step" and "." in match[1]:
             raise ValueError(f"{text!r}: steps are whole numbers")
         return cls(Fraction(match[1]), match[2])

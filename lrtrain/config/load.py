@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from lrtrain.config import checks, schedule_checks, yaml
 from lrtrain.config.messages import problems_of
 from lrtrain.config.schema import Phase, RunConfig
 from lrtrain.config.yaml import Document, Loc
-from lrtrain.errors import ConfigError, Problem
+from lrtrain.errors import ConfigError, Problem, quoted
 
 DEFAULT = Path("lrtrain.yaml")
 
@@ -40,7 +41,9 @@ def resolve(document: Document) -> RunConfig:
     """Check plain data and freeze it."""
     if not isinstance(document.data, dict):
         raise ConfigError(
-            "the config must be a mapping of keys such as model, dataset, optimizer, schedule", document.where()
+            f"the config must be a mapping of keys; got {quoted(document.data)}",
+            document.where(),
+            "such as `model: resnet18` and other keys, one a line; `lrtrain init --example` writes all that are needed",
         )
     problems = checks.check_names(document)
     try:
@@ -83,8 +86,8 @@ def _read(path: Path, *, given: bool) -> str:
     where = str(path)
     try:
         if path.is_dir():
-            raise ConfigError(f"{where!r} is a folder, not a config file", hint="name the YAML file in it")
-        text = path.read_bytes().decode("utf-8")
+            raise ConfigError(f"{quoted(where)} is a folder, not a config file", hint="name the YAML file in it")
+        text = _content(path).decode("utf-8")
     except FileNotFoundError:
         if not given:
             raise ConfigError(
@@ -94,27 +97,46 @@ def _read(path: Path, *, given: bool) -> str:
         beside = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         guess = difflib.get_close_matches(where, beside, 1)
         raise ConfigError(
-            f"there is no config file {where!r}", hint=f"did you mean {guess[0]!r}?" if guess else None
+            f"there is no config file {quoted(where)}",
+            hint=f"did you mean {guess[0]!r}?" if guess else "`lrtrain init --example` writes one to start from",
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"the config is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}", where
+            f"the config is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}",
+            where,
+            "save it as UTF-8 in your editor; is it the right file?",
         ) from None
     except OSError as error:
-        raise ConfigError(f"the config cannot be read: {error.strerror}", where) from None
+        raise ConfigError(
+            f"the config cannot be read: {error.strerror}", where, "check its name, and that you may read it"
+        ) from None
     if "\0" in text:
-        raise ConfigError(f"the config holds a NUL byte at offset {text.index(chr(0))}", where)
+        what = f"the config holds a NUL byte at offset {text.index(chr(0))}"
+        raise ConfigError(what, where, "save it as UTF-8 text; is it the right file?")
     return text.removeprefix("\ufeff")
+
+
+def _content(path: Path) -> bytes:
+    """At most what a config may have, from a file or a pipe, and without waiting for a pipe that nobody writes to."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb", buffering=0) as file:
+        os.set_blocking(descriptor, True)
+        data = b""
+        while len(data) <= yaml.MAX_BYTES and (more := file.read(65536)):
+            data += more
+    if len(data) > yaml.MAX_BYTES:
+        raise yaml.too_large(str(path))
+    return data
 
 
 def _override(document: Document, override: str) -> None:
     key, separator, text = override.partition("=")
-    where = f"--set {override}"
+    where = f"--set {override[:200]}"
     parts: Loc = tuple(
         int(part) if re.fullmatch(r"[0-9]{1,6}", part) else part for part in re.split(r"[.\[\]]+", key.strip()) if part
     )
     if not separator or not parts:
-        raise ConfigError(f"{override!r} is not KEY=VALUE", where, "such as --set optimizer.lr=0.05")
+        raise ConfigError(f"{quoted(override)} is not KEY=VALUE", where, "such as --set optimizer.lr=0.05")
     try:
         value = yaml.parse(text, where).data if text.strip() else None
     except ConfigError as error:
@@ -136,8 +158,10 @@ def _child(parent: Any, part: str | int, where: str) -> Any:
     if isinstance(parent, list) and isinstance(part, int):
         if part < len(parent):
             return parent[part]
-        raise ConfigError(f"there is no item {part}: the list has {len(parent)}", where)
+        hint = f"items count from 0, so that the last is {len(parent) - 1}"
+        raise ConfigError(f"there is no item {part}: the list has {len(parent)}", where, hint)
     if isinstance(parent, dict) and isinstance(part, str):
         return parent.get(part)
     kind = "a list: name an item by its number" if isinstance(parent, list) else "not a mapping"
-    raise ConfigError(f"cannot set {part!r}: what holds it is {kind}", where)
+    hint = "such as --set optimizer.lr=0.05 or --set schedule.0.gamma=0.5"
+    raise ConfigError(f"cannot set {quoted(part)}: what holds it is {kind}", where, hint)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
 
 from lrtrain import lookup
 from lrtrain.config.schema import Checkpoint, Dataset, EarlyStop, Group, Model, Optimizer, Phase, RunConfig, Transforms
 from lrtrain.config.yaml import Document, Loc, dotted, scalar
-from lrtrain.errors import Problem
+from lrtrain.errors import Problem, quoted
 
 SECTIONS: dict[str, type[BaseModel]] = {"model": Model, "dataset": Dataset, "optimizer": Optimizer, "schedule": Phase}
 
@@ -47,14 +48,46 @@ ELSEWHERE = {
     "opt": "optimizer",
     "val_split": "dataset.val_fraction",
 }
-_EXAMPLES = {
-    "model": "model: resnet18",
-    "dataset": "dataset: {name: imagefolder, root: ~/photos}",
-    "batch_size": "batch_size: 128",
-    "optimizer": "optimizer: {name: SGD, lr: 0.1, momentum: 0.9}",
-    "lr": "lr: 0.1",
-    "name": "name: ...",
-    "params": 'params: "^fc\\\\."',
+# A value that each key can have.
+EXAMPLES = {
+    "model": "resnet18",
+    "dataset": "{name: imagefolder, root: ~/photos}",
+    "optimizer": "{name: SGD, lr: 0.1, momentum: 0.9}",
+    "schedule": "{name: CosineAnnealingLR, warmup: 5ep}",
+    "groups": '[{params: "^fc\\\\.", lr: 0.01}]',
+    "transforms": "{train: [RandomHorizontalFlip]}",
+    "early_stop": "{monitor: val_loss, patience: 5}",
+    "checkpoint": "{every: 1ep, keep: 2}",
+    "batch_size": "128",
+    "epochs": "30",
+    "steps": "20000",
+    "lr": "0.1",
+    "lr_scale": "0.1",
+    "layer_decay": "0.75",
+    "name": "...",
+    "params": '"^fc\\\\."',
+    "clip_norm": "1.0",
+    "ema": "0.999",
+    "mixup": "0.2",
+    "cutmix": "1.0",
+    "val_fraction": "0.2",
+    "frozen_until": "2ep",
+    "for": "5ep",
+    "warmup": "5ep",
+    "root": "~/photos",
+    "manifest": "images.csv",
+    "weights": "model.safetensors",
+    "monitor": "val_loss",
+    "milestones": "[50%, 75%]",
+    "step_size": "30ep",
+    "gamma": "0.95",
+    "T_0": "10ep",
+    "base_lr": "0.001",
+    "lr_lambda": '"0.95 ** t"',
+    "timescale": "500step",
+    "cooldown": "20%",
+    "size": "32",
+    "schedulers": "[{name: ExponentialLR, gamma: 0.99}]",
 }
 _BOUNDS = {
     "greater_than": ("gt", "greater than"),
@@ -92,7 +125,7 @@ def _problem(item: Any, loc: Loc, document: Document) -> Problem:
     context = item.get("ctx", {})
     where = document.where(*loc)
     if kind == "missing":
-        return Problem(f"{name} is required", document.where(*loc[:-1]), _example(loc))
+        return Problem(f"{name} is required", document.where(*loc[:-1]), such_as(loc[-1]))
     if kind == "extra_forbidden":
         return unknown_key(loc, document)
     if kind == "duration":
@@ -103,16 +136,18 @@ def _problem(item: Any, loc: Loc, document: Document) -> Problem:
         allowed = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
         guess = lookup.closest(str(value), allowed)
         hint = (f"did you mean {guess!r}? " if guess else "") + f"allowed: {', '.join(allowed)}"
-        return Problem(f"{name} cannot be {value!r}"[:120], where, hint)
+        return Problem(f"{name} cannot be {quoted(value)}", where, hint)
+    fix = number_hint(value) or such_as(loc[-1] if loc else "", _default(loc))
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
-        return Problem(f"{name} must be {words} {context[key]}; got {value!r}", where)
+        return Problem(f"{name} must be {words} {context[key]}; got {quoted(value)}", where, fix)
     if kind == "value_error":
-        return Problem(f"{name}: {str(item['msg']).removeprefix('Value error, ')}", where)
-    return _wrong_type(kind, item["msg"], name, value, where)
+        what, _, fix = str(item["msg"]).removeprefix("Value error, ").rpartition(": ")
+        return Problem(f"{name}: {what}", where, fix)
+    return _wrong_type(kind, item["msg"], name, value, where, fix)
 
 
-def _wrong_type(kind: str, message: str, name: str, value: Any, where: str) -> Problem:
+def _wrong_type(kind: str, message: str, name: str, value: Any, where: str, hint: str | None) -> Problem:
     wanted = {
         "float_type": "a number",
         "int_type": "a whole number",
@@ -127,8 +162,8 @@ def _wrong_type(kind: str, message: str, name: str, value: Any, where: str) -> P
         "string_pattern_mismatch": "auto, cpu, cuda, cuda:1 or mps",
     }.get(kind)
     if wanted is None:
-        return Problem(f"{name}: {message}; got {shortened(value)}", where)
-    return Problem(f"{name} must be {wanted}; got {shortened(value)}", where, number_hint(value))
+        return Problem(f"{name}: {message}; got {shortened(value)}", where, hint)
+    return Problem(f"{name} must be {wanted}; got {shortened(value)}", where, hint)
 
 
 def number_hint(value: Any) -> str | None:
@@ -154,7 +189,7 @@ def unknown_key(loc: Loc, document: Document) -> Problem:
         home = belongs(str(key))
         if home is not None:
             return Problem(
-                f"{key!r} is not a key of the config's top level", document.where(*loc), f"write it as {home}"
+                f"{quoted(key)} is not a key of the config's top level", document.where(*loc), f"write it as {home}"
             )
     hint = f"did you mean {guess!r}? " if guess else ""
     return Problem(f"there is no key {dotted(loc)!r}", document.where(*loc), f"{hint}known here: {', '.join(known)}")
@@ -183,12 +218,22 @@ def _section(parents: Loc) -> type[BaseModel]:
     return nested.get(names[-1], RunConfig) if names else RunConfig
 
 
-def _example(loc: Loc) -> str | None:
-    example = _EXAMPLES.get(str(loc[-1]))
-    return f"such as {example}" if example else None
+def such_as(key: str | int, default: str | None = None) -> str | None:
+    """`such as key: value`, from the examples or what the key is when absent; None where neither is known."""
+    if example := EXAMPLES.get(str(key)):
+        return f"such as {key}: {example}"
+    return f"leave it out: it is {default} then" if default not in (None, "None") else None
+
+
+def _default(loc: Loc) -> str | None:
+    """What a key of the config is when absent, as YAML; None where that is nothing."""
+    fields = {field.alias or name: field for name, field in _section(loc[:-1]).model_fields.items()} if loc else {}
+    field = fields.get(str(loc[-1])) if loc else None
+    if field is None or field.default in (None, PydanticUndefined, ()):
+        return None
+    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
 
 
 def shortened(value: Any) -> str:
-    """`repr`, cut where it is long."""
-    text = repr(value) if not isinstance(value, str) else f"the text {value!r}"
-    return text if len(text) <= 80 else text[:77] + "..."
+    """`quoted`, where text says that it is text."""
+    return f"the text {quoted(value)}" if isinstance(value, str) else quoted(value)

@@ -12,13 +12,14 @@ from typing import Any, Literal
 from lrtrain import lookup
 from lrtrain.config.duration import Duration
 from lrtrain.config.expression import Expression
-from lrtrain.config.messages import number_hint, shortened
+from lrtrain.config.messages import number_hint, shortened, such_as
 from lrtrain.config.yaml import Loc
-from lrtrain.errors import Problem
+from lrtrain.errors import Problem, quoted
 
 Every = Literal["epoch", "step"]
 Where = Callable[..., str]
 
+MOST_TICKS = 10**9
 # torch's arguments that count ticks of the scheduler.
 COUNTS = {
     "StepLR": ("step_size",),
@@ -105,7 +106,7 @@ def check_arguments(name: str, args: dict[str, Any], every: Every | None, loc: L
     for key, value in args.items():
         problems = _check_count(key, value, every) if key in counts else _check_value(name, key, value)
         for what, hint in problems:
-            yield Problem(what, where(*loc, key), hint)
+            yield Problem(what, where(*loc, key), hint or _usual(name, key))
     reason = None if every else why_unit_needed(name, args)
     if reason:
         yield Problem(
@@ -113,6 +114,11 @@ def check_arguments(name: str, args: dict[str, Any], every: Every | None, loc: L
             where(*loc),
             "put `every: epoch` or `every: step` beside it",
         )
+
+
+def _usual(name: str, key: str) -> str | None:
+    takes = lookup.arguments("scheduler", name)
+    return such_as(key, None if takes is None else takes.defaults.get(key)) or "leave it out"
 
 
 def why_unit_needed(name: str, args: dict[str, Any]) -> str | None:
@@ -150,7 +156,7 @@ def _check_count(key: str, value: Any, every: Every | None) -> Iterator[tuple[st
             for unit in ("ep", "step")
         ]
         yield (
-            f"{key}: {value} has no unit",
+            f"{key}: {quoted(value)} has no unit",
             f"write {' or '.join(written)}, or put `every: epoch` or `every: step` beside it",
         )
         return
@@ -171,8 +177,8 @@ def _check_rising(key: str, items: list[Any]) -> Iterator[tuple[str, str | None]
 
 def _check_one_count(key: str, item: Any, every: Every | None) -> Iterator[tuple[str, str | None]]:
     if isinstance(item, int) and not isinstance(item, bool):
-        if item < 1:
-            yield f"{key} must be at least 1 tick; got {item}", None
+        if not 1 <= item <= MOST_TICKS:
+            yield f"{key} must be at least 1 tick and at most {MOST_TICKS:,}; got {quoted(item)}", None
     elif isinstance(item, float):
         yield f"{key} must be a {'whole' if math.isfinite(item) else 'finite'} number; got {item}", None
     elif isinstance(item, str) and number_hint(item):
@@ -227,7 +233,7 @@ def _check_numbers(key: str, value: Any, allowed: Interval, reason: str | None) 
         elif not math.isfinite(item):
             yield f"{key} must be a finite number; got {item}", None
         elif item not in allowed:
-            yield f"{key} must be {allowed}; got {item}", reason
+            yield f"{key} must be {allowed}; got {quoted(item)}", reason
 
 
 def _check_formulas(key: str, value: Any) -> Iterator[tuple[str, str | None]]:

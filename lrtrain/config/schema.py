@@ -127,6 +127,22 @@ class Checkpoint(_Section):
     every: Duration = Field(Duration.parse("1ep"))
     keep: int = Field(2, ge=1, description="newest checkpoints kept, besides the best")
     best: Monitor = "val_acc1"
+    disk_full_wait: float = Field(
+        600.0, ge=0, description="seconds that training waits in memory where the disk is full, before it ends"
+    )
+
+
+class Extension(_Section):
+    """A run was made longer: written by `lrtrain fit --resume --extend`, so that the config still says the whole LR."""
+
+    policy: Literal["hold", "rescale", "restart"]
+    at: int = Field(ge=0, description="optimizer steps taken when it was extended")
+    steps: int = Field(gt=0, le=20_000_000, description="the run's length since then, in optimizer steps")
+
+
+# torch draws Beta in float32: with an alpha of 0.001 it often answers 1/2 where almost 0 or 1 is meant, and with none
+# that float32 holds it fails.
+_ALPHA = "alpha of Beta(alpha, alpha), which torch draws in float32: below 0.01 it would underflow to 1/2"
 
 
 class RunConfig(_Section):
@@ -153,10 +169,15 @@ class RunConfig(_Section):
     clip_norm: float | None = Field(None, gt=0, description="largest norm of all gradients together")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     ema: float | None = Field(None, gt=0, lt=1, description="decay per step of the averaged weights")
-    mixup: float | None = Field(None, gt=0, description="alpha of Beta(alpha, alpha)")
-    cutmix: float | None = Field(None, gt=0, description="alpha of Beta(alpha, alpha)")
+    mixup: float | None = Field(None, ge=0.01, le=1000, description=_ALPHA)
+    cutmix: float | None = Field(None, ge=0.01, le=1000, description=_ALPHA)
     tta: Literal["flip"] | None = Field(None, description="evaluate an image together with its mirror image")
     early_stop: EarlyStop | None = None
+    on_nonfinite: Literal["stop", "rollback"] = Field(
+        "stop",
+        description="a loss or gradient that is not finite: end, or go back to the last checkpoint and on with half "
+        "the LR, three times at most",
+    )
     eval_every: Duration = Field(Duration.parse("1ep"))
     log_every: Duration = Field(Duration.parse("20step"))
     checkpoint: Checkpoint = Checkpoint()
@@ -165,6 +186,9 @@ class RunConfig(_Section):
         "auto",
         description="where images are kept after the transforms that draw nothing; auto: in memory where they fill at "
         "most a quarter of it, else in a file in $LRTRAIN_CACHE (~/.cache/lrtrain) where there is room, else nowhere",
+    )
+    extended: Annotated[tuple[Extension, ...], Field(strict=False)] | None = Field(
+        None, description="written by lrtrain: how the run was made longer than epochs or steps"
     )
 
     _document: Document = PrivateAttr(default_factory=lambda: Document("config", None))

@@ -1,6 +1,7 @@
 """A YAML file becomes plain data plus the line of every key.
 
 YAML 1.2's core schema where it matters (`1e-3` is a number, `no` is text), duplicate keys refused, no aliases, no tags.
+Size, depth and number of values are bounded, so that no file takes long to refuse.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from typing import Any
 
 import yaml
 
-from lrtrain.errors import ConfigError, Problem
+from lrtrain.errors import ConfigError, Problem, quoted
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
+MAX_VALUES = 20_000
+MAX_DIGITS = 250  # of a whole number; more are read as a float, and every whole number can become one
 
 Loc = tuple[str | int, ...]
 
@@ -53,26 +56,52 @@ def dotted(loc: Loc) -> str:
     """`("schedule", 1, "T_max")` as people write it: `schedule[1].T_max`."""
     text = ""
     for part in loc:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        name = part if isinstance(part, int) or len(part) <= 60 else part[:57] + "..."
+        text += f"[{name}]" if isinstance(name, int) else f".{name}" if text else name
     return text
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe reader up to the node tree; the values are read by `scalar`, not by YAML 1.1's rules."""
 
-    depth = 0
+    depth = values = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
         self.depth += 1
-        if self.depth > MAX_DEPTH:
+        self.values += 1
+        if what := self._refused():
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, f"nested more than {MAX_DEPTH} deep", mark)
+            raise yaml.composer.ComposerError(None, None, what, mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def _refused(self) -> str | None:
+        if self.check_event(yaml.AliasEvent):
+            return "aliases (*name) are not allowed"
+        if self.depth > MAX_DEPTH:
+            return f"nested more than {MAX_DEPTH} deep"
+        return f"more than {MAX_VALUES:,} values" if self.values > MAX_VALUES else None
+
+
+# What words of PyYAML's, or ours above, mean to do; the first that is found counts.
+_HINTS = {
+    "'\\t'": "indent with spaces, not tabs",
+    "aliases": "write the value out where it is used",
+    "deep": "a config is at most five or six levels deep",
+    "more than": "name a file that lists them, or use a pattern",
+    "mapping values": "text with a colon and a space needs quotes; keys of one section start at the same column",
+    "flow": "inside {...} and [...], text with any of { } [ ] , needs quotes; and every bracket must be closed",
+    "scalar": "close the quotes",
+    "document": "a config is one document: leave out the --- between",
+    "acceptable character": "remove it, or write it as an escape in double quotes",
+    "": "look at the indentation, quotes and brackets here and in the line before",
+}
+
+
+def _hint(error: Exception) -> str:
+    said = f"{getattr(error, 'problem', error)} {getattr(error, 'context', '')}"
+    return next(hint for words, hint in _HINTS.items() if words in said)
 
 
 def scalar(text: str) -> Any:
@@ -83,7 +112,7 @@ def scalar(text: str) -> Any:
     """
     if text in _WORDS:
         return _WORDS[text]
-    if _INT.match(text) and len(text) < 400:
+    if _INT.match(text) and len(text) <= MAX_DIGITS:
         return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
     return float(text) if _FLOAT.match(text) else text
 
@@ -96,19 +125,21 @@ def parse(text: str, name: str) -> Document:
         name: what errors call the file.
 
     Raises:
-        ConfigError: not YAML, empty, several documents, duplicate keys, aliases, tags, too large or too deep.
+        ConfigError: not YAML, empty, several documents, duplicate keys, aliases, tags, too much or too deep.
     """
     if len(text) > MAX_BYTES:
-        raise ConfigError(f"the config is {len(text):,} bytes; at most {MAX_BYTES:,} are read", name)
+        raise too_large(name)
     try:
         node = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         what = f"not YAML: {error.problem or error.context}"
-        hint = "indent with spaces, not tabs" if "'\\t'" in what else None
-        raise ConfigError(what, f"{name}:{mark.line + 1}" if mark else name, hint) from None
+        raise ConfigError(what, f"{name}:{mark.line + 1}" if mark else name, _hint(error)) from None
+    except (ValueError, OverflowError):
+        what, hint = "not YAML: an escape names no character of Unicode", 'such as "\\u00e9" in double quotes'
+        raise ConfigError(what, name, hint) from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"not YAML: {' '.join(str(error).split())[:160]}", name) from None
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())[:160]}", name, _hint(error)) from None
     if node is None:
         raise ConfigError("the config is empty", name, "`lrtrain init --example` writes one to start from")
     document = Document(name, None)
@@ -122,29 +153,34 @@ def parse(text: str, name: str) -> Document:
 def _value(node: yaml.Node, loc: Loc, document: Document, problems: list[Problem]) -> Any:
     document.lines.setdefault(loc, node.start_mark.line + 1)
     if node.tag not in PLAIN_TAGS:
-        problems.append(Problem(f"YAML tags are not allowed: {node.tag}", document.where(*loc), "write plain values"))
+        what = f"YAML tags are not allowed: {quoted(node.tag)}"
+        problems.append(Problem(what, document.where(*loc), "write plain values"))
         return None
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, (*loc, i), document, problems) for i, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, loc, document, problems)
-    plain = isinstance(node, yaml.ScalarNode) and node.style is None
-    return scalar(node.value) if plain else node.value
+    assert isinstance(node, yaml.ScalarNode)
+    if bad := _UNWRITABLE.search(node.value):
+        what = f"text cannot hold the character {bad[0]!a}; got {quoted(node.value)}"
+        problems.append(Problem(what, document.where(*loc), "leave it out"))
+    return scalar(node.value) if node.style is None else node.value
 
 
 def _mapping(node: yaml.MappingNode, loc: Loc, document: Document, problems: list[Problem]) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key, line = key_node.value, key_node.start_mark.line + 1
-        if not isinstance(key, str) or key_node.tag.endswith(":merge"):
-            problems.append(Problem("a key must be plain text", f"{document.name}:{line}  {dotted(loc)}".rstrip()))
+        if not isinstance(key, str) or key_node.tag.endswith(":merge") or _UNWRITABLE.search(key):
+            at = f"{document.name}:{line}  {dotted(loc)}".rstrip()
+            problems.append(Problem(f"a key must be plain text; got {_shown(key_node)}", at, "write it as key: value"))
             continue
         inner = (*loc, key)
         if key in data:
             first = document.lines[inner]
             problems.append(
                 Problem(
-                    f"{key!r} is given twice, on line {first} and on line {line}",
+                    f"{quoted(key)} is given twice, on line {first} and on line {line}",
                     f"{document.name}:{line}  {dotted(inner)}",
                     "keep one of them",
                 )
@@ -155,6 +191,20 @@ def _mapping(node: yaml.MappingNode, loc: Loc, document: Document, problems: lis
     return data
 
 
+def too_large(name: str) -> ConfigError:
+    """The refusal of a file that no config is as large as."""
+    return ConfigError(
+        f"the config is longer than {MAX_BYTES:,} bytes; at most {MAX_BYTES:,} are read",
+        name,
+        "is it the right file? Lists of files belong into a file of their own",
+    )
+
+
+def _shown(node: yaml.Node) -> str:
+    return quoted(node.value) if isinstance(node, yaml.ScalarNode) else "a mapping or list"
+
+
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # no file name and no UTF-8 file can hold these
 PLAIN_TAGS = {
     f"tag:yaml.org,2002:{kind}"
     for kind in ("str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merge", "value")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lrtrain.data.ahead import ahead
 from lrtrain.data.build import Pipeline
 from lrtrain.data.cache import Kept, Mode, kept, kept_words
 from lrtrain.data.loader import Order, Workshop, fulfilled
@@ -87,6 +89,7 @@ class Batches:
         self.world = world
         self._refuse_too_few(n, where)
         self._device = torch.device(device)
+        self._on_gpu = self._device.type == "cuda"
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._train, train = self._with_kept(Workshop("train", source.train, pipeline.train), cache, where)
         self._val, val = self._with_kept(Workshop("val", source.val, pipeline.val), cache, where)
@@ -148,8 +151,8 @@ class Batches:
 
     def _batches(self, workshop: Workshop, orders: Iterator[Order]) -> Iterator[Batch]:
         if isinstance(workshop.ready, torch.Tensor) and not workshop.stages.per_sample:
-            for order in orders:
-                yield self._finished(workshop, workshop.ready[torch.from_numpy(order.index)], order)
+            # On the CPU the thread would take its time from the training. Nothing here draws from torch's generators.
+            yield from ahead(self._ready(workshop, orders)) if self._on_gpu else self._ready(workshop, orders)
             return
         # The loader reads orders ahead of the images that it returns.
         asked: list[Order] = []
@@ -159,10 +162,17 @@ class Batches:
                 asked.append(order)
                 yield order
 
-        pin = self._device.type == "cuda"
         with about(self.pipeline.where):
-            for images in fulfilled(workshop, noted(), self.workers, pin):
+            for images in fulfilled(workshop, noted(), self.workers, pin=self._on_gpu):
                 yield self._finished(workshop, images, asked.pop(0))
+
+    def _ready(self, workshop: Workshop, orders: Iterator[Order]) -> Generator[Batch, None, None]:
+        """From the images in memory; nothing is left to do image by image."""
+        assert isinstance(workshop.ready, torch.Tensor)
+        # A thread starts on the first GPU, whichever its process has chosen.
+        with torch.cuda.device(self._device) if self._on_gpu else nullcontext():
+            for order in orders:
+                yield self._finished(workshop, workshop.ready[torch.from_numpy(order.index)], order)
 
     def _finished(self, workshop: Workshop, images: torch.Tensor, order: Order) -> Batch:
         """The batch stage, on the device."""
@@ -175,7 +185,7 @@ class Batches:
         )
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self._device.type != "cuda":
+        if not self._on_gpu:
             return tensor.to(self._device)
         tensor = tensor if tensor.is_pinned() else tensor.pin_memory()
         return tensor.to(self._device, non_blocking=True)

@@ -21,14 +21,17 @@ from lrtrain.data.loader import SAME_SIZE
 from lrtrain.data.open import Where, place_of
 from lrtrain.data.source import Source, Split
 from lrtrain.data.transforms import (
+    TO_FLOAT,
     Entry,
     Moment,
     Size,
     Stages,
     Step,
+    TooLarge,
     build_steps,
     completed,
     final_size,
+    is_ending,
     stages,
 )
 from lrtrain.errors import ConfigError, DataError, Problem, about
@@ -83,13 +86,18 @@ def make_pipeline(
     with about(place):
         size = None if source.image_size is None else (source.image_size, source.image_size)
 
-    def statistics(channels: int) -> tuple[Sequence[float], Sequence[float]]:
-        if mean_std is not None and len(mean_std[0]) == channels:
-            return mean_std
-        return default_statistics(source, channels)
+    _refuse_two_normalisations(written, where)
+    shared = _ending(written)
+
+    def ending(channels: int) -> Sequence[Entry]:
+        if shared is not None:
+            return shared
+        fitting = mean_std is not None and len(mean_std[0]) == channels
+        mean, std = mean_std if mean_std is not None and fitting else default_statistics(source, channels)
+        return [TO_FLOAT, {"name": "Normalize", "mean": list(mean), "std": list(std)}]
 
     def made(name: str, entries: Sequence[Entry]) -> tuple[list[Entry], list[Step]]:
-        located = completed(entries, statistics, source.channels)
+        located = completed(entries, ending, source.channels)
         places = [
             where("dataset", "transforms", name, i)
             if written[name] is not None and i is not None
@@ -110,6 +118,33 @@ def make_pipeline(
 
 def _written(items: tuple[Named, ...] | None) -> list[Entry] | None:
     return None if items is None else [{"name": item.name, **item.args} for item in items]
+
+
+def _ending(written: dict[str, list[Entry] | None]) -> list[Entry] | None:
+    """How a list that is written converts and normalises; the other list must do the same."""
+    for entries in written.values():
+        found = [entry for _, entry in completed(entries or (), lambda channels: (), 3) if is_ending(entry)]
+        if found:
+            return found
+    return None
+
+
+def _refuse_two_normalisations(written: dict[str, list[Entry] | None], where: Where) -> None:
+    found = {
+        name: [(entry.get("mean"), entry.get("std")) for entry in entries if entry["name"] == "Normalize"]
+        for name, entries in written.items()
+        if entries is not None and any(is_ending(entry) for _, entry in completed(entries, lambda channels: (), 3))
+    }
+    if len(found) == 2 and found["train"] != found["val"]:
+        words = {
+            name: " then ".join(f"mean {mean}, std {std}" for mean, std in values) or "no Normalize"
+            for name, values in found.items()
+        }
+        raise ConfigError(
+            f"train and val normalise differently: {words['train']} against {words['val']}",
+            where("dataset", "transforms", "val"),
+            "the model must be evaluated on what it was trained on; a list without Normalize gets the other's",
+        )
 
 
 def _with_defaults(
@@ -151,6 +186,11 @@ def _tried(split: Split, name: str, steps: Sequence[Step], seed: int, where: Whe
     """Run a list on a few images, so that what fails is known before training; the shape they end with."""
     if len(split) == 0:
         raise DataError(f"the {name} split has no images")
+    for step in steps:
+        try:
+            step.refuse_huge(None)
+        except TooLarge as error:
+            raise ConfigError(f"the {name} transform {error}", step.where, "a smaller size") from error
     shapes: dict[tuple[int, ...], int] = {}
     moment = Moment(seed, "try")
     for i in np.unique(np.linspace(0, len(split) - 1, _TRIED).astype(int)).tolist():
@@ -159,6 +199,8 @@ def _tried(split: Split, name: str, steps: Sequence[Step], seed: int, where: Whe
             for step in steps:
                 try:
                     image = step.to_sample(image, i, moment)
+                except TooLarge as error:
+                    raise DataError(f"{split.path(i)}: {error}", step.where, TooLarge.hint) from error
                 except Exception as error:
                     raise ConfigError(
                         f"the {name} transform {step.name} fails on {split.path(i)}, {_described(image)}: {error}",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +22,12 @@ from lrtrain.errors import DataError
 # Adobe's colour space), and the beginnings of 8-bit Huffman-coded frames: baseline, extended, progressive.
 _APP1, _APP2, _APP14 = 0xE1, 0xE2, 0xEE
 _FRAMES = (0xC0, 0xC1, 0xC2)
+EMPTY = "it is empty (0 bytes)"
+# JPEG's plugin reads MPO too. Others that Pillow has may start programs (EPS), or have never been seen in a dataset.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
+MAX_BYTES = 490_000_000
+_STRIP = 1_000_000  # pixels that are converted at a time
+_DECODER = {"WEBP": 12, "JPEG2000": 16}  # bytes a pixel that the decoder keeps besides what Pillow does
 _AS_IT_IS = 0  # torchvision.io.ImageReadMode.UNCHANGED
 
 
@@ -35,7 +43,9 @@ def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
         L = 0.299 R + 0.587 G + 0.114 B where one channel is asked for; gray is repeated where three are;
       - 16-bit gray v becomes round(v / 257), so that 0..65535 spans 0..255 (Pillow itself reads 16-bit colour
         as its high byte); 32-bit integers beyond 65535 and floats are refused, since their scale is not known;
-      - more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (179 million as Pillow ships) are refused.
+      - an image whose decoding would take more than `MAX_BYTES` is refused before memory is taken for it: at 8 bytes
+        a pixel of colour that is 61 million pixels, fewer where the decoder keeps more (progressive JPEG 35, WebP 24,
+        JPEG 2000 20), and 179 million, where Pillow ends, for 8-bit gray. One image can thus not end the process.
 
     Args:
         path: the file.
@@ -49,19 +59,64 @@ def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
     """
     try:
         with open(path, "rb") as file:
-            pixels = _plain_jpeg(file, channels)
-            return _by_pillow(file, channels) if pixels is None else pixels
+            return decoded(file, channels)
     except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, struct.error ...
-        raise DataError(f"cannot read the image {path}: {_why(error)}", hint=_hint(Path(path), error)) from error
+        raise DataError(
+            f"cannot read the image {path}: {why_unreadable(error)}", hint=_hint(Path(path), error)
+        ) from error
+
+
+def decode_bytes(content: bytes, name: str, channels: int) -> torch.Tensor:
+    """Read the content of an image file, by the rule of `decode`, where it is part of another file.
+
+    Args:
+        content: all of it.
+        name: what errors call it.
+        channels: 1 or 3.
+
+    Returns:
+        uint8, shape (channels, height, width).
+
+    Raises:
+        DataError: it cannot be read as an image by this rule.
+    """
+    try:
+        return decoded(BytesIO(content), channels)
+    except Exception as error:
+        why = why_unreadable(error) if content else EMPTY
+        raise DataError(f"cannot read the image {name}: {why}", hint="replace or remove it") from error
+
+
+def decoded(file: IO[bytes], channels: int) -> torch.Tensor:
+    """The pixels of an opened file by the rule of `decode`; where that cannot be, an exception of any type."""
+    pixels = _plain_jpeg(file, channels)
+    return _by_pillow(file, channels) if pixels is None else pixels
 
 
 def _by_pillow(file: IO[bytes], channels: int) -> torch.Tensor:
     file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
+            _refuse_large(image, channels)
             return from_pil(image, channels)
+
+
+class TooLarge(ValueError):
+    """Decoding would take more memory than `MAX_BYTES`."""
+
+
+def _refuse_large(image: Image.Image, channels: int) -> None:
+    own = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;") else 4
+    progressive = 2 * len(image.getbands()) if image.info.get("progressive") else 0
+    # Turning it makes a second image, and what a TIFF holds in one strip is there beside it.
+    each = own + max(own, channels) + _DECODER.get(image.format or "", 0) + progressive
+    needed = image.width * image.height * each
+    if needed > MAX_BYTES:
+        raise TooLarge(
+            f"it has {image.width:,} x {image.height:,} pixels, which take {needed / 1e6:,.0f} MB to decode; "
+            f"at most {MAX_BYTES / 1e6:,.0f} MB are taken"
+        )
 
 
 def _plain_jpeg(file: IO[bytes], channels: int) -> torch.Tensor | None:
@@ -74,7 +129,7 @@ def _plain_jpeg(file: IO[bytes], channels: int) -> torch.Tensor | None:
         return None
     data = bytearray(b"\xff\xd8\xff" + file.read())
     decoder = _jpeg_decoder()
-    if decoder is None or _components(data) not in (1, channels):
+    if decoder is None or _components(data, channels) not in (1, channels):
         return None
     try:
         pixels = decoder(torch.frombuffer(data, dtype=torch.uint8), _AS_IT_IS, False)
@@ -83,15 +138,17 @@ def _plain_jpeg(file: IO[bytes], channels: int) -> torch.Tensor | None:
     return pixels.expand(channels, -1, -1).clone(memory_format=torch.contiguous_format)
 
 
-def _components(data: bytearray) -> int:
+def _components(data: bytearray, channels: int) -> int:
     """Of a JPEG's pixels, 1 or 3; 0 where metadata, coding or size are more than `_plain_jpeg` deals with."""
     at = 2
     while at + 10 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker in _FRAMES:
             bits, height, width = data[at + 4], data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
-            few = Image.MAX_IMAGE_PIXELS is None or height * width <= Image.MAX_IMAGE_PIXELS
-            return data[at + 9] if bits == 8 and few else 0
+            own = data[at + 9]
+            # What a progressive one means stays till its end.
+            each = own + channels + (2 * own if marker == 0xC2 else 0)
+            return own if bits == 8 and height * width * each <= MAX_BYTES else 0
         if marker in (_APP1, _APP2, _APP14) or not 0xC4 <= marker <= 0xFE:
             return 0
         at += 2 + (data[at + 2] << 8 | data[at + 3])
@@ -119,20 +176,22 @@ def from_pil(image: Image.Image, channels: int) -> torch.Tensor:
         ValueError: float pixels, or integers beyond 16 bits.
     """
     image.load()
-    pixels = _gray_or_rgb(_upright(image), channels)
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    if pixels.shape[2] < channels:
-        pixels = pixels.repeat(channels, axis=2)
-    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))  # a copy: Pillow's pixels are read-only
+    _turn_upright(image)
+    width, height = image.size
+    made = np.empty((channels, height, width), dtype=np.uint8)
+    rows = max(1, _STRIP // max(1, width))
+    for top in range(0, height, rows):
+        whole = rows >= height
+        strip = image if whole else image.crop((0, top, width, min(height, top + rows)))
+        pixels = _gray_or_rgb(strip, channels)
+        made[:, top : top + rows] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
+    return torch.from_numpy(made)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # damaged EXIF: the pixels are what counts, and these were loaded
-        return image
-    return ImageOps.exif_transpose(image) if orientation != 1 else image
+def _turn_upright(image: Image.Image) -> None:
+    """By EXIF, in place: there are two of it meanwhile, and one afterwards."""
+    with suppress(Exception):  # damaged EXIF: the pixels are what counts, and these were loaded
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _gray_or_rgb(image: Image.Image, channels: int) -> NDArray[np.uint8]:
@@ -156,13 +215,16 @@ def _gray_or_rgb(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def _why(error: Exception) -> str:
+def why_unreadable(error: Exception) -> str:
+    """What an exception from `decoded` means, in words that follow the file's name."""
     if isinstance(error, UnidentifiedImageError):
-        return "its content is no image format that Pillow knows"
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels"
+        return f"its content is no image format that is read ({', '.join(FORMATS)})"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
     return str(error) or type(error).__name__
 
 
@@ -171,4 +233,4 @@ def _hint(path: Path, error: Exception) -> str:
         return "check that the file is there and may be read"
     if path.is_file() and path.stat().st_size == 0:
         return "the file is empty (0 bytes): restore or remove it"
-    return "replace or remove the file"
+    return "restore the file; `lrtrain check` finds all that cannot be read, for a skip_list to leave out"

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import PIL
@@ -133,7 +133,7 @@ def stored(path: Path, shape: Shape, parts: Callable[[], Iterable[torch.Tensor]]
         return found
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path.parent)
-    with _locked(path):
+    with locked(path):
         found = _opened(path, shape)
         if found is None:
             _build(path, shape, parts())
@@ -150,13 +150,24 @@ def _opened(path: Path, shape: Shape) -> MappedImages | None:
 
 
 def _build(path: Path, shape: Shape, parts: Iterable[torch.Tensor]) -> None:
+    with completed(path) as file:
+        # Written, not mapped: on a full disk a write is an error, and a mapped page the end of the process.
+        npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for part in parts:
+            file.write(part.numpy().data)
+
+
+@contextmanager
+def completed(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which gets its name when it is complete and on disk; its lock is held.
+
+    Raises:
+        OSError: the folder cannot be written, or is full.
+    """
     partial = path.with_suffix(".partial")
     try:
         with partial.open("wb") as file:
-            # Written, not mapped: on a full disk a write is an error, and a mapped page the end of the process.
-            npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for part in parts:
-                file.write(part.numpy().data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -179,8 +190,12 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the kernel's lock for `path`, which ends with the process."""
+def locked(path: Path) -> Iterator[None]:
+    """Hold the kernel's lock for `path`, which ends with the process.
+
+    Raises:
+        OSError: the folder cannot be written, or its file system has no locks.
+    """
     lock = FileLock(path.with_suffix(".lock"))
     try:
         try:

@@ -6,7 +6,9 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,8 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from lrtrain.data.decode import decode
+from lrtrain.data.decode import FORMATS, decode
+from lrtrain.data.source import Split
 from lrtrain.errors import ConfigError, DataError, Problem
+from lrtrain.foreign import user_path
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2")
@@ -25,9 +29,17 @@ MAX_PROBLEMS = 20
 ALL_HEADERS_UP_TO = 10_000  # images; a second or two
 
 
+class Measured(Split, Protocol):
+    """Images whose size is known without decoding them."""
+
+    def size_of(self, i: int) -> tuple[int, int]:
+        """Width and height of image i, by its header; any exception where it cannot be read."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class FileSplit:
-    """Image files below `root`, read by the rule of `decode`."""
+    """Image files below `root`, read by the rule of `decode`; `names` are their paths from there, or absolute."""
 
     root: Path
     names: Sequence[str]
@@ -45,6 +57,44 @@ class FileSplit:
         """The file's path."""
         return os.path.join(self.root, self.names[i])
 
+    def name(self, i: int) -> str:
+        """The path from `root`; absolute where the file lies elsewhere."""
+        name = self.names[i]
+        return name.removeprefix(os.path.join(os.path.abspath(self.root), "")) if os.path.isabs(name) else name
+
+    def bytes_of(self, i: int) -> int:
+        """The file's size.
+
+        Raises:
+            DataError: the file is not there.
+        """
+        return self._found(i).st_size
+
+    def content(self, i: int) -> bytes:
+        """The file's bytes.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        path = self.path(i)
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise DataError(f"cannot read the image {path}: {error.strerror}", hint="restore the file") from error
+
+    def leads_out(self, i: int) -> bool:
+        """Whether a link on the way to the file leads out of `root`."""
+        real = os.path.realpath(self.path(i))
+        # What is written with its whole path, or with `..` in it, lies elsewhere on purpose.
+        meant = os.path.isabs(self.names[i]) or ".." in self.names[i].split("/")
+        return not meant and not real.startswith(os.path.join(_real(self.root), ""))
+
+    def size_of(self, i: int) -> tuple[int, int]:
+        """Width and height, by the file's header."""
+        with Image.open(self.path(i), formats=FORMATS) as image:
+            return image.size
+
     def stamp(self, i: int) -> str:
         """Where the file lies, its bytes, and when it was written.
 
@@ -54,12 +104,20 @@ class FileSplit:
         Raises:
             DataError: the file is not there.
         """
-        path = os.path.abspath(self.path(i))
+        found = self._found(i)
+        return f"{os.path.abspath(self.path(i))}\0{found.st_size}\0{found.st_mtime_ns}"
+
+    def _found(self, i: int) -> os.stat_result:
+        path = self.path(i)
         try:
-            found = os.stat(path)
+            return os.stat(path)
         except OSError as error:
             raise DataError(f"cannot read the image {path}: {error.strerror}", hint="restore the file") from error
-        return f"{path}\0{found.st_size}\0{found.st_mtime_ns}"
+
+
+@cache
+def _real(folder: Path) -> str:
+    return os.path.realpath(folder)
 
 
 def channels_for(color: str) -> int:
@@ -79,7 +137,7 @@ def checked_root(root: str | Path, what: str = "the dataset's root") -> Path:
     Raises:
         DataError: missing, an archive, or no folder.
     """
-    folder = Path(root).expanduser()
+    folder = user_path(root)
     if folder.is_dir():
         return folder
     if folder.is_file() and folder.suffix.lower() in ARCHIVE_SUFFIXES:
@@ -96,28 +154,27 @@ def checked_root(root: str | Path, what: str = "the dataset's root") -> Path:
     )
 
 
-def common_side(splits: Sequence[FileSplit]) -> int | None:
+def common_side(splits: Sequence[Measured]) -> int | None:
     """The side of the square that all images of the splits are, by their headers, or None.
 
     Every header is read up to `ALL_HEADERS_UP_TO` images; beyond that, about as many spread over all, and an
     image of another size is an error where it is met.
 
     Raises:
-        DataError: names files whose header cannot be read.
+        DataError: names images whose header cannot be read.
     """
-    paths = [split.path(i) for split in splits for i in range(len(split))]
-    paths = [paths[i] for i in range(0, len(paths), -(-len(paths) // ALL_HEADERS_UP_TO))]
+    places = [(split, i) for split in splits for i in range(len(split))]
+    places = places[:: -(-len(places) // ALL_HEADERS_UP_TO)]
     sizes: set[tuple[int, int]] = set()
     problems: list[Problem] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for path in tqdm(paths, "reading headers", unit=" images", disable=None, delay=2, leave=False):
+        for split, i in tqdm(places, "reading headers", unit=" images", disable=None, delay=2, leave=False):
             try:
-                with Image.open(path) as image:
-                    sizes.add(image.size)
+                sizes.add(split.size_of(i))
             except Exception:
                 try:  # `decode` knows how to say what is wrong
-                    decode(Path(path), 1)
+                    split.read(i)
                 except DataError as error:
                     problems.extend(error.problems)
     if problems:

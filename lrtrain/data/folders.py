@@ -18,18 +18,31 @@ _LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "lost+found")
 
 @dataclass
 class ClassFolders:
-    """The images of each class, as paths relative to `root`, what was passed over, and what is wrong."""
+    """The images of each class, what was passed over, and what is wrong.
+
+    Attributes:
+        root: the folder of the class folders.
+        base: the folder that `images` are paths from, `root` or one above it.
+        read: the folders that were read, without links, and what they were called: none is read twice.
+    """
 
     root: Path
+    base: Path
     images: dict[str, list[str]] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
+    read: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def inside(self) -> str:
+        """What the paths of all images begin with: `train/`, or nothing."""
+        return "" if self.root == self.base else os.path.join(self.root.relative_to(self.base), "")
 
     def split(self, classes: tuple[str, ...], channels: int) -> FileSplit:
         """The images as a split, class by class in the order of `classes`."""
         names = [name for c in classes for name in self.images.get(c, ())]
         labels = [i for i, c in enumerate(classes) for _ in self.images.get(c, ())]
-        return FileSplit(self.root, names, np.array(labels, dtype=np.int64), channels)
+        return FileSplit(self.base, names, np.array(labels, dtype=np.int64), channels)
 
     def note(self) -> str:
         """What was passed over, in words."""
@@ -48,16 +61,17 @@ def subfolders(root: Path) -> list[str]:
         return sorted(e.name for e in entries if not is_litter(e.name) and _is(e, e.is_dir))
 
 
-def scan(root: Path) -> ClassFolders:
-    """Find the images of every class folder of `root`, at any depth."""
-    found = ClassFolders(root)
+def scan(root: Path, base: Path | None = None) -> ClassFolders:
+    """Find the images of every class folder of `root`, at any depth, as paths from `base`, which is `root` or above."""
+    found = ClassFolders(root, base or root)
     for entry in _entries(root, found):
         if not _is(entry, entry.is_dir):
             found.skipped["files outside the class folders"] += 1
             continue
         others: Counter[str] = Counter()
-        above = frozenset((os.path.realpath(entry.path),))
-        images = list(_images(entry.path, entry.name, found, others, above))
+        above = _and_above(entry.path) | _and_above(root)
+        found.read[os.path.realpath(entry.path)] = entry.path
+        images = list(_images(entry.path, os.path.join(found.inside, entry.name), found, others, above))
         found.images[entry.name] = sorted(images)
         if not images:
             _no_images(entry, others, found)
@@ -72,6 +86,12 @@ def scan(root: Path) -> ClassFolders:
             )
         )
     return found
+
+
+def _and_above(folder: str | Path) -> frozenset[str]:
+    """A folder and those that it lies in, without links."""
+    real = os.path.realpath(folder)
+    return frozenset((real, *map(str, Path(real).parents)))
 
 
 def _no_images(entry: os.DirEntry[str], others: Counter[str], found: ClassFolders) -> None:
@@ -106,7 +126,7 @@ def _entries(folder: str | Path, found: ClassFolders) -> Iterator[os.DirEntry[st
 
 
 def _images(folder: str, name: str, found: ClassFolders, others: Counter[str], above: frozenset[str]) -> Iterator[str]:
-    """Images below `folder`, which the root knows as `name`; `above` are the folders it lies in."""
+    """Images below `folder`, whose path from the base is `name`; `above` are the folders it lies in."""
     for entry in _entries(folder, found):
         inner = f"{name}/{entry.name}"
         if _is(entry, entry.is_dir):
@@ -114,7 +134,11 @@ def _images(folder: str, name: str, found: ClassFolders, others: Counter[str], a
             if real in above:
                 what = f"{entry.path!r} links to a folder that it lies in"
                 found.problems.append(Problem(what, hint="remove it"))
+            elif real in found.read:
+                what = f"{entry.path!r} is the same folder as {found.read[real]!r}, whose images are read already"
+                found.problems.append(Problem(what, hint="remove the link"))
             else:
+                found.read[real] = entry.path
                 yield from _images(entry.path, inner, found, others, above | {real})
         elif not _is(entry, entry.is_file):
             what = "a broken link" if entry.is_symlink() else "no regular file (a pipe, socket or device)"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import signal
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +23,10 @@ from lrtrain.data.source import Split
 from lrtrain.data.transforms import Moment, Stages
 from lrtrain.errors import DataError, EnvironmentFault, Problem
 
+PATIENCE_S = 120.0
+_DYING_S = 2.0  # for the end of a worker to be seen, once its connection is broken
+"""How long a worker may take for what it is asked for."""
+_PR_SET_PDEATHSIG = 1
 SAME_SIZE = "end the list with RandomResizedCrop, RandomCrop or CenterCrop, or with Resize to `size: [224, 224]`"
 
 
@@ -63,7 +70,8 @@ class Workshop(Dataset[Any]):
             return image if moment is None else self.stages.to_sample(image, i, moment)
         except Exception as error:
             raise DataError(
-                f"the {self.name} transforms fail on {self.split.path(i)}, {'x'.join(map(str, image.shape))}: {error}"
+                f"the {self.name} transforms fail on {self.split.path(i)}, {'x'.join(map(str, image.shape))}: {error}",
+                hint=getattr(error, "hint", None),
             ) from error
 
     def _stacked(self, images: list[torch.Tensor], index: NDArray[np.int64]) -> torch.Tensor:
@@ -80,7 +88,9 @@ class Workshop(Dataset[Any]):
         return torch.stack(images)
 
 
-def fulfilled(workshop: Workshop, orders: Iterable[Order], workers: int, pin: bool = False) -> Iterator[torch.Tensor]:
+def fulfilled(
+    workshop: Workshop, orders: Iterable[Order], workers: int, pin: bool = False, patience_s: float = PATIENCE_S
+) -> Iterator[torch.Tensor]:
     """The images of each order, in order.
 
     Args:
@@ -88,39 +98,94 @@ def fulfilled(workshop: Workshop, orders: Iterable[Order], workers: int, pin: bo
         orders: what is asked for; read ahead by the workers.
         workers: processes; with 0, each order is fulfilled here when it is asked for.
         pin: page-locked memory, for copies to a GPU that do not wait.
+        patience_s: seconds that a worker may take for an order.
 
     Raises:
         DataError: an image cannot be read or transformed; it is named.
-        EnvironmentFault: a worker died.
+        EnvironmentFault: a worker died or hangs.
     """
     if workers == 0:
         for order in orders:
             yield _checked(workshop[order])
         return
-    made = _started(workshop, orders, workers, pin)
+    for images in by_workers(workshop, orders, workers, pin, patience_s):
+        yield _checked(images)
+
+
+def by_workers(
+    shop: Dataset[Any], orders: Iterable[Any], workers: int, pin: bool = False, patience_s: float = PATIENCE_S
+) -> Iterator[Any]:
+    """What `shop` makes of each order, in order, made by processes; these end when the caller stops.
+
+    Raises:
+        EnvironmentFault: a worker died or hangs.
+    """
+    made = _started(shop, orders, workers, pin, patience_s)
     end = partial(_end_workers, made)
     atexit.register(end)
     try:
-        for images in made:
-            yield _checked(images)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise EnvironmentFault(
-            f"a data worker died: {str(error).splitlines()[0]}",
-            hint="most often memory ran out: use fewer `workers:`, or 0",
-        ) from error
+        with needing_workers():
+            yield from _received(made)
     finally:
         atexit.unregister(end)
         end()
 
 
-def _started(workshop: Workshop, orders: Iterable[Order], workers: int, pin: bool) -> Any:
+def _received(made: Any) -> Iterator[Any]:
+    """What the workers send; one that dies while its images are fetched from it shows as a broken connection only."""
+    try:
+        yield from made
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        for worker in made._workers:
+            worker.join(_DYING_S / len(made._workers))
+        dead = [str(worker.pid) for worker in made._workers if not worker.is_alive()]
+        if not dead:
+            raise
+        raise RuntimeError(f"DataLoader worker (pid {', '.join(dead)}) exited unexpectedly") from error
+
+
+@contextmanager
+def needing_workers() -> Iterator[None]:
+    """Inside, what torch raises when a worker died or hangs becomes an error for people.
+
+    torch raises the first from a signal handler, so in the midst of anything that the process is doing.
+
+    Raises:
+        EnvironmentFault: a worker died or hangs.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        fault = worker_fault(error)
+        if fault is None:
+            raise
+        raise EnvironmentFault([fault]) from error
+
+
+def worker_fault(error: Exception) -> Problem | None:
+    """What torch means where it speaks of its data workers."""
+    what = str(error).partition("\n")[0]
+    if what.startswith("DataLoader timed out"):
+        return Problem(
+            f"the data workers hang: {what}",
+            hint="a disk or network that does not answer, or a transform that never ends; `workers: 0` shows where",
+        )
+    if "DataLoader worker" not in what:
+        return None
+    short = "it ran out of shared memory: enlarge /dev/shm (docker run --shm-size 8g)"
+    often = "most often memory ran out"
+    return Problem(
+        f"a data worker died: {what}", hint=f"{short if 'shared memory' in what else often}; use fewer `workers:`, or 0"
+    )
+
+
+def _started(shop: Dataset[Any], orders: Iterable[Any], workers: int, pin: bool, patience_s: float) -> Any:
     loader: DataLoader[Any] = DataLoader(
-        workshop,
+        shop,
         batch_size=None,
         sampler=orders,
         num_workers=workers,
+        timeout=patience_s,
         collate_fn=_as_it_is,
         worker_init_fn=_start_worker,
         pin_memory=pin,
@@ -153,7 +218,11 @@ def _checked(made: torch.Tensor | list[Problem]) -> torch.Tensor:
 
 def _start_worker(_: int) -> None:
     # A signal to the whole process group is for the main process, which saves and then ends its workers.
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if sys.platform == "linux":
+        # When the main process is killed, so is this one, with what it holds of its sockets, locks and shared memory;
+        # elsewhere torch's own watch ends it within seconds.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     torch.set_num_threads(1)

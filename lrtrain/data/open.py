@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from lrtrain import lookup
 from lrtrain.config.schema import Dataset
+from lrtrain.data.classes import unfit
+from lrtrain.data.files import shortened
 from lrtrain.data.order import steps_per_epoch
 from lrtrain.data.source import Source
 from lrtrain.data.torchvision_source import pairs_source, torchvision_source
 from lrtrain.errors import ConfigError, DataError, LrtrainError, about
+from lrtrain.foreign import user_path
 
 Where = Callable[..., str]
 
 
 def open_source(dataset: Dataset, seed: int, where: Where) -> Source:
-    """Open the dataset that a config names.
+    """Open the dataset that a config names, to train on it.
 
     Args:
         dataset: the section.
@@ -29,9 +32,29 @@ def open_source(dataset: Dataset, seed: int, where: Where) -> Source:
         DataError: the data are missing, unreadable or contradictory.
         ConfigError: no such dataset, or arguments that it does not take.
     """
+    source = found_source(dataset, seed, where)
+    with about(place_of(dataset, where)):
+        if source.problems:
+            raise DataError(shortened(source.problems))
+    return source
+
+
+def found_source(dataset: Dataset, seed: int, where: Where) -> Source:
+    """Open the dataset that a config names, with whatever is wrong with it in its `problems`.
+
+    Raises:
+        DataError: there is nothing to open.
+        ConfigError: no such dataset, or arguments that it does not take.
+    """
+    source = _found(dataset, seed, where)
+    return replace(source, problems=(*source.problems, *unfit(source.classes)))
+
+
+def _found(dataset: Dataset, seed: int, where: Where) -> Source:
     arguments = dict(dataset.args)
     if dataset.root is not None:
-        arguments["root"] = str(Path(dataset.root).expanduser())
+        with about(place_of(dataset, where)):
+            arguments["root"] = str(user_path(dataset.root))
     if dataset.val_fraction is not None:
         arguments["val_fraction"] = dataset.val_fraction
     with about(place_of(dataset, where)):

@@ -19,6 +19,21 @@ def steps_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:
     return n // batch_size if drop_last else -(-n // batch_size)
 
 
+def smallest_part(n: int, batch_size: int, drop_last: bool, accumulate: int = 1, processes: int = 1) -> int:
+    """Images of the smallest micro-batch of an epoch: of what a process takes through the model at once.
+
+    >>> smallest_part(1025, 64, drop_last=False), smallest_part(1025, 64, drop_last=True)
+    (1, 64)
+    """
+    last = n - (steps_per_epoch(n, batch_size, drop_last) - 1) * batch_size
+    parts = []
+    for batch in {min(batch_size, n), batch_size if drop_last else last}:
+        for share in {batch // processes, -(-batch // processes)}:
+            size = max(-(-share // accumulate), 1)
+            parts += [min(size, share), share % size or size]
+    return min(parts)
+
+
 def batch_of_step(seed: int, n: int, batch_size: int, step: int, drop_last: bool) -> NDArray[np.int64]:
     """Indices of the images in the batch of optimizer step `step`, counted from 0 over all epochs.
 

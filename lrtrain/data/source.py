@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lrtrain.errors import Problem
+
 
 class Split(Protocol):
     """Labelled images in a fixed order."""
@@ -40,6 +42,23 @@ class Stamped(Protocol):
         ...
 
 
+@runtime_checkable
+class InFiles(Protocol):
+    """A split whose images are files, or parts of files, with names that hold wherever their folder lies."""
+
+    def name(self, i: int) -> str:
+        """What image i is called, wherever the folder lies."""
+        ...
+
+    def bytes_of(self, i: int) -> int:
+        """The size of image i as it is stored, without reading it, or DataError."""
+        ...
+
+    def content(self, i: int) -> bytes:
+        """Image i as it is stored, or DataError."""
+        ...
+
+
 @dataclass(frozen=True)
 class Source:
     """A dataset: its classes, the split to train on, the split evaluated while training, and one held back.
@@ -55,6 +74,7 @@ class Source:
         measured: finds `image_size`; left until it is asked for, since it may read many files.
         mirrored_is_same: whether an image keeps its class when mirrored; not so for digits and letters.
         notes: what a person should know about what was found.
+        problems: what is wrong with it; `open_source` refuses a source that has any.
     """
 
     classes: tuple[str, ...]
@@ -68,6 +88,7 @@ class Source:
     measured: Callable[[], int | None] = lambda: None
     mirrored_is_same: bool = True
     notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
     @cached_property
     def image_size(self) -> int | None:
@@ -114,6 +135,14 @@ class Part:
     def stamp(self, i: int) -> str | None:
         """What the whole says of image i."""
         return self.whole.stamp(int(self.chosen[i])) if isinstance(self.whole, Stamped) else None
+
+
+def unwrapped(split: Split) -> tuple[Split, NDArray[np.int64]]:
+    """The split that has the images of `split`, and which of them these are, in order."""
+    if isinstance(split, Part):
+        whole, chosen = unwrapped(split.whole)
+        return whole, chosen[split.chosen]
+    return split, np.arange(len(split), dtype=np.int64)
 
 
 def with_notes(source: Source, *notes: str) -> Source:

@@ -1,12 +1,12 @@
-"""Which images of a training set are held out: a share of each class, by hash of the name."""
+"""Which images are evaluated: a split of their own, or a share of each class of train, by hash of the name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from lrtrain.data.source import Part, Split
+from lrtrain.data.source import Part, Source, Split
 from lrtrain.errors import DataError, Problem
 from lrtrain.random import key
 
@@ -44,3 +44,45 @@ def hold_out(
         raise DataError(problems)
     words = f"{fraction * 100:g}% of train, stratified"
     return Part(split, np.flatnonzero(~held)), Part(split, np.flatnonzero(held)), words
+
+
+def arranged(
+    classes: tuple[str, ...],
+    channels: int,
+    splits: Mapping[str, Split],
+    words: Mapping[str, str],
+    val_fraction: float | None,
+    seed: int,
+    name: Callable[[int], str],
+) -> Source:
+    """The splits as a source: val is evaluated, without val and `val_fraction` test; what is left of test is held back.
+
+    Args:
+        classes: their names.
+        channels: of the images, 1 or 3.
+        splits: train, and what there is of val and test. Where there is none to evaluate, the source's val is empty.
+        words: where val and test come from.
+        val_fraction: share of each class of train held out for val, or None.
+        seed: of the run.
+        name: what image i of train is called, for `hold_out`.
+
+    Returns:
+        A source; that a class cannot be parted is one of its problems.
+    """
+    train, test = splits["train"], splits.get("test")
+    if val_fraction is not None:
+        try:
+            kept, held, said = hold_out(train, classes, val_fraction, seed, name)
+        except DataError as error:
+            return Source(classes, channels, train, nothing(train), test, problems=error.problems)
+        return Source(classes, channels, kept, held, test, said)
+    if "val" in splits:
+        return Source(classes, channels, train, splits["val"], test, words["val"])
+    if test is not None:
+        return Source(classes, channels, train, test, None, words["test"])
+    return Source(classes, channels, train, nothing(train))
+
+
+def nothing(split: Split) -> Part:
+    """No image of a split."""
+    return Part(split, np.empty(0, dtype=np.int64))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from lrtrain.data.pairs import PairSplit, channels_of, labels_of, numbered, side_of
 from lrtrain.data.source import Source, Split, with_notes
 from lrtrain.data.stratify import hold_out
-from lrtrain.errors import ConfigError, DataError, EnvironmentFault, LrtrainError
+from lrtrain.errors import ConfigError, DataError, EnvironmentFault, LrtrainError, Problem
 
 # What torchvision keeps in these files is no classification of single images.
 _OTHER_TASKS = {
@@ -123,6 +124,9 @@ def pairs_source(name: str, opened: Mapping[str, Any], val_fraction: float | Non
         partial(side_of, list(parts.values())),
         name not in _NOT_MIRRORED,
     )
+    if len(classes) < 2:
+        only = Problem(f"there must be two classes or more; {name} has only {classes[0]!r}")
+        source = replace(source, problems=(only,))
     absent = [c for c, n in source.counts()["train"].items() if n == 0]
     return with_notes(source, f"classes without training images: {', '.join(absent[:10])}" if absent else "")
 

@@ -20,8 +20,11 @@ from lrtrain.random import key, torch_seeded, uniforms
 
 Size = tuple[int, int]
 Entry = dict[str, Any]
+Located = tuple[int | None, Entry]
 
+TO_FLOAT: Entry = {"name": "ToDtype", "dtype": "float32", "scale": True}
 # uint8 in, uint8 out, nothing drawn: done once per image, and kept.
+MOST_PIXELS = 61_000_000  # that a transform may make, as few as `decode` reads of colour
 _ONCE = frozenset(("Resize", "CenterCrop", "Pad", "Grayscale", "RGB"))
 _SETS_SIZE = frozenset(("CenterCrop", "RandomCrop", "RandomResizedCrop"))
 # A name missing here costs speed only: batched ops after it run sample by sample.
@@ -93,6 +96,12 @@ class Moment:
             np.random.set_state(legacy)
 
 
+class TooLarge(ValueError):
+    """A transform would make an image that takes more memory than any that is decoded."""
+
+    hint = "give both sides, such as `size: [224, 224]`, or leave the image out"
+
+
 @dataclass(frozen=True)
 class Step:
     """One transform: torchvision's object, and the op that does the same to a batch where there is one."""
@@ -108,9 +117,29 @@ class Step:
     def to_sample(self, image: torch.Tensor, index: int, moment: Moment) -> torch.Tensor:
         """Transform one image (C, H, W), by the batched op where there is one."""
         if self.batched is None:
-            transformed: torch.Tensor = self.transform(image)
-            return transformed
+            return self.alone(image)
+        self.refuse_huge((image.shape[-2], image.shape[-1]))
         return self.to_batch(image[None], np.array([index]), moment)[0]
+
+    def refuse_huge(self, size: Size | None) -> None:
+        """Refuse to make an image larger than any that is decoded, of one of a height and width.
+
+        Raises:
+            TooLarge: says how large.
+        """
+        after = _size_after(self, size)
+        if after is not None and after[0] * after[1] > MOST_PIXELS:
+            raise TooLarge(f"{self.name} would make {after[0]:,} x {after[1]:,} pixels, more than {MOST_PIXELS:,}")
+
+    def alone(self, image: torch.Tensor) -> torch.Tensor:
+        """Transform one image (C, H, W), by torchvision's object.
+
+        Raises:
+            TooLarge: it would become larger than any image that is decoded.
+        """
+        self.refuse_huge((image.shape[-2], image.shape[-1]))
+        made: torch.Tensor = self.transform(image)
+        return made
 
     def to_batch(self, images: torch.Tensor, index: NDArray[np.int64], moment: Moment) -> torch.Tensor:
         """Transform images (B, C, H, W), by the batched op."""
@@ -131,7 +160,7 @@ class Stages:
     def prepare(self, image: torch.Tensor) -> torch.Tensor:
         """The deterministic beginning: uint8 in, uint8 out."""
         for step in self.once:
-            image = step.transform(image)
+            image = step.alone(image)
         return image
 
     def to_sample(self, image: torch.Tensor, index: int, moment: Moment) -> torch.Tensor:
@@ -154,36 +183,35 @@ class Stages:
         return (*self.once, *self.per_sample, *self.per_batch)
 
 
-def completed(
-    entries: Sequence[Entry], statistics: Callable[[int], tuple[Sequence[float], Sequence[float]]], channels: int
-) -> list[tuple[int | None, Entry]]:
+def completed(entries: Sequence[Entry], ending: Callable[[int], Sequence[Entry]], channels: int) -> list[Located]:
     """The list with conversion to float32 and normalisation: where they are written, else at the end.
 
     Args:
         entries: names and arguments.
-        statistics: mean and standard deviation for a number of channels.
+        ending: conversion and normalisation for a number of channels, for a list that has neither.
         channels: of the images the list starts from.
 
     Returns:
         Pairs of the entry's place in `entries`, None for what was added, and the entry.
     """
-    to_float: Entry = {"name": "ToDtype", "dtype": "float32", "scale": True}
-    found: list[tuple[int | None, Entry]] = []
-    converted = False
+    found: list[Located] = []
     for i, entry in enumerate(entries):
         name = entry["name"]
         channels = {"Grayscale": int(entry.get("num_output_channels", 1)), "RGB": 3}.get(name, channels)
         if name in ("ToTensor", "ConvertImageDtype"):
-            found.append((i, {**to_float, "dtype": str(entry.get("dtype", "float32"))}))
+            found.append((i, {**TO_FLOAT, "dtype": str(entry.get("dtype", "float32"))}))
         elif name not in _NOTHING_TO_DO:
-            if name == "Normalize" and not converted:
-                found.append((None, to_float))
+            if name == "Normalize" and not any(is_ending(earlier) for _, earlier in found):
+                found.append((None, TO_FLOAT))
             found.append((i, dict(entry)))
-        converted = converted or name in ("ToTensor", "ConvertImageDtype", "ToDtype", "Normalize")
-    if not converted:
-        mean, std = statistics(channels)
-        found += [(None, to_float), (None, {"name": "Normalize", "mean": list(mean), "std": list(std)})]
+    if not any(is_ending(entry) for _, entry in found):
+        found += [(None, dict(entry)) for entry in ending(channels)]
     return found
+
+
+def is_ending(entry: Entry) -> bool:
+    """Whether this is conversion to float32 or normalisation."""
+    return entry["name"] in ("ToDtype", "Normalize")
 
 
 def build_steps(entries: Sequence[Entry], places: Sequence[str]) -> list[Step]:
@@ -235,13 +263,18 @@ def _size_after(step: Step, size: Size | None) -> Size | None:
     if step.name in _SETS_SIZE:
         height, width = step.transform.size
         return int(height), int(width)
-    if step.name == "Resize" and step.transform.max_size is None:
+    if step.name == "Pad" and size is not None:
+        sides = step.transform.padding
+        left, top, *others = [sides] * 4 if isinstance(sides, int) else list(sides) * (4 // len(sides))
+        return size[0] + top + others[1], size[1] + left + others[0]
+    if step.name == "Resize" and step.transform.max_size is None and step.transform.size:
         wanted = step.transform.size
-        numbers = [wanted] if isinstance(wanted, int) else list(wanted or ())
-        if len(numbers) == 2:
-            return int(numbers[0]), int(numbers[1])
-        if len(numbers) == 1 and size is not None and size[0] == size[1]:
-            return int(numbers[0]), int(numbers[0])
+        sides = [wanted] if isinstance(wanted, int) else list(wanted)
+        if len(sides) == 2:
+            return int(sides[0]), int(sides[1])
+        if size is not None:  # the shorter side is given, and the longer one in proportion
+            longer = int(sides[0] * max(size) / max(1, min(size)))
+            return (longer, int(sides[0])) if size[0] > size[1] else (int(sides[0]), longer)
     return None
 
 

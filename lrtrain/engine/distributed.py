@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -9,41 +10,83 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
+from lrtrain.engine import heartbeat
 from lrtrain.errors import DistributedError
 from lrtrain.world import World
 
-TIMEOUT = timedelta(minutes=10)
+JOIN_S = 60.0
+"""How long processes wait for all to come; torchrun starts them together. $LRTRAIN_JOIN_S in tests."""
+TIMEOUT = timedelta(hours=6)
+"""Longer than a process may wait for one that builds a cache; of those that are gone the heartbeat tells."""
 # How gloo, NCCL and torch's store begin to say that a peer is gone; they raise nothing but RuntimeError.
 _LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out", "nccl", "gloo", "socket")
 
 
 @contextmanager
-def joined(world: World, device: torch.device) -> Iterator[None]:
-    """Inside, this process and its peers can talk.
+def joined(
+    world: World, choose: Callable[[], torch.device], tell: Callable[[DistributedError], None]
+) -> Iterator[None]:
+    """Inside, this process and its peers can talk; each learns when another is lost, and of what.
+
+    Args:
+        world: the processes.
+        choose: this process's device.
+        tell: shows an error to the user.
 
     Raises:
-        DistributedError: see `needing_peers`.
+        DistributedError: see `needing_peers`; or not all have come.
     """
     if world.size == 1:
+        choose()
         yield
         return
-    # Tensors on the host go over gloo, so that agreeing to stop does not wait for the GPU.
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    with needing_peers(world):
-        store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
-        # torchrun's store outlives a restart, with the addresses of processes that are gone.
-        own = PrefixStore(f"lrtrain/{world.restarts}", store)
-        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=TIMEOUT)
+    store = _met(world)
+    with heartbeat.beating(store.clone(), world, tell), needing_peers(world):
+        # Tensors on the host go over gloo, so that agreeing to stop does not wait for the GPU.
+        backend = "cpu:gloo,cuda:nccl" if choose().type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
         yield
+        # Followers stay until the leading one has saved, else torchrun would hurry it when the first has ended.
+        dist.all_reduce(torch.zeros(1))
         dist.destroy_process_group()
+
+
+def _met(world: World) -> Store:
+    """The store that all processes share, once all have come to it."""
+    patience_s = heartbeat.seconds("JOIN_S", JOIN_S)
+    address = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')}, MASTER_PORT={os.environ.get('MASTER_PORT')}"
+    try:
+        found, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=patience_s)))
+    except (RuntimeError, ValueError) as error:
+        raise DistributedError(
+            f"process {world.rank} of WORLD_SIZE={world.size} cannot meet the others at {address}: "
+            f"{str(error).splitlines()[0][:200]}",
+            hint="torchrun sets both; with --rdzv-endpoint HOST:PORT every machine must reach HOST, and PORT be free",
+        ) from error
+    # torchrun's store outlives a restart, with the addresses of processes that are gone.
+    store = PrefixStore(f"lrtrain/{world.restarts}", found)
+    store.set(f"here/{world.rank}", "")
+    if store.add("here", 1) == world.size:
+        store.set("all here", "")
+    try:
+        store.wait(["all here"], timedelta(seconds=patience_s))
+    except RuntimeError as error:
+        absent = [rank for rank in range(world.size) if not store.check([f"here/{rank}"])]
+        raise DistributedError(
+            f"{len(absent)} of WORLD_SIZE={world.size} processes did not come to {address} within {patience_s:g} s: "
+            f"RANK {', '.join(map(str, absent[:20]))}",
+            hint="see their own errors; --nnodes and --nproc-per-node must be the same for torchrun on every machine",
+        ) from error
+    store.set_timeout(TIMEOUT)  # NCCL waits in it for the first, who may be preparing images
+    return store
 
 
 @contextmanager
 def needing_peers(world: World) -> Iterator[None]:
-    """Inside, what torch raises when a peer is gone becomes an error for people.
+    """Inside, what torch raises when a peer is gone becomes an error for people: what ended that one.
 
     Raises:
         DistributedError: a peer was lost, or could not be reached.
@@ -52,10 +95,10 @@ def needing_peers(world: World) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if world.size > 1 and any(sign in str(error).lower() for sign in _LOST):
-            raise DistributedError(
-                f"process {world.rank} of {world.size} lost another: {str(error).splitlines()[0][:200]}",
-                hint="the error of the process that ended first is the cause; "
-                "`torchrun ... -m lrtrain fit --resume` goes on from the last checkpoint",
+            raise heartbeat.cause() or DistributedError(
+                f"process {world.rank} of {world.size} lost its connection to others, which are alive: "
+                f"{str(error).splitlines()[0][:200]}",
+                hint=heartbeat.AGAIN,
             ) from error
         raise
 
@@ -87,6 +130,15 @@ def summed(tensor: Tensor, world: World) -> Tensor:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
     return tensor
+
+
+def told_by_the_leader(text: str, world: World) -> str:
+    """What the leading process says, in every process."""
+    if world.size == 1:
+        return text
+    said = [text]
+    dist.broadcast_object_list(said, 0)
+    return said[0]
 
 
 @torch.no_grad()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from lrtrain.checkpoint.format import Checkpoint
+from lrtrain.checkpoint.manifest import COPY
 from lrtrain.engine.distributed import summed
+from lrtrain.engine.finite import Gate
+from lrtrain.engine.fits import refuse_not_finite, refuse_other_module, refuse_other_optimizer
 from lrtrain.errors import CheckpointError
 from lrtrain.schedule.plan import Plan
 from lrtrain.schedule.plateau import Live
@@ -27,6 +29,15 @@ class Best:
     value: float | None = None
     step: int = 0
     stale: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """Step `failed` (from 1) was not finite; training went back to step `to` and goes on with LRs times `factor`."""
+
+    failed: int
+    to: int
+    factor: float
 
 
 @dataclass
@@ -54,11 +65,10 @@ class LossSums:
         self.images[i] = 0
         return mean
 
-    def gather(self) -> bool:
-        """Leave the sums of all processes with the leading one, which saves them; whether they are finite."""
+    def gather(self) -> None:
+        """Leave the sums of all processes with the leading one, which saves them."""
         total = summed(self.sums, self.world)
         self.sums = total if self.world.leads else torch.zeros_like(total)
-        return math.isfinite(float(total.sum()))
 
 
 @dataclass
@@ -69,7 +79,10 @@ class TrainState:
         model: the network; `forward` is the same one, compiled and spread over processes when asked.
         parameter_names: names of the optimizer's parameters, in its order.
         step: optimizer steps taken (attempted, where a scaler skips one).
+        gate: lets the optimizer step where loss and gradients are finite.
         pending: the evaluation that is due at `step` has not been made yet.
+        whole: between two steps, all that belongs to the last one is done, and can be saved.
+        rollbacks: how often and where training went back, for `Plan.lowered`.
     """
 
     model: nn.Module
@@ -77,12 +90,15 @@ class TrainState:
     optimizer: Optimizer
     parameter_names: tuple[str, ...]
     losses: LossSums
+    gate: Gate
     ema: AveragedModel | None = None
     scaler: torch.amp.GradScaler | None = None
     live: Live | None = None
     world: World = ALONE
     step: int = 0
     pending: bool = False
+    whole: bool = False
+    rollbacks: list[Rollback] = field(default_factory=list)
     best: Best = field(default_factory=Best)
     early: Best = field(default_factory=Best)
 
@@ -100,6 +116,7 @@ def snapshot(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str,
         parts["ema"] = dict(state.ema.module.state_dict())
     manifest = {
         "pending": state.pending,
+        "rollbacks": [asdict(rollback) for rollback in state.rollbacks],
         "best": vars(state.best),
         "early": vars(state.early),
         "loss_sums": state.losses.sums.tolist(),
@@ -123,6 +140,7 @@ def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:
         key
         for key in (
             "pending",
+            "rollbacks",
             "best",
             "early",
             "loss_sums",
@@ -135,39 +153,47 @@ def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:
         if key not in manifest
     ]
     if missing:
-        raise CheckpointError(f"the manifest lacks {', '.join(missing)}", str(checkpoint.path))
+        raise CheckpointError(f"the manifest lacks {', '.join(missing)}", str(checkpoint.path), COPY)
+    if (state.ema is None) != ("ema.safetensors" not in checkpoint.files):
+        what = (
+            f"the checkpoint has {'averaged weights' if state.ema is None else 'no averaged weights'}, unlike this run"
+        )
+        raise CheckpointError(what, str(checkpoint.path), "go on with the config that it was made with: `ema` differs")
+    refuse_other_optimizer(state.optimizer, state.parameter_names, checkpoint)
     try:
         load_module(state.model, checkpoint, "model")
         if state.ema is not None:
             load_module(state.ema.module, checkpoint, "ema")
             state.ema.n_averaged.fill_(manifest["ema_updates"])
-        _load_optimizer(state, checkpoint.tensors("optimizer"), manifest["optimizer"])
+        tensors = checkpoint.tensors("optimizer")
+        refuse_not_finite(tensors, checkpoint, "optimizer")
+        _load_optimizer(state, tensors, manifest["optimizer"])
         if state.scaler is not None:
             state.scaler.load_state_dict(manifest["scaler"])
         state.live = plan.start_live(manifest["plateau"])
         state.step, state.pending = checkpoint.step, manifest["pending"]
-        state.best, state.early = Best(**manifest["best"]), Best(**manifest["early"])
+        state.rollbacks = [Rollback(**rollback) for rollback in manifest["rollbacks"]]
+        state.best, state.early = _best(manifest["best"]), _best(manifest["early"])
         if state.world.leads:
             state.losses.sums.copy_(torch.tensor(manifest["loss_sums"], dtype=torch.float64))
+        else:
+            state.losses.sums.zero_()
         state.losses.images = list(manifest["loss_images"])
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError) as error:
-        what = f"the checkpoint does not hold a state of this run: {type(error).__name__}: {error}"
-        raise CheckpointError(what, str(checkpoint.path)) from error
+        why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        what = f"the checkpoint does not hold a state of this run: {why}"
+        raise CheckpointError(what, str(checkpoint.path), "go on with the config that it was made with") from error
+
+
+def _best(saved: Mapping[str, Any]) -> Best:
+    return Best(saved["value"], saved["step"], saved["stale"])
 
 
 def load_module(module: nn.Module, checkpoint: Checkpoint, part: str) -> None:
-    """Load one part of a checkpoint into a module of exactly its shape."""
+    """Load one part of a checkpoint, all finite, into a module of exactly its shapes and types."""
+    refuse_other_module(module, checkpoint, part)
     tensors = checkpoint.tensors(part)
-    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if own != theirs:
-        names = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
-        first = names[0]
-        raise CheckpointError(
-            f"the checkpoint is of another model: {len(names)} tensors differ, first {first!r}: "
-            f"{theirs.get(first, 'missing')} in the checkpoint, {own.get(first, 'missing')} in the model",
-            str(checkpoint.path / f"{part}.safetensors"),
-        )
+    refuse_not_finite(tensors, checkpoint, part)
     module.load_state_dict(tensors)
 
 
@@ -195,8 +221,6 @@ def _load_optimizer(state: TrainState, tensors: Mapping[str, Tensor], scalars: M
     saved: dict[int, dict[str, Any]] = {}
     for full, value in (*tensors.items(), *scalars.items()):
         name, _, key = full.rpartition("/")
-        if name not in position:
-            raise CheckpointError(f"the checkpoint's optimizer has a parameter {name!r} that the model has not")
         parameter = parameters[position[name]]
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             # The parameter's memory format too: sums over another layout round differently.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lrtrain.config.schema import EarlyStop, monitor_mode
 from lrtrain.data.batches import Batch
-from lrtrain.engine.distributed import agreed, share_buffers, unsynchronised
+from lrtrain.engine.distributed import agreed, share_buffers, summed, unsynchronised
 from lrtrain.engine.evaluate import autocast, evaluate
 from lrtrain.engine.events import (
     EpochEnded,
@@ -32,15 +32,25 @@ from lrtrain.engine.events import (
     Stepped,
     Stopped,
 )
+from lrtrain.engine.finite import (
+    LEAST_SCALE,
+    NotFinite,
+    Trouble,
+    culprit,
+    first_bad_tensor,
+    gradient_norms,
+    group_norms,
+    norms_of,
+)
 from lrtrain.engine.mix import Mix
 from lrtrain.engine.precision import Precision
 from lrtrain.engine.state import Best, TrainState
-from lrtrain.errors import Diverged
 from lrtrain.random import key
 from lrtrain.schedule.plan import Plan
 
 # Why training may be asked to stop; several processes must agree on one.
-REASONS = ("SIGUSR1", "SIGHUP", "SIGINT", "SIGTERM")
+REASONS = ("SIGUSR2", "SIGUSR1", "SIGHUP", "SIGINT", "SIGTERM")
+SAVE_ONLY = "SIGUSR2"  # the one that asks for the state to be saved, and for nothing to end
 
 
 class Images(Protocol):
@@ -75,6 +85,8 @@ class Recipe:
     plateau: str | None = None
     live_from: int = 0
     flip: bool = False
+    former_ends: tuple[int, ...] = ()
+    """Where the run had ended before it was extended: what is due at the end was done there too."""
 
 
 def train(
@@ -90,7 +102,7 @@ def train(
         stop: asked after every step and evaluation batch; a reason ends training with the state due to be saved.
 
     Raises:
-        Diverged: the training loss is not finite.
+        NotFinite: a loss, gradient or weight is not finite. The weights are those from before that step.
     """
     state.forward.train()
     stop = agreed(stop, state.world, REASONS)
@@ -102,10 +114,13 @@ def train(
     _freeze(state, plan)
     thaws = {group.frozen_steps for group in plan.groups}
     for batch in batches.train(state.step, recipe.total_steps):
+        state.whole = False
         if state.step in thaws:
             _freeze(state, plan)
         plan.write(state.optimizer, state.step, state.live)
-        optimizer_step(state, batch, recipe)
+        bad_loss = optimizer_step(state, batch, recipe)
+        if bad_loss is not None:
+            raise NotFinite(_trouble(state, plan, recipe, batch, bad_loss))
         state.step += 1
         yield Stepped(state.step, batch.total)
 
@@ -116,11 +131,26 @@ def train(
         if reason:
             yield Stopped(state.step, reason)
             return
+        state.whole = True
     yield Finished(state.step)
 
 
-def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> None:
-    """One update from one batch, in `accumulate` equal parts (the last may be smaller)."""
+def save_after_fault(state: TrainState, plan: Plan) -> Iterator[Event]:
+    """What saves the last completed step, where the next batch could not be had; nothing in the midst of a step.
+
+    Several processes must save together, and one that failed cannot.
+    """
+    if state.whole and state.step and state.world.size == 1:
+        _refuse_unsound(state, plan)
+        yield SaveDue(state.step, best=False)
+
+
+def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> float | None:
+    """One update from one batch, in `accumulate` equal parts (the last may be smaller).
+
+    Where loss or gradients are not finite, nothing is updated, the gradients are left to be looked at, and the loss is
+    returned.
+    """
     images = len(batch.labels)
     size = math.ceil(images / recipe.accumulate)
     loss_sum: Tensor | None = None
@@ -142,10 +172,9 @@ def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> None:
             (scaled if state.scaler is None else state.scaler.scale(scaled)).backward()  # type: ignore[no-untyped-call]
         weighted = loss.detach() * part
         loss_sum = weighted if loss_sum is None else loss_sum + weighted
-    if recipe.clip_norm is not None:
-        if state.scaler is not None:
-            state.scaler.unscale_(state.optimizer)
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm)
+    assert loss_sum is not None
+    if not state.gate.opens(state.optimizer, [loss_sum, *_norms(state, recipe)], state.world):
+        return float(loss_sum) / images
     if state.scaler is None:
         state.optimizer.step()
     else:
@@ -153,8 +182,20 @@ def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> None:
         state.scaler.update()
     if state.ema is not None:
         state.ema.update_parameters(state.model)
-    if loss_sum is not None:
-        state.losses.add(loss_sum, batch.total)
+    state.losses.add(loss_sum, batch.total)
+    return None
+
+
+def _norms(state: TrainState, recipe: Recipe) -> list[Tensor]:
+    """Clip the gradients; their norms, without those of fp16, whose scaler skips a step that is out of range."""
+    total: list[Tensor] = []
+    if recipe.clip_norm is not None:
+        if state.scaler is not None:
+            state.scaler.unscale_(state.optimizer)
+        total = [torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm)]
+    if state.scaler is not None:
+        return []
+    return total or gradient_norms(state.optimizer)
 
 
 def _seed_model(model_key: int, device: torch.device) -> None:
@@ -174,24 +215,50 @@ def _freeze(state: TrainState, plan: Plan) -> None:
 
 
 def _due(step: int, every: int | None, recipe: Recipe) -> bool:
-    return every is not None and (step % every == 0 or step == recipe.total_steps)
+    return every is not None and (step % every == 0 or step in (recipe.total_steps, *recipe.former_ends))
 
 
 def _logged(state: TrainState, plan: Plan) -> Logged:
-    lrs = _named_lrs(plan, state)
+    lrs = _named_lrs(plan, state.step - 1, state)
     loss = state.losses.take("log")
-    if not math.isfinite(loss):
-        shown = ", ".join(f"{name} {lr:g}" for name, lr in lrs.items())
-        raise Diverged(
-            f"the training loss is {loss} at step {state.step} (LR {shown})",
-            hint="lower optimizer.lr, warm up longer, or set clip_norm: 1.0; `lrtrain range-test` finds an LR",
-        )
+    if (good := state.gate.passed()) is not None:
+        what = "the training loss or a gradient is not finite"
+        raise NotFinite(Trouble(good + 1, lrs, loss, {}, "this step and those after it changed no weight", ()), what)
+    if state.scaler is not None and state.scaler.get_scale() < LEAST_SCALE:
+        what = "fp16 gradients are out of range at every scale"
+        raise NotFinite(Trouble(state.step, lrs, loss, {}, "try precision bf16 or fp32", ()), what)
     return Logged(state.step, state.step / plan.steps_per_epoch, lrs, loss)
 
 
-def _named_lrs(plan: Plan, state: TrainState) -> dict[str, float]:
-    """What each group trained with in the step just taken."""
-    lrs = plan.lrs(state.step - 1, state.live)
+def _trouble(state: TrainState, plan: Plan, recipe: Recipe, batch: Batch, loss: float) -> Trouble:
+    """Everything about a step that could not be taken, from its gradients and the same pass once more."""
+    norms = group_norms(state.optimizer, [group.name for group in plan.groups])
+    images = batch.images
+    if recipe.mix is not None:
+        images, _ = recipe.mix(images, batch.labels, key(recipe.seed, "mix", state.step, 0))
+    _seed_model(key(recipe.seed, "model", state.step, 0), images.device)
+    why = culprit(state.model, images, autocast(images.device, recipe.precision))
+    lrs = _named_lrs(plan, state.step, state)
+    return Trouble(state.step + 1, lrs, loss, norms, why, tuple(batch.index.tolist()))
+
+
+def _refuse_unsound(state: TrainState, plan: Plan) -> None:
+    """Weights that the last step made infinite, or a GPU's fault that was not fetched yet, are not to be saved."""
+    if state.gate.passed() is not None:
+        _logged(state, plan)
+    tensors = [(name, t) for name, t in state.model.state_dict().items() if t.is_floating_point()]
+    sound = summed(torch.stack(norms_of([t for _, t in tensors])).sum() * 0, state.world)
+    if not math.isfinite(float(sound)):
+        lrs = _named_lrs(plan, max(state.step - 1, 0), state)
+        name = first_bad_tensor(tensors)
+        where = "they are another process's" if state.world.size > 1 else "their norm is out of float32's range"
+        trouble = Trouble(state.step, lrs, math.nan, {}, f"{name!r} is the first of them" if name else where, ())
+        raise NotFinite(trouble, "weights are not finite after the update")
+
+
+def _named_lrs(plan: Plan, t: int, state: TrainState) -> dict[str, float]:
+    """What each group trains with in step t, counted from 0."""
+    lrs = plan.lrs(t, state.live)
     return {group.name: lr for group, lr in zip(plan.groups, lrs, strict=True)}
 
 
@@ -199,12 +266,12 @@ def _evaluate_and_save(
     state: TrainState, plan: Plan, batches: Images, recipe: Recipe, stop: Callable[[], str | None]
 ) -> Generator[Event, None, str | None]:
     """What follows a step: evaluation and epoch line where due, then the checkpoint. Returns why to stop."""
-    lrs = _named_lrs(plan, state)
+    lrs = _named_lrs(plan, state.step - 1, state)
     reason, improved, evaluated = None, False, state.pending
     if state.pending:
         share_buffers(state.evaluated, state.world)
         # Processes have different numbers of batches, so they cannot agree to stop between them.
-        stopping = stop if state.world.size == 1 else lambda: None
+        stopping = (lambda: stop() not in (None, SAVE_ONLY)) if state.world.size == 1 else (lambda: False)
         metrics = yield from evaluate(
             state.evaluated,
             batches.evaluate("val"),
@@ -223,12 +290,12 @@ def _evaluate_and_save(
     if state.step % plan.steps_per_epoch == 0 and not state.pending:
         yield EpochEnded(state.step, state.step // plan.steps_per_epoch, lrs, state.losses.take("epoch"))
     ended = state.step == recipe.total_steps
-    reason = (stop() if not ended or state.pending else None) or reason
-    if reason or improved or _due(state.step, recipe.checkpoint_every, recipe):
-        if not state.losses.gather():
-            _logged(state, plan)
+    asked = stop() if not ended or state.pending else None
+    if asked or reason or improved or _due(state.step, recipe.checkpoint_every, recipe):
+        _refuse_unsound(state, plan)
+        state.losses.gather()
         yield SaveDue(state.step, improved and evaluated)
-    return reason
+    return reason if asked in (None, SAVE_ONLY) else asked
 
 
 def _conclude(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,12 +11,15 @@ from torch import nn
 
 from lrtrain import lookup
 from lrtrain.config import schema
-from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, LrtrainError, about
+from lrtrain.errors import ConfigError, EnvironmentFault, LrtrainError, about, out_of_memory, quoted
 from lrtrain.models.stems import make_gray, small_stem
-from lrtrain.models.weights import load_into, load_weights_file
+from lrtrain.models.weights import load_into, load_weights_file, normalisation_of
 from lrtrain.random import key, torch_seeded
 
 Where = Callable[..., str]
+
+# Arguments of timm.create_model that name files and addresses of weights.
+_TIMM_LOADS = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
 
 # Left alone, these two return several logits while training and warn of a new default initialisation.
 _TORCHVISION_ARGS: dict[str, dict[str, Any]] = {
@@ -131,18 +133,26 @@ def _refuse_contradictions(model: schema.Model, in_channels: int, where: Where) 
         )
 
 
+_CALLED = (
+    "`lrtrain list models` shows what ours and torchvision's take; code of yours is called with num_classes, and with "
+    "in_channels where it takes that, and returns a torch.nn.Module"
+)
+
+
 def _construct(builder: Callable[..., Any], model: schema.Model, where: Where, /, **kwargs: Any) -> nn.Module:
     """Call what a name stands for; whatever it raises is about the arguments that the config gave it."""
     try:
         module = builder(**kwargs, **model.args)
-    except (LrtrainError, MemoryError):
+    except LrtrainError:
         raise
     except Exception as error:
-        given = ", ".join(f"{name}={value!r}" for name, value in model.args.items()) or "no arguments"
-        raise ConfigError(f"{model.name} cannot be built with {given}: {error}", where("model")) from error
+        if out_of_memory(error):
+            raise
+        given = ", ".join(f"{name}={quoted(value)}" for name, value in model.args.items()) or "no arguments"
+        raise ConfigError(f"{model.name} cannot be built with {given}: {error}", where("model"), _CALLED) from error
     if not isinstance(module, nn.Module):
         raise ConfigError(
-            f"{model.name} must return a torch.nn.Module, not {type(module).__name__}", where("model", "name")
+            f"{model.name} must return a torch.nn.Module, not {type(module).__name__}", where("model", "name"), _CALLED
         )
     return module
 
@@ -220,6 +230,9 @@ def _timm(model: schema.Model, num_classes: int, in_channels: int, load: bool, w
         raise EnvironmentFault(unknown[0], where("model", "name"), unknown[1])
     import timm
 
+    if given := sorted(_TIMM_LOADS & model.args.keys()):
+        what = f"{given[0]} would have timm load what lrtrain has not looked at"
+        raise ConfigError(what, where("model", given[0]), "write `weights: FILE`, or `pretrained: true`")
     name = model.name.removeprefix("timm/")
     if not timm.is_model(name.partition(".")[0]):
         guess = lookup.closest(name, timm.list_models())
@@ -271,7 +284,7 @@ def _load_file(model: schema.Model, built: BuiltModel, num_classes: int, where: 
     with about(where("model", "weights")):
         state, metadata = load_weights_file(source)
         loaded = load_into(built.module, state, num_classes, source)
-        known = _metadata_normalisation(metadata, source)
+        known = normalisation_of(metadata, source)
     notes = _once(*built.notes, *loaded.notes)
     if "mean" not in known and _source(model.name) is not _other:
         published = (
@@ -285,25 +298,6 @@ def _load_file(model: schema.Model, built: BuiltModel, num_classes: int, where: 
 def _once(*notes: str) -> tuple[str, ...]:
     """The construction and the loading both tell of a first convolution whose weights were summed."""
     return tuple(dict.fromkeys(notes))
-
-
-def _metadata_normalisation(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
-    """What a safetensors file says of itself: `mean` and `std`, a number a channel, and `input`, in px."""
-    known: dict[str, Any] = {}
-    number = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
-    for name in ("mean", "std"):
-        if name in metadata:
-            known[name] = tuple(float(n) for n in re.findall(number, metadata[name]))
-    if ("mean" in known) != ("std" in known) or len(known.get("mean", ())) != len(known.get("std", ())):
-        raise CheckpointError(
-            f"{source!r} must name a mean and a std of as many channels, and says mean "
-            f"{metadata.get('mean')!r} and std {metadata.get('std')!r}"
-        )
-    if not all(std > 0 for std in known.get("std", ())):
-        raise CheckpointError(f"{source!r} must name a std above 0, and says {metadata['std']!r}")
-    if sizes := re.findall(r"\d+", metadata.get("input", "")):
-        known["input_size"] = int(sizes[-1])
-    return known
 
 
 def _averaged(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import math
+import os
 import pickle
 import re
 import warnings
@@ -15,12 +17,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lrtrain.errors import CheckpointError, EnvironmentFault
+from lrtrain.errors import CheckpointError, EnvironmentFault, quoted
+from lrtrain.foreign import opened
 from lrtrain.models.stems import first_convolution, without_colour
+from lrtrain.tensor_header import read_header
+from lrtrain.torch_archive import refuse_other_archives
 
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
+MAX_NAME = 1_000
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO)
 _DENSENET_2017 = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
+_DAMAGED = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    OSError,
+)
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
@@ -45,35 +64,53 @@ def load_weights_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, st
         CheckpointError: no such file, damaged, more than plain tensors, or values that are not finite.
         EnvironmentFault: the file cannot be read.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise CheckpointError(f"there is no weights file {str(file)!r}", hint="`weights` is a path here")
+    file = Path(os.path.expanduser(path))  # a Path's own raises where there is no such user
+    try:
+        opened(file, links=True).close()
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise _unreadable(file, error) from error
+        raise CheckpointError(
+            f"there is no weights file {quoted(str(file))}: {error.strerror}", hint="`weights` is a path here"
+        ) from error
     if file.suffix not in (".safetensors", ".pth", ".pt"):
-        raise CheckpointError(f"a weights file must end in .safetensors, .pth or .pt: {str(file)!r}")
+        what = f"a weights file must end in .safetensors, .pth or .pt: {str(file)!r}"
+        raise CheckpointError(what, hint="convert it: safetensors.torch.save_file(module.state_dict(), FILE)")
     try:
         content, metadata = _safetensors(file) if file.suffix == ".safetensors" else (_torch_file(file), {})
     except OSError as error:
-        raise EnvironmentFault(f"cannot read {str(file)!r}: {error.strerror or error}") from error
+        raise _unreadable(file, error) from error
     state = _state_dict(content, file)
+    _refuse_views(state, file)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
             raise CheckpointError(
-                f"{str(file)!r} holds values that are not finite, in {name!r}",
+                f"{str(file)!r} holds values that are not finite, in {quoted(name)}",
                 hint="take a checkpoint from before that training diverged",
             )
     return state, metadata
 
 
+def _unreadable(file: Path, error: OSError) -> EnvironmentFault:
+    what = f"cannot read {quoted(str(file))}: {error.strerror or error}"
+    return EnvironmentFault(what, hint="check that you may read it")
+
+
 def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with opened(file, links=True) as content:
+        read_header(content, repr(str(file)))
     try:
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no dict
-            return tensors, dict(opened.metadata() or {})
+        with safe_open(file, framework="pt", device="cpu") as held:
+            tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 - no dict
+            return tensors, dict(held.metadata() or {})
     except SafetensorError as error:
-        raise CheckpointError(f"{str(file)!r} is not a whole safetensors file: {error}") from error
+        what = f"{str(file)!r} is not a whole safetensors file: {error}"
+        raise CheckpointError(what, hint="restore it from a copy") from error
 
 
 def _torch_file(file: Path) -> object:
+    """Read by torch's `weights_only` rule and by no other; nothing is ever added to what that allows."""
+    refuse_other_archives(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a TorchScript archive warns of what the error then says
@@ -82,30 +119,79 @@ def _torch_file(file: Path) -> object:
     except pickle.UnpicklingError as error:
         what = f"{str(file)!r} is damaged, or holds more than tensors and plain values, and is not unpickled"
         raise CheckpointError(what, hint="save module.state_dict() alone, best as .safetensors") from error
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError) as error:
+    except _DAMAGED as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a cut file's offsets
             raise
-        raise CheckpointError(f"{str(file)!r} is damaged, or not a file of torch.save: {error}") from error
+        why = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        what = f"{str(file)!r} is damaged, or not a file of torch.save: {why}"
+        raise CheckpointError(what, hint="save module.state_dict() again, best as .safetensors") from error
 
 
 def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
+    # By dict's and Tensor's own methods: a file may give its objects attributes of any name.
     for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not content:
+        if isinstance(content, dict) and isinstance(inside := dict.get(content, wrapper), dict):
+            content = inside
+    if not isinstance(content, dict) or not dict.__len__(content):
         raise CheckpointError(
             f"{str(file)!r} holds no state dict, but {type(content).__name__}", hint="save module.state_dict()"
         )
-    for name, tensor in content.items():
-        plain = isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
-        if not isinstance(name, str) or not plain or tensor.is_quantized:
-            raise CheckpointError(
-                f"{str(file)!r}: {str(name)!r} is not a plain tensor", hint="save module.state_dict()"
-            )
-    state = dict(content)
+    state: dict[str, Tensor] = {}
+    for name, value in dict.items(content):
+        tensor = Tensor.detach(value) if isinstance(value, Tensor) else None
+        plain = tensor is not None and tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not isinstance(name, str) or tensor is None or not plain or tensor.is_quantized:
+            shown = quoted(name) if isinstance(name, str) else f"what has a key of type {type(name).__name__}"
+            raise CheckpointError(f"{str(file)!r}: {shown} is not a plain tensor", hint="save module.state_dict()")
+        if len(name) > MAX_NAME:
+            what = f"{str(file)!r}: a tensor's name has {len(name):,} characters; at most {MAX_NAME:,} are read"
+            raise CheckpointError(what, hint="save module.state_dict() with its own names")
+        state[name] = tensor
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
+
+
+def _refuse_views(state: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse tensors that show a few stored numbers again and again: whoever copies one needs memory for all."""
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
+    large = [name for name, size in sizes.items() if size > state[name].untyped_storage().nbytes()]
+    if large or sum(sizes.values()) > 4 * file.stat().st_size:
+        name = large[0] if large else max(sizes, key=sizes.__getitem__)
+        raise CheckpointError(
+            f"{str(file)!r}: {quoted(name)} says that it has {sizes[name]:,} bytes, more than are stored",
+            hint="save a state dict of contiguous tensors",
+        )
+
+
+def normalisation_of(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
+    """What a safetensors file says of itself: `mean` and `std`, a number a channel, and `input`, in px."""
+    known: dict[str, Any] = {}
+    if long := [name for name in ("mean", "std", "input") if len(metadata.get(name, "")) > 200]:
+        raise CheckpointError(
+            f"{source!r} must name its {long[0]} in a few numbers, and says {quoted(metadata[long[0]])}"
+        )
+    number = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
+    for name in ("mean", "std"):
+        if name in metadata:
+            known[name] = tuple(float(n) for n in re.findall(number, metadata[name]))
+    if ("mean" in known) != ("std" in known) or len(known.get("mean", ())) != len(known.get("std", ())):
+        raise CheckpointError(
+            f"{source!r} must name a mean and a std of as many channels, and says mean "
+            f"{metadata.get('mean')!r} and std {metadata.get('std')!r}"
+        )
+    if not all(0 < std < math.inf for std in known.get("std", ())) or not all(
+        map(math.isfinite, known.get("mean", ()))
+    ):
+        raise CheckpointError(
+            f"{source!r} must name a std above 0 and finite numbers, and says mean {metadata['mean']!r} "
+            f"and std {metadata['std']!r}"
+        )
+    if sizes := re.findall(r"\d+", metadata.get("input", "")):
+        known["input_size"] = int(sizes[-1])
+        if not 1 <= known["input_size"] <= 4096:
+            raise CheckpointError(f"{source!r} must name images of 1 to 4096 px, and says {quoted(metadata['input'])}")
+    return known
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], num_classes: int, source: str) -> Loaded:

@@ -10,7 +10,7 @@ import torch
 
 from lrtrain import lookup
 from lrtrain.config import schema
-from lrtrain.errors import ConfigError, about
+from lrtrain.errors import ConfigError, about, out_of_memory
 from lrtrain.optim.groups import ParamGroup, Where, plain
 
 # Classes with a fused kernel, by device; torch's own default is a slower loop on the CPU.
@@ -87,6 +87,8 @@ def _construct(
     try:
         built = cls(parameters, **args)
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
+        if out_of_memory(error):
+            raise
         given = ", ".join(f"{key}={value!r}" for key, value in args.items())
         raise ConfigError(f"{name} cannot be built with {given}: {error}", at) from error
     if not isinstance(built, torch.optim.Optimizer):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,12 +16,14 @@ from torch import nn
 from lrtrain import lookup
 from lrtrain.config import schema
 from lrtrain.config.duration import Duration
-from lrtrain.errors import ConfigError
+from lrtrain.errors import ConfigError, quoted
 from lrtrain.optim.layers import layer_numbers
 
 Where = Callable[..., str]
 
 NORM_AND_BIAS = "norm_and_bias"
+MAX_PATTERN = 1000  # characters
+MATCH_SECONDS = 1.0
 
 # What optimizers read once for all groups, so that a group's own value would be without effect.
 _FOR_ALL_GROUPS = ("fused", "foreach", "capturable", "differentiable", "initial_accumulator_value")
@@ -98,18 +103,61 @@ def _matching(pattern: str, parameters: dict[str, nn.Parameter], at: str) -> lis
     if pattern == NORM_AND_BIAS:
         matched = [name for name, p in parameters.items() if p.ndim <= 1]
     else:
-        try:
-            regex = re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(
-                f"`params` must be a regular expression, and {pattern!r} is none: {error}",
-                at,
-                r"a dot is written \. and a bracket \(",
-            ) from None
-        matched = [name for name in parameters if regex.search(name)]
+        matched = _searched(pattern, parameters, at)
     if not matched:
-        raise ConfigError(f"no trainable parameter matches {pattern!r}", at, _near(pattern, list(parameters)))
+        raise ConfigError(f"no trainable parameter matches {quoted(pattern)}", at, _near(pattern, list(parameters)))
     return matched
+
+
+def _searched(pattern: str, names: Iterable[str], at: str) -> list[str]:
+    """The names in which a regular expression is found.
+
+    Python's engine takes time exponential in a name's length for some, such as `(a+)+$`, and no rule tells which
+    without refusing good ones; so the time is what is bounded. The engine looks for signals while it searches.
+    """
+    if len(pattern) > MAX_PATTERN:
+        what = f"`params` must have at most {MAX_PATTERN:,} characters; got {len(pattern):,}"
+        raise ConfigError(what, at, "write one group for each part of the model")
+    try:
+        regex = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ConfigError(
+            f"`params` must be a regular expression, and {quoted(pattern)} is none: {error}",
+            at,
+            r"a dot is written \. and a bracket \(",
+        ) from None
+    try:
+        with _seconds_of_processor(MATCH_SECONDS):
+            return [name for name in names if regex.search(name)]
+    except _TookLongError:
+        raise ConfigError(
+            f"searching the parameters' names for {quoted(pattern)} takes longer than {MATCH_SECONDS:g} s",
+            at,
+            "repeat nothing that repeats: in place of (a+)+ write a+, in place of (.*)* write .*",
+        ) from None
+
+
+class _TookLongError(Exception):
+    """The processor's time is used up."""
+
+
+@contextmanager
+def _seconds_of_processor(seconds: float) -> Iterator[None]:
+    """Bound what is done inside by the time that this process computes; Python allows it in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _TookLongError
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _near(pattern: str, names: list[str]) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lrtrain.build import Job
 from lrtrain.engine.events import Logged
+from lrtrain.engine.finite import Gate
 from lrtrain.engine.state import LossSums, TrainState
 from lrtrain.engine.train import train
 from lrtrain.errors import Diverged
@@ -109,6 +110,7 @@ def _copy(state: TrainState) -> TrainState:
         optimizer=optimizer,
         parameter_names=state.parameter_names,
         losses=sums,
+        gate=Gate(optimizer, sums.sums.device),
         scaler=copy.deepcopy(state.scaler),
     )
 

@@ -15,6 +15,7 @@ from lrtrain.errors import printable
 Values = Sequence[float] | NDArray[np.float64]
 
 MOST_SERIES = 4
+_FAR = 20  # between the peaks of groups
 MIN_WIDTH = 20
 # The eight dots of a braille character, U+2800 plus the sum of: rows downwards, left then right.
 _BRAILLE = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
@@ -144,12 +145,21 @@ def _told_apart(series: Mapping[str, Values]) -> tuple[dict[str, NDArray[np.floa
     return {", ".join(names): values for names, values in picked}, len(different) - shown
 
 
+def far_apart(series: Mapping[str, Values]) -> bool:
+    """Whether the peaks of the curves differ so much that the lowest would lie flat on a linear axis."""
+    peaks = [float(np.max(values)) for values in map(np.asarray, series.values()) if np.size(values)]
+    lit = [peak for peak in peaks if peak > 0]
+    return len(lit) > 1 and max(lit) >= _FAR * min(lit)
+
+
 def _limits(lines: Mapping[str, NDArray[np.float64]], log_y: bool) -> tuple[float, float]:
     """The ends of the y axis; a linear one starts at zero unless the values stay far from it."""
     values = [array[np.isfinite(array)] for array in lines.values()]
     low, high = (float(limit) for limit in (min(map(np.min, values)), max(map(np.max, values))))
     if log_y and high > 0:
+        # What the lowest curve ends with may be 1e-10: four decades below its peak are enough to read.
         low = float(min(np.min(array[array > 0], initial=high) for array in values))
+        low = max(low, 1e-4 * float(min(peak for array in values if (peak := np.max(array)) > 0)))
         return (low, high) if low < high else (high / 10, high)
     if low == high:
         low, high = min(low, 0.0), max(high, 0.0)

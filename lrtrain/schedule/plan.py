@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -15,6 +15,7 @@ from lrtrain.errors import CheckpointError, ConfigError, LrtrainError, Problem
 from lrtrain.schedule import notes
 from lrtrain.schedule.arguments import Scheduler, resolve
 from lrtrain.schedule.curve import Curve, GroupLR
+from lrtrain.schedule.extend import extended
 from lrtrain.schedule.layout import Stretch, lay_out
 from lrtrain.schedule.plateau import Live, Plateau
 from lrtrain.schedule.segments import joined, segment
@@ -46,6 +47,16 @@ class Plan:
     live_from: int | None = None
     """First step of a ReduceLROnPlateau tail; there the curve holds the LR as it is without reductions."""
     plateau: Plateau | None = None
+    live_factor: float = 1.0
+    """What `lowered` has made of the live tail's LR."""
+
+    def lowered(self, start: int, factor: float) -> Plan:
+        """The plan with every LR from step `start` on (from 0) times `factor`."""
+        lr = self.curve.lr.copy()
+        lr[start:] *= factor
+        note = f"the LR is {factor:g} times as high from step {start:,} on, where training went back to"
+        notes, curve = (*self.notes, note), replace(self.curve, lr=lr)
+        return replace(self, curve=curve, live_factor=self.live_factor * factor, notes=notes)
 
     def start_live(self, state: Mapping[str, float | int | str] | None = None) -> Live | None:
         """The live tail, fresh or from a checkpoint's `Live.state()`; None where there is none.
@@ -70,7 +81,8 @@ class Plan:
     def lrs(self, t: int, live: Live | None) -> tuple[float, ...]:
         """What step t (from 0) trains with, per group; 0 where the group is frozen."""
         if live is not None and self.live_from is not None and t >= self.live_from:
-            return tuple(0.0 if t < group.frozen_steps else lr for group, lr in zip(self.groups, live.lrs, strict=True))
+            lrs = zip(self.groups, live.lrs, strict=True)
+            return tuple(0.0 if t < group.frozen_steps else lr * self.live_factor for group, lr in lrs)
         row = self.curve.lr[t].tolist()
         return tuple([row[column] for column in self.curve.columns])
 
@@ -100,6 +112,8 @@ def run_steps(config: RunConfig, steps_per_epoch: int) -> int:
     Raises:
         ConfigError: more than `MOST_STEPS`.
     """
+    if config.extended:
+        return config.extended[-1].steps
     total = config.steps or (config.epochs or 0) * steps_per_epoch
     if total > MOST_STEPS:
         where = config.where("steps" if config.steps else "epochs")
@@ -118,6 +132,15 @@ def make_plan(config: RunConfig, groups: Sequence[GroupLR], steps_per_epoch: int
     Raises:
         ConfigError: with every problem of the schedule.
     """
+
+    def planned(config: RunConfig, frozen: bool) -> Plan:
+        own = groups if frozen else [replace(group, frozen_steps=0) for group in groups]
+        return _planned(config, own, steps_per_epoch)
+
+    return extended(config, planned) if config.extended else planned(config, True)
+
+
+def _planned(config: RunConfig, groups: Sequence[GroupLR], steps_per_epoch: int) -> Plan:
     run_steps(config, steps_per_epoch)
     problems = check_schedule(config)
     if problems:

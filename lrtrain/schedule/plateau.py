@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,14 @@ class Live:
                 f"this run with {len(groups)} parameter groups needs {', '.join(sorted(wanted))}",
                 hint="resume with the config that the checkpoint was made with",
             )
+        lrs = [float(state[f"lr.{i}"]) for i in range(len(groups))]
+        if not all(0 <= lr < math.inf for lr in lrs) or math.isnan(float(state["best"])):
+            raise CheckpointError(
+                f"the checkpoint's ReduceLROnPlateau state has LRs {lrs} and best {float(state['best'])}: not numbers "
+                "that training arrives at",
+                hint="restore the checkpoint from a copy, or remove it: then the one before it is used",
+            )
         counters = {key: int(state[key]) for key in _COUNTERS}
         self._scheduler.load_state_dict({**counters, "best": float(state["best"])})
-        for i, group in enumerate(groups):
-            group["lr"] = float(state[f"lr.{i}"])
+        for group, lr in zip(groups, lrs, strict=True):
+            group["lr"] = lr

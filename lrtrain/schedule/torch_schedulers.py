@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ChainedScheduler
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler
 
 from lrtrain import lookup
 from lrtrain.schedule.curve import GroupLR, Table
@@ -56,18 +55,37 @@ def tabulate(make: Callable[[Optimizer], Any], groups: Sequence[GroupLR], ticks:
     optimizer = StandIn(groups)
     scheduler = make(optimizer)
     optimizer.step()
-    step, written, cyclable = scheduler.step, optimizer.param_groups, groups[0].momentum is not None
-    lrs, momenta = array("d"), array("d")
-    for tick in range(ticks):
-        if tick:
-            step()
-        lrs.extend([group["lr"] for group in written])
-        if cyclable:
-            momenta.extend([group["momentum"] for group in written])
+    step, written = _stepper(scheduler), optimizer.param_groups
+    lrs = [group["lr"] for group in written]
+    momenta = [] if groups[0].momentum is None else [group["momentum"] for group in written]
+    for _ in range(ticks - 1):
+        step()
+        for group in written:
+            lrs.append(group["lr"])
+            if momenta:
+                momenta.append(group["momentum"])
     shape = (ticks, len(groups))
-    return _without_rounding_below_zero(np.array(lrs).reshape(shape)), np.array(momenta).reshape(
-        shape
-    ) if cyclable else None
+    momentum = np.array(momenta, dtype=np.float64).reshape(shape) if momenta else None
+    return _without_rounding_below_zero(np.array(lrs, dtype=np.float64).reshape(shape)), momentum
+
+
+def _stepper(scheduler: Any) -> Callable[[], None]:
+    """`scheduler.step`, without the checks around `get_lr` where the class is torch's: they take most of its time.
+
+    What is left out is of no use to a table: warnings, `last_lr`, and tensors as LR. Parity with `step` is tested.
+    """
+    if type(scheduler).__module__ != LRScheduler.__module__ or type(scheduler).step is not LRScheduler.step:
+        return scheduler.step  # type: ignore[no-any-return]
+    get_lr, written = scheduler.get_lr, scheduler.optimizer.param_groups
+    scheduler._get_lr_called_within_step = True
+
+    def step() -> None:
+        scheduler._step_count += 1
+        scheduler.last_epoch += 1
+        for group, lr in zip(written, get_lr(), strict=True):
+            group["lr"] = lr
+
+    return step
 
 
 def _without_rounding_below_zero(lr: Table) -> Table:

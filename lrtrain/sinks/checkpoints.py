@@ -40,3 +40,19 @@ class Checkpoints:
             format.point(self.root, "best", path)
         format.prune(self.root, self._keep)
         self.last = path.name
+
+
+def point_again(root: Path, checkpoint: format.Checkpoint) -> None:
+    """Move the pointers to where they belong after this checkpoint: a kill right after its commit has left them behind.
+
+    Args:
+        root: the run's checkpoints folder.
+        checkpoint: the one that the run goes on from.
+    """
+    best = checkpoint.manifest["best"]
+    wanted = {"last": checkpoint.path}
+    if best["value"] is not None:
+        wanted["best"] = root / f"step-{best['step']:08d}"
+    for name, path in wanted.items():
+        if format.pointed(root, name) != path and path.exists():
+            format.point(root, name, path)

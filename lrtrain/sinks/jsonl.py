@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import resource
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,26 @@ class Metrics:
         """Open the file, cut back to its first `keep` bytes: what came after the checkpoint is written again."""
         if keep > (path.stat().st_size if path.exists() else 0):
             raise CheckpointError(
-                f"{path.name} is shorter than the checkpoint says: {keep} bytes are wanted", str(path)
+                f"{path.name} is shorter than the checkpoint says: {keep} bytes are wanted",
+                str(path),
+                "restore the whole run directory from a copy",
             )
         try:
-            self._file = path.open("ab")
+            self._file = path.open("ab", buffering=0)
             self._file.truncate(keep)
         except OSError as error:
             raise EnvironmentFault(f"cannot write: {error.strerror}", str(path)) from error
         self.length = keep
+        self._path = path
+
+    def cut(self, length: int) -> None:
+        """Cut the file back to its first `length` bytes, as training goes back."""
+        self._file.truncate(length)
+        self.length = length
+
+    def note(self, row: Mapping[str, Any]) -> None:
+        """Append one more object."""
+        append(self._file, self._path, row)
 
     def __call__(self, event: Event) -> None:
         row: dict[str, Any] | None = None
@@ -48,19 +63,43 @@ class Metrics:
                     "acc5": m.acc5,
                 }
             case SaveDue():
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self.length = self._file.tell()
+                try:
+                    os.fsync(self._file.fileno())
+                except OSError as error:
+                    raise EnvironmentFault(f"cannot write: {error.strerror}", str(self._path)) from error
+                self.length = self._file.seek(0, os.SEEK_END)
         if row is not None:
-            self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-            self._file.flush()
+            self.note(row)
+
+
+def append(file: io.FileIO, path: Path, row: Mapping[str, Any]) -> None:
+    """Append a line to an unbuffered file, whole or not at all.
+
+    Raises:
+        EnvironmentFault: the disk is full or refuses; the file is as it was.
+    """
+    data = json.dumps(row, allow_nan=False).encode() + b"\n"
+    end = file.seek(0, os.SEEK_END)
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError as error:
+        with suppress(OSError):
+            file.truncate(end)
+        raise EnvironmentFault(
+            f"{path.name} could not be written: {error.strerror}", str(path), "make room, then `--resume`"
+        ) from error
 
 
 class Timing:
     """Appends wall-clock seconds, images/s and memory at each logged step and evaluation."""
 
     def __init__(self, path: Path):
-        self._file = path.open("a")
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot write: {error.strerror}", str(path)) from error
+        self._path = path
         self._start = self._mark = time.perf_counter()
         self._images = 0
 
@@ -78,8 +117,7 @@ class Timing:
             }
             images = self._images if isinstance(event, Logged) else event.metrics.images
             row["images_per_s"] = round(images / max(seconds, 1e-9), 1)
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+            append(self._file, self._path, row)
             self._mark, self._images = now, 0
 
 

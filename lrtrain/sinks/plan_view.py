@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lrtrain.config.schema import Named
 from lrtrain.errors import printable
-from lrtrain.schedule.draw import draw
+from lrtrain.schedule.draw import draw, far_apart
 from lrtrain.schedule.plan import Plan
 from lrtrain.sinks.console import Screen, counted, number
 from lrtrain.sinks.run_dir import RunDir
@@ -21,34 +21,64 @@ if TYPE_CHECKING:  # it imports torchvision, and a preview shows curves without
     from lrtrain.build import Job
 
 
-def show_plan(job: Job, screen: Screen, run_dir: RunDir | None = None) -> None:
-    """Print everything that is known before training."""
+def show_plan(job: Job, screen: Screen, run_dir: RunDir | None = None, *, drawn: bool = False) -> None:
+    """Print everything that is known before training; of the LR only the notes where it was `drawn` already."""
     if run_dir is not None:
         screen.print(f"training into {run_dir}", "bold")
     screen.facts(_facts(job))
     if len(job.groups) > 1:
         screen.print()
         screen.print(_groups(job))
-    show_curve(job.plan, screen)
+    if drawn:
+        _show_notes(job.plan, screen)
+    else:
+        show_curve(job.plan, screen)
     screen.print()
 
 
 def show_curve(plan: Plan, screen: Screen, height: int = 8) -> None:
     """Draw the LR of every group that differs, and say in words what follows from the schedule."""
+    series = curve_series(plan)
+    logarithmic = far_apart(series)
     screen.print()
     screen.print(
         draw(
-            curve_series(plan),
+            series,
             width=min(screen.width, 100),
             height=height,
             unicode=screen.unicode,
             steps_per_epoch=plan.steps_per_epoch,
             live_from=plan.live_from,
             monitor=monitor(plan),
+            log_y=logarithmic,
+            notes=["logarithmic"] if logarithmic else (),
         )
     )
+    _show_notes(plan, screen)
+
+
+def _show_notes(plan: Plan, screen: Screen) -> None:
     for note in plan.notes:
         screen.print(f"note: {note}", "yellow")
+
+
+def show_extension(before: Plan, now: Plan, policy: str, screen: Screen) -> None:
+    """Draw the LR of the group with the highest one as it will be, and as it was planned where that differs."""
+    column = now.curve.columns[max(range(len(now.groups)), key=lambda g: now.groups[g].lr)]
+    lr, planned = now.curve.lr[:, column], before.curve.lr[:, column]
+    old = np.full(len(now.curve), np.nan)
+    old[: len(planned)] = np.where(planned == lr[: len(planned)], np.nan, planned)
+    words = f"extended by {policy}: {before.total_steps:,} steps become {now.total_steps:,}"
+    screen.print(f"\n{words}", "bold")
+    series = {"LR as it will be": lr}
+    if np.isfinite(old).any():
+        series["as it was planned"] = old
+    picture = draw(
+        series, width=min(screen.width, 100), height=8, unicode=screen.unicode, steps_per_epoch=now.steps_per_epoch
+    )
+    screen.print(picture)
+    if len(series) == 1:
+        screen.print(f"the first {len(planned):,} steps stay as planned")
 
 
 def monitor(plan: Plan) -> str:

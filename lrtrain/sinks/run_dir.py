@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
+import shutil
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrtrain.errors import ConfigError, EnvironmentFault, RunDirError
+from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, RunDirError, quoted
+from lrtrain.foreign import json_object, read_bytes
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,43 @@ class RunDir:
     def read_status(self) -> dict[str, Any]:
         """What status.json says; empty where it cannot be read."""
         try:
-            status = json.loads(self.status.read_text())
+            return json_object(read_bytes(self.status, 100_000))
         except (OSError, ValueError):
             return {}
-        return status if isinstance(status, dict) else {}
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is what a run left: checkpoints of ours, or a config.yaml beside what training writes."""
+    beside = ("checkpoints", "curve.csv", "metrics.jsonl", "status.json")
+    return any((folder / "checkpoints").glob("step-*")) or (
+        (folder / "config.yaml").exists() and any((folder / name).exists() for name in beside)
+    )
+
+
+def refuse_other_files(run: RunDir) -> None:
+    """Refuse to go on with a run that holds more than files and folders.
+
+    What is written through a symbolic link lands elsewhere, and a pipe is waited for. The directory itself and
+    `checkpoints` may be links, to another disk for example.
+
+    Raises:
+        CheckpointError: names what it is.
+    """
+    try:
+        inside = [*run.path.iterdir(), *(run.checkpoints.iterdir() if run.checkpoints.is_dir() else ())]
+        modes = {path: path.lstat().st_mode for path in inside if path != run.checkpoints}
+    except OSError as error:
+        raise EnvironmentFault(f"the run directory cannot be read: {error.strerror}", str(run)) from error
+    for path, mode in modes.items():
+        if stat.S_ISLNK(mode):
+            what = f"a run's files are no symbolic links, and {quoted(path.name)} is one to {quoted(os.readlink(path))}"
+            raise CheckpointError(what, str(path), "put the file itself in its place, or remove the link")
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            what = f"a run holds files and folders, and {quoted(path.name)} is a pipe, socket or device"
+            raise CheckpointError(what, str(path), "remove it")
 
 
 def check_free(out: Path | None, resume_hint: str) -> None:
@@ -68,9 +101,10 @@ def check_free(out: Path | None, resume_hint: str) -> None:
     try:
         taken = out is not None and out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
-        raise EnvironmentFault(f"--out cannot be used: {error.strerror}", str(out)[:200]) from None
+        hint = "name another folder with --out"
+        raise EnvironmentFault(f"--out cannot be used: {error.strerror}", str(out)[:200], hint) from None
     if taken:
-        raise RunDirError(f"{str(out)!r} is not empty", hint=f"{resume_hint}, or name another folder with --out")
+        raise RunDirError(f"{quoted(str(out))} is not empty", hint=f"{resume_hint}, or name another folder with --out")
 
 
 def create(out: Path | None, name: str) -> RunDir:
@@ -97,8 +131,27 @@ def create(out: Path | None, name: str) -> RunDir:
                 number += 1
     except OSError as error:
         raise EnvironmentFault(
-            f"the run directory cannot be made: {error.strerror}", str(error.filename or out)
+            f"the run directory cannot be made: {error.strerror}",
+            str(error.filename or out),
+            "name another folder with --out",
         ) from error
+
+
+def refuse_small_disk(out: Path | None, checkpoint_bytes: int) -> None:
+    """Refuse, before training, a disk on which two checkpoints do not fit: there are two while one is replaced.
+
+    Raises:
+        EnvironmentFault: too little room; says how much there is and is needed.
+    """
+    folder = out or Path("runs")
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free, needed = shutil.disk_usage(there).free, int(2.2 * checkpoint_bytes)
+    if free < needed:
+        raise EnvironmentFault(
+            f"the run needs {needed / 1e6:,.1f} MB for its checkpoints, and {free / 1e6:,.1f} MB are free",
+            str(there),
+            "make room, or name a folder on another disk with --out",
+        )
 
 
 def latest(name: str) -> RunDir | None:
@@ -118,4 +171,7 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        raise EnvironmentFault(f"cannot write: {error.strerror}", str(path)) from error
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        what = f"{path.name} could not be written: {error.strerror}"
+        raise EnvironmentFault(what, str(path), "make room, then `--resume`") from error

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from lrtrain.checkpoint.format import pointed
 from lrtrain.engine.events import Event, Finished, SaveDue, Stopped
 from lrtrain.engine.state import TrainState
+from lrtrain.sinks.lock import here
 from lrtrain.sinks.run_dir import RunDir, write_atomically
 
 
@@ -28,13 +30,14 @@ class Status:
     def write(self, state: str, exit_code: int | None = None, message: str | None = None) -> None:
         """Write the file: `state` is running, done, stopped or failed."""
         best = self._state.best
-        last = self._run.checkpoints / "last.json"
+        last = pointed(self._run.checkpoints, "last")
         status: dict[str, Any] = {
             "state": state,
             "exit_code": exit_code,
             "step": self._state.step,
             "best": None if best.value is None else {"monitor": self._monitor, "value": best.value, "step": best.step},
-            "last_checkpoint": json.loads(last.read_text())["checkpoint"] if last.exists() else None,
+            "last_checkpoint": last.name if last is not None else None,
             "message": message,
+            **here(),
         }
         write_atomically(self._run.status, json.dumps(status, indent=1) + "\n")

@@ -29,8 +29,8 @@ class Contestant:
 LRTRAIN, LRTRAIN_FP32 = "lrtrain fit, precision: auto", "lrtrain fit, precision: fp32"
 LINEUP = (
     Contestant("bare loop, fp32 NCHW", "bare", "bare", "torch", {**FP32, "channels_last": False}),
-    Contestant("bare loop, fp32 channels-last", "bare", "bare", "torch", {**FP32, "channels_last": True}),
-    Contestant("bare loop, best precision channels-last", "bare", "bare", "torch", {**AUTO, "channels_last": True}),
+    Contestant("bare loop, fp32 at its best", "bare", "bare", "torch", {**FP32, "channels_last": True}),
+    Contestant("bare loop, best precision at its best", "bare", "bare", "torch", {**AUTO, "channels_last": True}),
     Contestant(LRTRAIN_FP32, "lrtrain_fit", "lrtrain", "lrtrain", FP32),
     Contestant(LRTRAIN, "lrtrain_fit", "lrtrain", "lrtrain", AUTO),
     Contestant("torchvision-style loop", "torchvision_loop", "peer", "torchvision", {}),

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from csv import DictReader
 from csv import Error as CsvError
+from dataclasses import replace
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lrtrain.data.files import FileSplit, channels_for, checked_root, common_side, shortened
+from lrtrain.data.classes import twins
+from lrtrain.data.files import FileSplit, channels_for, checked_root, common_side
+from lrtrain.data.skip_list import without
 from lrtrain.data.source import Source, absent_note, with_notes
-from lrtrain.data.stratify import hold_out
+from lrtrain.data.stratify import arranged
 from lrtrain.errors import ConfigError, DataError, Problem
+from lrtrain.foreign import opened, user_path
 
 _COLUMNS = "a manifest is a CSV file in UTF-8 whose first line is path,label or path,label,split"
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -33,6 +38,7 @@ def csv(
     root: str | None = None,
     val_fraction: float | None = None,
     color: Literal["rgb", "gray"] = "rgb",
+    skip_list: str | None = None,
     seed: int,
 ) -> Source:
     """Images listed in a CSV file, whose first line names the columns: `path,label` or `path,label,split`.
@@ -42,37 +48,41 @@ def csv(
         root: what relative paths start from; the manifest's folder when absent.
         val_fraction: share of each class held out for val, where no row is val or test.
         color: rgb, or gray for one channel.
+        skip_list: a text file of images to leave out, a line for each: its path as in the manifest.
         seed: chooses what `val_fraction` holds out.
 
+    Returns:
+        The source, with every problem of the table and its line.
+
     Raises:
-        DataError: every problem of the table at once, with line numbers.
+        DataError: the manifest or the skip list cannot be read.
         ConfigError: val_fraction missing, or given beside rows of split val.
     """
     channels = channels_for(color)
-    file = Path(manifest).expanduser()
+    file = user_path(manifest)
     folder = checked_root(root) if root is not None else file.parent
-    rows = _read(file, folder)
+    rows, problems = _read(file, folder)
     parts = {name: [row for row in rows if row.split == name] for name in ("train", "val", "test")}
-    _check_split(file, parts, val_fraction)
-    classes, notes = _classes(file, parts)
-    splits = {name: _split(folder, part, classes, channels) for name, part in parts.items() if part}
+    if not problems:
+        _check_split(file, parts, val_fraction)
+    classes, notes, wrong = _classes(file, parts)
+    whole = {name: _split(folder, part, classes, channels) for name, part in parts.items() if part or name == "train"}
+    splits, left_out, unknown = without(skip_list, whole, classes)
+    names = splits["train"].names
+    words = {name: f"rows of split {name}" for name in parts}
+    source = arranged(classes, channels, splits, words, val_fraction, seed, lambda i: names[i])
     side = partial(common_side, list(splits.values()))
-    train, test = splits["train"], splits.get("test")
-    if val_fraction is not None:
-        kept, held, words = hold_out(train, classes, val_fraction, seed, lambda i: train.names[i])
-        source = Source(classes, channels, kept, held, test, words, measured=side)
-    elif "val" in splits:
-        source = Source(classes, channels, train, splits["val"], test, "rows of split val", measured=side)
-    else:
-        source = Source(classes, channels, train, splits["test"], None, "rows of split test", measured=side)
-    return with_notes(source, *notes)
+    # What is wrong with rows may be all that is wrong with classes.
+    problems = [*(problems or wrong), *unknown, *source.problems]
+    return with_notes(replace(source, measured=side, problems=tuple(problems)), *notes, left_out)
 
 
-def _read(file: Path, folder: Path) -> list[_Row]:
+def _read(file: Path, folder: Path) -> tuple[list[_Row], list[Problem]]:
+    """The rows that are right, and what is wrong with the others."""
     problems: list[Problem] = []
     rows: dict[str, _Row] = {}
     try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
+        with opened(file, links=True) as content, TextIOWrapper(content, "utf-8-sig", newline="") as lines:
             reader = DictReader(lines, skipinitialspace=True)
             columns = reader.fieldnames or ()
             if missing := [column for column in ("path", "label") if column not in columns]:
@@ -86,13 +96,12 @@ def _read(file: Path, folder: Path) -> list[_Row]:
                 what = _wrong(row, split, rows.get(path), folder, None in cells)
                 if what:
                     problems.append(Problem(what, f"{file}:{row.line}"))
-                rows.setdefault(path, row)
+                else:
+                    rows[path] = row
     except (OSError, UnicodeDecodeError, CsvError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise DataError(f"cannot read the manifest {str(file)!r}: {why}", hint=_COLUMNS) from error
-    if problems:
-        raise DataError(shortened(problems))
-    return list(rows.values())
+    return list(rows.values()), problems
 
 
 def _wrong(row: _Row, split: str, earlier: _Row | None, folder: Path, extra: bool) -> str | None:
@@ -125,22 +134,28 @@ def _check_split(file: Path, parts: dict[str, list[_Row]], val_fraction: float |
         )
 
 
-def _classes(file: Path, parts: dict[str, list[_Row]]) -> tuple[tuple[str, ...], list[str]]:
+def _classes(file: Path, parts: dict[str, list[_Row]]) -> tuple[tuple[str, ...], list[str], list[Problem]]:
+    """The classes, which are the labels of train, the notes and the problems."""
     found = {row.label for row in parts["train"]}
-    classes = tuple(sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found))
     problems = [
         Problem(f"label {row.label!r} is in {name} but not in train", f"{file}:{row.line}")
         for name in ("val", "test")
         for row in parts[name]
         if row.label not in found
     ]
-    if len(classes) < 2:
-        problems.append(Problem(f"only one class, {classes[0]!r}, in {file}; there must be two or more"))
-    if problems:
-        raise DataError(shortened(problems))
-    return classes, [
-        absent_note(name, classes, {row.label for row in parts[name]}) for name in ("val", "test") if parts[name]
-    ]
+    if len(found) == 1:
+        problems.append(Problem(f"only one class, {next(iter(found))!r}, in {file}; there must be two or more"))
+    problems += twins(sorted(found), str(file))
+    notes = [absent_note(name, _ordered(found), {row.label for row in parts[name]}) for name in ("val", "test")]
+    return (
+        _ordered(found | {row.label for part in parts.values() for row in part}),
+        [note for name, note in zip(("val", "test"), notes, strict=True) if parts[name]],
+        problems,
+    )
+
+
+def _ordered(labels: set[str]) -> tuple[str, ...]:
+    return tuple(sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels))
 
 
 def _split(folder: Path, rows: Sequence[_Row], classes: tuple[str, ...], channels: int) -> FileSplit:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from lrtrain.data.files import channels_for, checked_root, common_side, shortened
+from lrtrain.data.classes import folded, twins
+from lrtrain.data.files import channels_for, checked_root, common_side
 from lrtrain.data.folders import ClassFolders, scan, subfolders
+from lrtrain.data.skip_list import without
 from lrtrain.data.source import Source, absent_note, with_notes
-from lrtrain.data.stratify import hold_out
-from lrtrain.errors import ConfigError, DataError, Problem
+from lrtrain.data.stratify import arranged
+from lrtrain.errors import ConfigError, Problem
 
 _VAL_NAMES = ("val", "valid", "validation")
 
 
 def imagefolder(
-    *, root: str, val_fraction: float | None = None, color: Literal["rgb", "gray"] = "rgb", seed: int
+    *,
+    root: str,
+    val_fraction: float | None = None,
+    color: Literal["rgb", "gray"] = "rgb",
+    skip_list: str | None = None,
+    seed: int,
 ) -> Source:
     """Images in class folders: `root/train/CLASS/*` beside `root/val/CLASS/*`, or one tree `root/CLASS/*`.
 
@@ -28,83 +37,123 @@ def imagefolder(
         root: the folder; `~` is expanded.
         val_fraction: share of each class held out for val.
         color: rgb, or gray for one channel.
+        skip_list: a text file of images to leave out, a path from `root` a line; `#` starts a comment.
         seed: chooses what `val_fraction` holds out.
 
+    Returns:
+        The source, with every problem of the folders.
+
     Raises:
-        DataError: every problem of the folders at once.
+        DataError: the root is no folder, or the skip list cannot be read.
         ConfigError: val_fraction missing, or given beside a val folder.
     """
     channels = channels_for(color)
     folder = checked_root(root)
-    train_dir, val_dir, test_dir = _layout(folder, val_fraction)
-    train = scan(train_dir)
-    others = {part.name: scan(part) for part in (val_dir, test_dir) if part is not None}
-    classes, notes = _checked(train, others)
-    all_train = train.split(classes, channels)
-    splits = {name: part.split(classes, channels) for name, part in others.items()}
-    side = partial(common_side, [all_train, *splits.values()])
-    test = splits.get("test")
-    if val_fraction is not None:
-        kept, val, words = hold_out(all_train, classes, val_fraction, seed, lambda i: all_train.names[i])
-        source = Source(classes, channels, kept, val, test, words, measured=side)
-    elif val_dir is not None:
-        val_name = val_dir.name
-        source = Source(classes, channels, all_train, splits[val_name], test, f"{val_name}/", measured=side)
-    else:
-        source = Source(classes, channels, all_train, splits["test"], None, "test/", measured=side)
-    return with_notes(source, *notes)
+    layout = _layout(folder)
+    _check_evaluated(folder, layout, val_fraction)
+    return _source(folder, layout, channels, val_fraction, skip_list, seed)
 
 
-def _layout(root: Path, val_fraction: float | None) -> tuple[Path, Path | None, Path | None]:
-    """The folders of train, val and test."""
+def unsplit(root: str | Path) -> Source:
+    """The folders as they are, of which nobody has said what to evaluate on: val may be empty."""
+    folder = checked_root(root)
+    return _source(folder, _layout(folder), 3, None, None, 0)
+
+
+def _source(
+    folder: Path,
+    layout: Mapping[str, Path],
+    channels: int,
+    val_fraction: float | None,
+    skip_list: str | None,
+    seed: int,
+) -> Source:
+    found = {split: scan(part, folder) for split, part in layout.items()}
+    classes, notes, problems = _checked(found)
+    whole = {split: part.split(classes, channels) for split, part in found.items()}
+    splits, left_out, wrong = without(skip_list, whole, classes)
+    train = splits["train"]
+
+    def name(i: int) -> str:
+        return train.names[i].removeprefix(found["train"].inside)
+
+    words = {split: f"{part.name}/" for split, part in layout.items()}
+    source = arranged(classes, channels, splits, words, val_fraction, seed, name)
+    side = partial(common_side, list(splits.values()))
+    problems = [*_doubled(folder), *problems, *wrong, *source.problems]
+    return with_notes(replace(source, measured=side, problems=tuple(problems)), *notes, left_out)
+
+
+def _layout(root: Path) -> dict[str, Path]:
+    """The folders of train, val and test, as far as they are there; train is the root where there are no such."""
     names = subfolders(root)
-    val_names = [name for name in _VAL_NAMES if name in names]
-    in_splits = "train" in names and (val_names or "test" in names or bool(subfolders(root / "train")))
+    vals = [name for name in _VAL_NAMES if name in names]
+    in_splits = "train" in names and (vals or "test" in names or bool(subfolders(root / "train")))
     if not in_splits:
-        if val_fraction is None and names:
-            raise ConfigError(
-                f"nothing to evaluate on: {str(root)!r} has no train/ and val/ (or test/) folders, and no "
-                "val_fraction is given",
-                hint=f"add `val_fraction: 0.1` to hold out 10%; found here: {', '.join(names[:10])}",
-            )
-        return root, None, None
-    if len(val_names) > 1:
-        both = " and ".join(name + "/" for name in val_names)
-        raise DataError(f"{str(root)!r} has {both}; which is evaluated?", hint="keep one of them")
-    test = root / "test" if "test" in names else None
-    if val_names and val_fraction is not None:
+        return {"train": root}
+    val = {"val": root / vals[0]} if vals else {}
+    return {"train": root / "train", **val, **({"test": root / "test"} if "test" in names else {})}
+
+
+def _doubled(root: Path) -> list[Problem]:
+    """Two folders that could be val."""
+    names = subfolders(root)
+    vals = [name for name in _VAL_NAMES if name in names]
+    if len(vals) < 2 or "train" not in names:
+        return []
+    both = " and ".join(name + "/" for name in vals)
+    return [Problem(f"{str(root)!r} has {both}; which is evaluated?", hint="keep one of them")]
+
+
+def _check_evaluated(root: Path, layout: Mapping[str, Path], val_fraction: float | None) -> None:
+    if "val" in layout and val_fraction is not None:
         raise ConfigError(
-            f"val_fraction {val_fraction:g} contradicts {val_names[0]}/ in {str(root)!r}",
+            f"val_fraction {val_fraction:g} contradicts {layout['val'].name}/ in {str(root)!r}",
             hint="leave val_fraction out, or move the folder away",
         )
-    if not val_names and test is None and val_fraction is None:
+    names = subfolders(root)
+    if len(layout) > 1 or val_fraction is not None or not names:
+        return
+    if layout["train"] == root:
         raise ConfigError(
-            f"nothing to evaluate on: {str(root)!r} has train/ but no val/ or test/, and no val_fraction is given",
-            hint="add `val_fraction: 0.1` to hold out 10%",
+            f"nothing to evaluate on: {str(root)!r} has no train/ and val/ (or test/) folders, and no "
+            "val_fraction is given",
+            hint=f"add `val_fraction: 0.1` to hold out 10%; found here: {', '.join(names[:10])}",
         )
-    return root / "train", root / val_names[0] if val_names else None, test
+    raise ConfigError(
+        f"nothing to evaluate on: {str(root)!r} has train/ but no val/ or test/, and no val_fraction is given",
+        hint="add `val_fraction: 0.1` to hold out 10%",
+    )
 
 
-def _checked(train: ClassFolders, others: dict[str, ClassFolders]) -> tuple[tuple[str, ...], list[str]]:
-    """The classes, which are those of train, and the notes."""
+def _checked(found: Mapping[str, ClassFolders]) -> tuple[tuple[str, ...], list[str], list[Problem]]:
+    """The classes, which are those of train, the notes and the problems.
+
+    Where others have images of further classes, these are classes too, so that what is wrong with those is found.
+    """
+    train = found["train"]
     problems = list(train.problems)
-    classes = tuple(train.images)
+    known = tuple(train.images)
     notes = [train.note()]
-    if len(classes) == 1:
-        only = f"{str(train.root)!r} has only {classes[0]!r}"
-        problems.append(Problem(f"there must be two classes or more; {only}"))
-    for name, part in others.items():
+    problems += twins(known, repr(str(train.root)))
+    if len(known) == 1:
+        only = f"{str(train.root)!r} has only {known[0]!r}"
+        problems.append(Problem(f"there must be two classes or more; {only}", hint="add a folder of another class"))
+    strange: set[str] = set()
+    for split, part in found.items():
+        if split == "train":
+            continue
         notes.append(part.note())
-        known, found = set(classes), set(part.images)
         problems += part.problems
-        problems += [
-            Problem(
-                f"class {c!r} is in {name}/ but not in train/",
-                hint="rename or remove the folder, or add training images of it",
-            )
-            for c in sorted(found - known)
-        ]
-        notes.append(absent_note(name, classes, found))
-    if problems:
-        raise DataError(shortened(problems))
-    return classes, notes
+        unknown = sorted(set(part.images) - set(known))
+        problems += [_not_in_train(c, part.root.name, known) for c in unknown]
+        strange.update(unknown)
+        notes.append(absent_note(split, known, set(part.images)))
+    return tuple(sorted({*known, *strange})), notes, problems
+
+
+def _not_in_train(name: str, split: str, known: tuple[str, ...]) -> Problem:
+    twin = next((c for c in known if folded(c) == folded(name)), None)
+    fix = "rename or remove the folder, or add training images of it"
+    hint = f"train/ has {twin!r}: give them the same name" if twin is not None else fix
+    return Problem(f"class {name!r} is in {split}/ but not in train/", hint=hint)

@@ -15,13 +15,16 @@ READY = 8  # batches, trained on in turn
 
 
 def train(task: Task, clock: Clock) -> None:
-    """`variant`: precision fp32 or auto (what lrtrain takes on this machine), channels_last."""
+    """`variant`: precision fp32 or auto (what lrtrain takes on this machine), channels_last (with memory kept too)."""
     from lrtrain.engine.evaluate import autocast
+    from lrtrain.engine.memory import keep_freed_memory
     from lrtrain.engine.precision import choose_precision
 
     device = torch.device("cpu")
     precision = choose_precision(task.variant["precision"], device)
     layout = torch.channels_last if task.variant["channels_last"] else torch.contiguous_format
+    if task.variant["channels_last"]:
+        keep_freed_memory()
     ready = [(x.contiguous(memory_format=layout), y) for x, y in itertools.islice(loader(task), READY)]
     # Of the model nothing is channels-last: oneDNN orders weights its own way, and fused SGD wants contiguous ones.
     model = network(task).train()

@@ -1,0 +1,252 @@
+"""`lrtrain check CONFIG|FOLDER`: everything that is wrong with a dataset, at once."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from lrtrain.build import refuse_single_images
+from lrtrain.config.schema import RunConfig
+from lrtrain.data.files import MAX_PROBLEMS
+from lrtrain.data.open import epoch_steps, found_source
+from lrtrain.data.skip_list import written
+from lrtrain.data.source import Source, absent_note
+from lrtrain.data.sources.imagefolder import unsplit
+from lrtrain.data.survey import KINDS, Finding, Survey, survey
+from lrtrain.errors import ConfigError, LrtrainError, Problem, printable
+from lrtrain.models.build import build_model
+from lrtrain.sinks.console import Screen, counted
+from lrtrain.sinks.run_dir import write_atomically
+
+FOLDER_WORKERS = 2
+EXAMPLES = 5  # images of each kind that are named
+_COLOURS = {"problem": "red", "warning": "yellow", "note": None}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """All that was found.
+
+    Attributes:
+        problems: of the dataset as a whole, which keep it from being trained on.
+        config_problems: where config and data contradict each other.
+        warnings: of the dataset as a whole.
+        notes: for a person.
+    """
+
+    source: Source
+    survey: Survey
+    problems: tuple[Problem, ...]
+    config_problems: tuple[Problem, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def count(self, level: str) -> int:
+        """How many problems or warnings there are: each kind of image is one."""
+        own = {"problem": len(self.problems) + len(self.config_problems), "warning": len(self.warnings)}
+        return own.get(level, 0) + sum(found.level == level for found in self.survey.findings)
+
+
+def run(target: RunConfig | Path, json: Path | None, skip_list: Path | None, *, strict: bool) -> int:
+    """Look at every image of a config's dataset, or of a folder, and say all that was found; the exit code."""
+    _refuse_taken(skip_list)
+    screen = Screen()
+    if isinstance(target, Path):
+        checked = _checked(unsplit(target), None)
+    else:
+        checked = _checked(found_source(target.dataset, target.seed, target.where), target)
+    _show(checked, screen)
+    code = _code(checked, strict)
+    if skip_list is not None:
+        _write_skip_list(checked, skip_list, screen)
+    if json is not None:
+        write_atomically(json, json_module.dumps(_plain(checked, code), indent=1) + "\n")
+        screen.print(f"wrote {json}")
+    screen.print()
+    screen.print(_verdict(checked, strict, code), "bold red" if code else "bold green")
+    return code
+
+
+def _refuse_taken(skip_list: Path | None) -> None:
+    if skip_list is not None and skip_list.exists():
+        what = f"{str(skip_list)!r} is there already, and somebody may have reviewed it"
+        raise ConfigError(what, hint="name another file: --write-skip-list FILE")
+
+
+def _checked(source: Source, config: RunConfig | None) -> Checked:
+    found = survey(source, FOLDER_WORKERS if config is None else config.workers)
+    absent = _absent(source)
+    return Checked(
+        source,
+        found,
+        source.problems,
+        () if config is None else tuple(_of_batches(source, config)),
+        tuple(absent.values()),
+        tuple(note for note in source.notes if not note.startswith(tuple(f"no {name} images of" for name in absent))),
+    )
+
+
+def _absent(source: Source) -> dict[str, str]:
+    """By split, a warning of classes that are trained on and not evaluated."""
+    counts = source.counts()
+    trained = tuple(name for name, n in counts["train"].items() if n)
+    each = {
+        split: absent_note(split, trained, {name for name, n in own.items() if n})
+        for split, own in counts.items()
+        if split != "train" and any(own.values())
+    }
+    return {split: warning for split, warning in each.items() if warning}
+
+
+def _of_batches(source: Source, config: RunConfig) -> Iterator[Problem]:
+    """What the config's batches make of the number of images."""
+    if not len(source.train):
+        return
+    try:
+        steps = epoch_steps(source, config.batch_size, config.drop_last, config.where)
+        model = build_model(config.model, len(source.classes), source.channels, config.seed, config.where, load=False)
+        refuse_single_images(config, model.module, len(source.train), steps)
+    except LrtrainError as error:
+        yield from error.problems
+
+
+def _code(checked: Checked, strict: bool) -> int:
+    data = bool(checked.problems) or any(found.level == "problem" for found in checked.survey.findings)
+    if data or (strict and checked.count("warning")):
+        return 3
+    return 2 if checked.config_problems else 0
+
+
+def _show(checked: Checked, screen: Screen) -> None:
+    screen.print(_table(checked.survey, checked.source))
+    notes = [_words(found) for found in checked.survey.findings if found.level == "note"]
+    notes += checked.notes
+    if notes:
+        screen.print()
+        screen.facts([("note", note) for note in notes])
+    for warning in checked.warnings:
+        screen.print(f"\nwarning: {printable(warning)}", _COLOURS["warning"])
+    for level in ("warning", "problem"):
+        for found in checked.survey.findings:
+            if found.level == level:
+                _show_finding(found, screen)
+    problems = (*checked.problems, *checked.config_problems)
+    for problem in problems[:MAX_PROBLEMS]:
+        screen.print()
+        screen.print(str(problem), _COLOURS["problem"], whole=True)
+    if len(problems) > MAX_PROBLEMS:
+        screen.print(f"\nerror: and {len(problems) - MAX_PROBLEMS:,} more of these", _COLOURS["problem"])
+
+
+def _show_finding(found: Finding, screen: Screen) -> None:
+    label = "error" if found.level == "problem" else found.level
+    screen.print(f"\n{label}: {_words(found)}", _COLOURS[found.level])
+    for name, detail in found.images[:EXAMPLES]:
+        # Whole, so that it can be copied.
+        screen.print(f"  {printable(_example(found.kind, name, detail))}", whole=True)
+    if found.count > EXAMPLES:
+        screen.print(f"  and {found.count - EXAMPLES:,} more")
+    if hint := KINDS[found.kind][2]:
+        screen.facts([("  hint", hint)])
+
+
+def _words(found: Finding) -> str:
+    return f"{counted(found.count, 'image')} {KINDS[found.kind][1]}"
+
+
+def _example(kind: str, name: str, detail: str) -> str:
+    if not detail:
+        return name
+    return {"unreadable": f"{name}: {detail}", "extension": f"{name} is {detail}"}.get(kind, f"{name} = {detail}")
+
+
+def _table(found: Survey, source: Source) -> Table:
+    """Numbers by split."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("")
+    splits = {name: facts for name, facts in found.splits.items() if facts.images or name == "train"}
+    for name in splits:
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_row("images", *(f"{facts.images:,}" for facts in splits.values()))
+    table.add_row("classes", *(f"{sum(n > 0 for n in facts.per_class.values()):,}" for facts in splits.values()))
+    table.add_row("per class", *(_range(list(facts.per_class.values())) for facts in splits.values()))
+    if any(facts.unreadable for facts in splits.values()):
+        table.add_row("unreadable", *(f"{facts.unreadable:,}" for facts in splits.values()))
+    for kind in sorted({kind for facts in splits.values() for kind in facts.formats}):
+        table.add_row(kind, *(f"{facts.formats[kind]:,}" for facts in splits.values()))
+    table.add_row("smallest", *(_size(facts.smallest) for facts in splits.values()))
+    table.add_row("largest", *(_size(facts.largest) for facts in splits.values()))
+    return table
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts, default=0), max(counts, default=0)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _size(size: tuple[int, int] | None) -> str:
+    return "" if size is None else f"{size[0]}x{size[1]}"
+
+
+def _verdict(checked: Checked, strict: bool, code: int) -> str:
+    """One line."""
+    images = sum(facts.images for facts in checked.survey.splits.values())
+    what = f"{counted(images, 'image')} in {len(checked.source.classes):,} classes"
+    warnings = checked.count("warning")
+    said = counted(warnings, "warning")
+    if problems := checked.count("problem"):
+        return f"{what}: {counted(problems, 'problem')}, {said}; `lrtrain fit` would refuse"
+    if code and strict:
+        return f"{what}: {said}, which --strict refuses"
+    return f"{what}: {said}, no problem" if warnings else f"{what}: nothing wrong"
+
+
+def _write_skip_list(checked: Checked, path: Path, screen: Screen) -> None:
+    screen.print()
+    unreadable = checked.survey.unreadable()
+    if not unreadable:
+        screen.print(f"no image that cannot be read: {path} is not written")
+        return
+    write_atomically(path, written(unreadable))
+    count = counted(len(unreadable), "image")
+    screen.print(f"wrote {path}, {count}: review it, then leave them out with `dataset.skip_list: {path}`")
+
+
+def _plain(checked: Checked, code: int) -> dict[str, Any]:
+    """What was found, for programs."""
+    return {
+        "exit_code": code,
+        "classes": list(checked.source.classes),
+        "splits": {
+            name: {
+                "images": facts.images,
+                "classes": facts.per_class,
+                "unreadable": facts.unreadable,
+                "formats": dict(facts.formats),
+                "smallest": facts.smallest,
+                "largest": facts.largest,
+            }
+            for name, facts in checked.survey.splits.items()
+        },
+        "problems": [
+            {"what": problem.what, "where": problem.where, "hint": problem.hint}
+            for problem in (*checked.problems, *checked.config_problems)
+        ],
+        "warnings": list(checked.warnings),
+        "notes": list(checked.notes),
+        "findings": [
+            {
+                "kind": found.kind,
+                "level": found.level,
+                "words": KINDS[found.kind][1],
+                "count": found.count,
+                "images": [{"name": name, "detail": detail} for name, detail in found.images],
+            }
+            for found in checked.survey.findings
+        ],
+    }

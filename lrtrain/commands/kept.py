@@ -1,0 +1,34 @@
+"""What is kept when a run ends with an error that is not its own fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+from lrtrain.checkpoint import format
+from lrtrain.errors import DataError, DistributedError, EnvironmentFault, LrtrainError
+from lrtrain.sinks.run_dir import RunDir
+
+E = TypeVar("E", bound=LrtrainError)
+
+
+@contextmanager
+def naming_kept(run_dir: RunDir) -> Iterator[None]:
+    """Errors from inside that can be mended say which checkpoint the run goes on from."""
+    try:
+        yield
+    except (DataError, DistributedError, EnvironmentFault) as error:
+        raise with_kept(error, run_dir) from error
+
+
+def with_kept(error: E, run_dir: RunDir) -> E:
+    """The error, its hint naming the run's last checkpoint where there is one."""
+    last = format.pointed(run_dir.checkpoints, "last")
+    if last is None:
+        return error
+    kept = f"{last.name} is kept: `lrtrain fit --resume --out {run_dir}` goes on from it"
+    first, *rest = error.problems
+    hint = kept if first.hint is None else f"{first.hint}\n{kept}"
+    return type(error)([replace(first, hint=hint), *rest])

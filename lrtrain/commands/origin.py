@@ -1,0 +1,70 @@
+"""What the bits of a run depend on besides its config, and what else a checkpoint says of where it comes from."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import PIL
+import torch
+import torchvision
+
+import lrtrain
+from lrtrain.build import Job
+from lrtrain.data.fingerprint import fingerprint
+
+# What may differ between a run and its continuation, because no result depends on it.
+FREE_TO_CHANGE = ("workers", "cache", "log_every", "checkpoint.every", "checkpoint.keep", "checkpoint.disk_full_wait")
+# The keys of `facts`, without which nothing is resumed.
+FACTS = (
+    "config",
+    "classes",
+    "origin",
+    "dataset",
+    "exact",
+    "channels",
+    "seed",
+    "total_steps",
+    "steps_per_epoch",
+    "written_by",
+)
+
+
+def origin(job: Job) -> dict[str, Any]:
+    """What must be the same for the same bits: sums are split among threads and processes, kernels change."""
+    return {
+        "device": torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else job.device.type,
+        "threads": torch.get_num_threads(),
+        "processes": job.state.world.size,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
+def facts(job: Job) -> dict[str, Any]:
+    """What a checkpoint says besides the state."""
+    return {
+        "config": _what_results_depend_on(job),
+        "classes": list(job.source.classes),
+        "origin": origin(job),
+        "dataset": fingerprint(job.source),
+        "exact": job.exact,
+        "channels": job.source.channels,
+        "seed": job.config.seed,
+        "total_steps": job.recipe.total_steps,
+        "steps_per_epoch": job.plan.steps_per_epoch,
+        "written_by": {"lrtrain": lrtrain.__version__, "python": platform.python_version()},
+    }
+
+
+def _what_results_depend_on(job: Job) -> dict[str, Any]:
+    """The config, without what may change, so that equal results have equal manifests."""
+    config = job.config.dump()
+    for key in FREE_TO_CHANGE:
+        *parents, last = key.split(".")
+        section = config
+        for parent in parents:
+            section = section[parent]
+        section.pop(last, None)
+    return config

@@ -1,0 +1,300 @@
+"""What must hold before a run goes on: its checkpoint is whole, and nothing that the result depends on has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from lrtrain.build import Job
+from lrtrain.checkpoint import format
+from lrtrain.checkpoint.format import Checkpoint
+from lrtrain.checkpoint.manifest import COPY
+from lrtrain.commands.origin import FACTS, FREE_TO_CHANGE
+from lrtrain.config.load import load, resolve
+from lrtrain.config.schema import Extension, RunConfig
+from lrtrain.config.yaml import Document
+from lrtrain.data.fingerprint import differences
+from lrtrain.engine.distributed import told_by_the_leader
+from lrtrain.engine.state import restore
+from lrtrain.errors import CheckpointError, ConfigError, Problem, quoted
+from lrtrain.schedule.plan import Plan, make_plan, run_steps
+from lrtrain.sinks.console import Screen
+from lrtrain.sinks.plan_view import show_extension
+from lrtrain.sinks.run_dir import RunDir
+from lrtrain.world import World
+
+MOST_DIFFERENCES = 10
+_LENGTH = ("epochs", "steps", "extended")
+
+Policy = Literal["hold", "rescale", "restart"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a person says about how a run goes on.
+
+    Attributes:
+        extend: how the LR goes on where the config asks for a longer run.
+        allow_inexact: go on though the results will not be the bits of an uninterrupted run.
+    """
+
+    extend: Policy | None = None
+    allow_inexact: bool = False
+
+
+NO_WISHES = Wishes()
+
+
+def find(run_dir: RunDir, screen: Screen | None, world: World) -> Checkpoint | None:
+    """The checkpoint to go on from, the same in every process; None where the run ended before it saved anything.
+
+    Args:
+        run_dir: locked by the leading process, which puts things in order: it has a `screen`.
+        screen: is told of damaged checkpoints.
+        world: the processes.
+
+    Raises:
+        CheckpointError: checkpoints were there, and none is whole.
+    """
+    name = None
+    if screen is not None:
+        format.put_back(run_dir.checkpoints)
+        name = _newest(run_dir, screen)
+    name = told_by_the_leader(name or "", world)
+    return _complete(format.open_checkpoint(run_dir.checkpoints / name)) if name else None
+
+
+def _complete(found: Checkpoint) -> Checkpoint:
+    """Refuse a checkpoint that does not say where it comes from; for its state, `restore` asks."""
+    missing = [key for key in FACTS if key not in found.manifest]
+    if "metrics.jsonl" not in found.manifest.get("log_bytes", {}):
+        missing.append("log_bytes")
+    if missing:
+        raise CheckpointError(f"the manifest lacks {', '.join(missing)}", str(found.path), COPY)
+    return found
+
+
+def _newest(run_dir: RunDir, screen: Screen) -> str | None:
+    logged = run_dir.metrics.exists() and run_dir.metrics.stat().st_size > 0
+    began = logged or run_dir.read_status().get("last_checkpoint") is not None
+    if not began and not any(run_dir.checkpoints.glob("*step-*")):
+        screen.print("nothing had been saved yet: this run begins at its first step")
+        return None
+    checkpoint, damaged = format.newest(run_dir.checkpoints)
+    for name, why in damaged.items():
+        screen.print(f"warning: {name} is damaged, the one before is used: {why}", "yellow")
+    return checkpoint.path.name
+
+
+def lengthened(config: RunConfig, run_dir: RunDir, found: Checkpoint | None, wishes: Wishes) -> RunConfig:
+    """The config with the run's length as its directory says, and longer where that is wished.
+
+    Raises:
+        ConfigError: it would not be longer, or it would and no policy is given.
+    """
+    began = load(run_dir.config)
+    kept = {key: getattr(began, key) for key in _LENGTH}
+    if found is None:
+        return config
+    made = _refuse_edits(found, began, run_dir)
+    per_epoch, total = found.manifest["steps_per_epoch"], found.manifest["total_steps"]
+    if (planned := run_steps(made, per_epoch)) != total:
+        what = f"the manifest's total_steps is {total:,}, and by its config the run has {planned:,} steps"
+        raise CheckpointError(what, str(found.path), COPY)
+    wanted = run_steps(config.model_copy(update={"extended": None}), per_epoch)
+    first = run_steps(began.model_copy(update={"extended": None}), per_epoch)
+    key = "steps" if config.steps else "epochs"
+    last = began.extended[-1] if began.extended else None
+    if wishes.extend is not None and last is not None and (last.policy, last.steps) == (wishes.extend, wanted):
+        return config.model_copy(update=kept)  # it was extended so already, and interrupted since
+    if wishes.extend is not None:
+        if wanted <= total:
+            what = (
+                f"the run has {total:,} steps, and {key}: {getattr(config, key)} makes {wanted:,}: that is not longer"
+            )
+            hint = f"--set {key}={2 * total // (per_epoch if key == 'epochs' else 1)}, for example"
+            raise ConfigError(what, config.where(key), hint)
+        extension = Extension(policy=wishes.extend, at=found.step, steps=wanted)
+        return config.model_copy(update={**kept, "extended": (*(made.extended or ()), extension)})
+    if wanted in (total, first):
+        return config.model_copy(update=kept)
+    if wanted > total:
+        raise ConfigError(
+            f"the run was planned for {total:,} steps, and {key}: {getattr(config, key)} makes {wanted:,}: "
+            "how the LR goes on must be said",
+            config.where(key),
+            "--extend hold (the last LR stays), rescale (the same schedule, stretched over the longer run) or "
+            "restart (the schedule once more over the further steps)",
+        )
+    return config
+
+
+def _refuse_edits(found: Checkpoint, began: RunConfig, run_dir: RunDir) -> RunConfig:
+    """The config that a checkpoint was made with; refused where config.yaml says something else.
+
+    Between them may lie an extension that no checkpoint has been saved in yet.
+
+    Raises:
+        ConfigError: config.yaml was edited.
+        CheckpointError: the manifest's config is none.
+    """
+    try:
+        made = resolve(Document(str(found.path / "manifest.json"), found.manifest["config"]))
+    except ConfigError as error:
+        what = f"the manifest's config is not one: {error.problems[0].what}"
+        raise CheckpointError(what, str(found.path), COPY) from error
+    earlier, later = made.extended or (), (began.extended or ())[len(made.extended or ()) :]
+    is_longer = (began.extended or ())[: len(earlier)] == earlier and all(e.at >= found.step for e in later)
+    _refuse_differences(
+        made,
+        began,
+        ("extended",) if is_longer else (),
+        f"{{key}} is {{new}} in config.yaml, and was {{old}} when {found.path.name} was saved",
+        "config.yaml is written by lrtrain: put the value back; to train otherwise, begin another run: "
+        f"lrtrain fit {run_dir.config} --out DIR",
+    )
+    return made
+
+
+def continued(
+    job: Job, run_dir: RunDir, found: Checkpoint | None, known: Mapping[str, Any], wishes: Wishes, screen: Screen | None
+) -> Job:
+    """The job with the checkpoint's state, after everything else was found to be as it was.
+
+    Args:
+        job: built, at step 0.
+        run_dir: the run's.
+        found: its checkpoint.
+        known: what this process would write into one, `facts`.
+        wishes: what may be different.
+        screen: of the leading process.
+
+    Raises:
+        ConfigError: the config differs where the result depends on it.
+        CheckpointError: so does the machine, the dataset or the number of processes.
+    """
+    extended = job.config.extended if wishes.extend else None
+    _refuse_differences(
+        load(run_dir.config),
+        job.config,
+        () if extended is None else _LENGTH,
+        "{key} was {old} when the run began and is {new} now",
+        f"a run is continued as it began (only {', '.join(FREE_TO_CHANGE)} may change): "
+        f"lrtrain fit --resume --out {run_dir}",
+    )
+    if found is None:
+        return job
+    exact = _compared(found, job, known, allowed=wishes.allow_inexact)
+    job = replace(job, exact=exact)
+    restore(job.state, job.plan, found)
+    if wishes.extend is not None and _stopped_early(job):
+        rule = job.recipe.early_stop
+        raise ConfigError(
+            f"the run was stopped early, at step {job.state.step:,}, and would be again: it cannot be extended",
+            job.config.where("early_stop"),
+            f"begin another run with more patience than {rule.patience if rule else 0}, or without early_stop",
+        )
+    for rollback in job.state.rollbacks:
+        job = replace(job, plan=job.plan.lowered(rollback.to, rollback.factor))
+    if screen is not None:
+        if extended is not None:
+            show_extension(_before(job), job.plan, wishes.extend or "", screen)
+        screen.print(f"resuming {run_dir} at step {job.state.step:,} of {job.recipe.total_steps:,}")
+        if not exact:
+            screen.print("note: not exact: the bits are not those of an uninterrupted run", "yellow")
+    return job
+
+
+def _before(job: Job) -> Plan:
+    """The plan before the last extension."""
+    earlier = (job.config.extended or ())[:-1]
+    config = job.config.model_copy(update={"extended": earlier or None})
+    return make_plan(config, job.plan.groups, job.plan.steps_per_epoch)
+
+
+def is_complete(job: Job) -> bool:
+    """Whether there is nothing left to train."""
+    return not job.state.pending and (job.state.step >= job.recipe.total_steps or _stopped_early(job))
+
+
+def _stopped_early(job: Job) -> bool:
+    rule = job.recipe.early_stop
+    return rule is not None and job.state.early.stale >= rule.patience
+
+
+def _refuse_differences(before: RunConfig, now: RunConfig, free: Sequence[str], what: str, hint: str) -> None:
+    """Refuse configs that differ in more than what may change always, and what is `free` now.
+
+    Args:
+        before: the earlier config.
+        now: the later one, whose lines errors point to.
+        free: further keys.
+        what: the error, with places for `key`, `old` and `new`.
+        hint: how to mend it.
+    """
+    old, new = _flat(before.dump()), _flat(now.dump())
+    free = (*FREE_TO_CHANGE, *free)
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in free]
+    if changed:
+        raise ConfigError(
+            Problem(
+                what.format(key=key, old=quoted(old.get(key, "absent")), new=quoted(new.get(key, "absent"))),
+                now.where(*key.split(".")),
+                hint,
+            )
+            for key in changed
+        )
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(data, dict):
+        return {
+            key: value
+            for name, item in data.items()
+            for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()
+        }
+    return {prefix: data}
+
+
+def _of_the_data(found: Checkpoint, job: Job, now: Mapping[str, Any]) -> list[str]:
+    before, classes = found.manifest["classes"], list(job.source.classes)
+    lost, new = [c for c in before if c not in classes], [c for c in classes if c not in before]
+    said = [
+        f"{len(names)} of its classes are {word}: {', '.join(map(quoted, names[:4]))}{' ...' * (len(names) > 4)}"
+        for names, word in ((lost, "gone"), (new, "new"))
+        if names
+    ]
+    if not said and before != classes:
+        said = ["the order of its classes differs"]
+    try:
+        return said or differences(found.manifest["dataset"], now)
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"the manifest's dataset cannot be read: {error}", str(found.path), COPY) from error
+
+
+def _compared(found: Checkpoint, job: Job, known: Mapping[str, Any], *, allowed: bool) -> bool:
+    """Whether the same bits can come out here; refused where they cannot and nobody allowed it."""
+    began, now = found.manifest["origin"], known["origin"]
+    if found.manifest["seed"] != job.config.seed or found.manifest["channels"] != job.source.channels:
+        raise CheckpointError(
+            "the checkpoint is of another run: seed or channels differ", str(found.path), "name its own directory"
+        )
+    if changed := _of_the_data(found, job, known["dataset"]):
+        raise CheckpointError(
+            "the dataset is not the one that the run began with:\n" + "\n".join(changed[:MOST_DIFFERENCES]),
+            str(found.path),
+            "restore the dataset, or start a new run",
+        )
+    if (said := found.manifest["steps_per_epoch"]) != job.plan.steps_per_epoch:
+        what = f"the manifest's steps_per_epoch is {said:,}, and an epoch has {job.plan.steps_per_epoch:,} steps"
+        raise CheckpointError(what, str(found.path), COPY)
+    differ = [f"{key}: {began.get(key)!r} then, {now[key]!r} now" for key in now if began.get(key) != now[key]]
+    if differ and not allowed:
+        threads = f"set OMP_NUM_THREADS={began['threads']}; or " if began["threads"] != now["threads"] else ""
+        raise CheckpointError(
+            "the results would not be the same bits as those of an uninterrupted run:\n" + "\n".join(differ),
+            str(found.path),
+            f"{threads}go on all the same with --allow-inexact, which the checkpoints will say for ever",
+        )
+    return bool(found.manifest.get("exact", True)) and not differ

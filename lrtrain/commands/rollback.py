@@ -1,0 +1,98 @@
+"""What follows when a loss or gradient is not finite: a report, and if the config says so, a lower LR from before."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from lrtrain.build import Job
+from lrtrain.checkpoint import format
+from lrtrain.checkpoint.manifest import MAX_ROLLBACKS
+from lrtrain.engine.finite import Gate, NotFinite
+from lrtrain.engine.state import Rollback, restore
+from lrtrain.errors import CheckpointError, Problem
+from lrtrain.sinks.console import Screen, lr_words
+from lrtrain.sinks.jsonl import Metrics
+from lrtrain.sinks.run_dir import RunDir, write_atomically
+
+FACTOR = 0.5
+
+
+def roll_back(
+    job: Job, run_dir: RunDir, error: NotFinite, screen: Screen | None = None, metrics: Metrics | None = None
+) -> Job:
+    """The job as its last good checkpoint holds it, with the LR halved from there on.
+
+    Args:
+        job: its state is put back.
+        run_dir: where the checkpoints are.
+        error: what happened.
+        screen: of the leading process, which alone writes.
+        metrics: is cut back to the checkpoint, and says that training went back.
+
+    Raises:
+        NotFinite: the config says `stop`, or training went back too often already.
+    """
+    earlier = list(job.state.rollbacks)
+    checkpoint = _target(run_dir, earlier)
+    report = _write_report(job, run_dir, error) if screen is not None else ""
+    if job.config.on_nonfinite == "stop" or len(earlier) >= MAX_ROLLBACKS:
+        raise _final(error, checkpoint.path.name, report, len(earlier)) from error
+    job.state.optimizer.state.clear()  # what came after the checkpoint would pass for what it lacks
+    restore(job.state, job.plan, checkpoint)
+    job.state.gate = Gate(job.state.optimizer, job.device)
+    rollback = Rollback(error.trouble.step, checkpoint.step, FACTOR)
+    job.state.rollbacks = [*earlier, rollback]
+    job = replace(job, plan=job.plan.lowered(rollback.to, FACTOR))
+    if screen is not None and metrics is not None:
+        format.drop_after(run_dir.checkpoints, rollback.to, job.state.best.step)
+        metrics.cut(checkpoint.manifest["log_bytes"]["metrics.jsonl"])
+        lrs = job.plan.lrs(min(rollback.to, job.plan.total_steps - 1), job.state.live)
+        lr = {group.name: value for group, value in zip(job.plan.groups, lrs, strict=True)}
+        # Going back further than the last time has cut away what was said then.
+        for said in (*(one for one in earlier if one.to > rollback.to), rollback):
+            row = {"event": "rollback", "step": said.to, "failed": said.failed, "factor": said.factor}
+            metrics.note({**row, "lr": lr} if said is rollback else row)
+        screen.print(f"{error.problems[0].what}", "yellow")
+        screen.print(
+            f"went back to step {rollback.to:,}; every LR is halved from there ({lr_words(lr)} at first); {report}",
+            "yellow",
+        )
+    return job
+
+
+def _target(run_dir: RunDir, earlier: list[Rollback]) -> format.Checkpoint:
+    """The newest checkpoint; where training went back to it and failed again, the one before if there is one."""
+    newest, _ = format.newest(run_dir.checkpoints)
+    if earlier and earlier[-1].to == newest.step:
+        with suppress(CheckpointError):
+            return format.newest(run_dir.checkpoints, before=newest.step)[0]
+    return newest
+
+
+def _write_report(job: Job, run_dir: RunDir, error: NotFinite) -> str:
+    """Write all that is known of the step; where it is, in words."""
+    trouble = error.trouble
+    content: dict[str, Any] = {
+        "error": error.problems[0].what,
+        **trouble.dump(),
+        "images": [job.source.train.path(i) for i in trouble.index],
+        "rollbacks_before": [{"failed": r.failed, "to": r.to, "factor": r.factor} for r in job.state.rollbacks],
+    }
+    path = run_dir.path / f"nonfinite-{trouble.step:08d}.json"
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
+    return f"report in {path}"
+
+
+def _final(error: NotFinite, checkpoint: str, report: str, gone_back: int) -> NotFinite:
+    problem = error.problems[0]
+    what = problem.what + (f"\ntraining went back {gone_back} times already" if gone_back else "")
+    hint = f"{problem.hint}\nthe last good checkpoint is {checkpoint}; {report}"
+    if not gone_back:
+        hint += "; `on_nonfinite: rollback` goes back there by itself and halves the LR"
+    final = NotFinite(error.trouble)
+    final.problems = (Problem(what, problem.where, hint),)
+    final.args = (str(final.problems[0]),)
+    return final

@@ -1,0 +1,51 @@
+"""`lrtrain verify`: whether every checkpoint of a run is what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from lrtrain.checkpoint import format
+from lrtrain.errors import CheckpointError, printable
+from lrtrain.sinks.console import Screen
+from lrtrain.sinks.run_dir import RunDir
+
+
+def run(path: Path) -> None:
+    """Hold every file of every checkpoint against its size and SHA-256, and both pointers against what they name.
+
+    Raises:
+        CheckpointError: not a run, no checkpoint, or one that is damaged.
+    """
+    run_dir, screen = RunDir(path), Screen()
+    if not run_dir.checkpoints.is_dir():
+        what = f"{str(path)!r} is no run directory: it has no checkpoints/"
+        raise CheckpointError(what, hint="name one, such as runs/quickstart")
+    found = format.verify_all(run_dir.checkpoints)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("checkpoint", no_wrap=True)
+    table.add_column("MB", justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for name, (size, wrong) in found.items():
+        names = " ".join(
+            p for p in ("last", "best") if format.pointed(run_dir.checkpoints, p) == run_dir.checkpoints / name
+        )
+        words = Text(f"damaged: {printable(wrong)}", style="red") if wrong else Text(f"whole  {names}".rstrip())
+        table.add_row(name, f"{size / 1e6:,.1f}", words)
+    screen.print(table)
+    damaged = [name for name, (_, wrong) in found.items() if wrong]
+    lost = [
+        f"{pointer}.json names {target.name}, which is not there"
+        for pointer in ("last", "best")
+        if (target := format.pointed(run_dir.checkpoints, pointer)) is not None and target.name not in found
+    ]
+    if not found:
+        raise CheckpointError(f"{str(path)!r} has no checkpoint", hint="it ended before its first one")
+    if damaged or lost:
+        whole = [name for name in found if name not in damaged]
+        kept = f"`lrtrain fit --resume --out {path}` goes on from {whole[-1]}" if whole else "none is whole"
+        what = f"{len(damaged)} of {len(found)} checkpoints are damaged: {', '.join(damaged)}" if damaged else ""
+        raise CheckpointError("\n".join(filter(None, (what, *lost))), str(run_dir.checkpoints), kept)
+    screen.print(f"\nall {len(found)} are whole" if len(found) > 1 else "\nit is whole")

@@ -1,0 +1,127 @@
+"""Images that a person has decided to leave out: a text file of names, a name a line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrtrain.data.files import FileSplit
+from lrtrain.errors import DataError, Problem, printable
+from lrtrain.foreign import opened, user_path
+
+_COMPARED = 5000  # names among which the one that was meant is looked for
+
+
+def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[NDArray[np.bool_], list[Problem]]:
+    """Which images a skip list names, shape (n,), and what is wrong with the list.
+
+    Blank lines and lines that start with `#` are passed over. A name is what `lrtrain check` and errors print: the
+    path from the dataset's root, or with the root before it, escaped or not.
+
+    Args:
+        file: the list, UTF-8; `~` is expanded.
+        names: of all images of the dataset.
+        path: what errors call image i.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    where = user_path(file)
+    wanted = _read(where)
+    chosen = np.fromiter((name in wanted for name in names), dtype=np.bool_, count=len(names))
+    missing = wanted.keys() - {names[i] for i in np.flatnonzero(chosen).tolist()}
+    if missing:
+        meant = {alias: text for text in missing for alias in (text, text.strip(), os.path.normpath(text.strip()))}
+        for i, name in enumerate(names):
+            for alias in (name, path(i), printable(name), printable(path(i))):
+                if alias in meant:
+                    chosen[i] = True
+                    missing.discard(meant[alias])
+    problems = [
+        Problem(
+            f"the skip list names {text!r}, which is not in the dataset", f"{where}:{wanted[text]}", _hint(text, names)
+        )
+        for text in sorted(missing, key=wanted.__getitem__)
+    ]
+    return chosen, problems
+
+
+def without(
+    file: str | None, splits: Mapping[str, FileSplit], classes: Sequence[str]
+) -> tuple[dict[str, FileSplit], str, list[Problem]]:
+    """The splits without the images that a skip list names, a note of how many, and what is wrong with the list."""
+    if file is None:
+        return dict(splits), "", []
+    parts = list(splits.values())
+    firsts = np.cumsum([0, *map(len, parts)])
+    names = [name for part in parts for name in part.names]
+
+    def path(i: int) -> str:
+        at = int(np.searchsorted(firsts, i, side="right")) - 1
+        return parts[at].path(i - int(firsts[at]))
+
+    skipped, problems = named(file, names, path)
+    kept: dict[str, FileSplit] = {}
+    for (split, part), own in zip(splits.items(), np.split(skipped, firsts[1:-1]), strict=True):
+        left = np.flatnonzero(~own)
+        kept[split] = replace(part, names=[part.names[i] for i in left.tolist()], labels=part.labels[left])
+    problems += emptied(classes, splits["train"].labels, kept["train"].labels, file)
+    return kept, left_out(skipped, file), problems
+
+
+def left_out(skipped: NDArray[np.bool_], file: str) -> str:
+    """How many images are left out, in words."""
+    count = int(skipped.sum())
+    return f"left out: {count:,} {'image' if count == 1 else 'images'} named in {file}"
+
+
+def emptied(classes: Sequence[str], before: NDArray[np.int64], after: NDArray[np.int64], file: str) -> list[Problem]:
+    """A problem for each class that has no training images left."""
+    counts = (np.bincount(labels, minlength=len(classes)) for labels in (before, after))
+    return [
+        Problem(f"class {name!r} has no training images left: all {was:,} are named in {file}")
+        for name, was, now in zip(classes, *counts, strict=True)
+        if was and not now
+    ]
+
+
+def written(found: Iterable[tuple[str, str]]) -> str:
+    """A skip list of (name, why): to be read by a person before it is used."""
+    lines = [
+        "# Images that `lrtrain check` could not read. Mend or restore what can be; `dataset.skip_list` leaves out"
+    ]
+    lines += ["# those that are still named here. A path a line, from the dataset's root."]
+    for name, why in found:
+        shown = printable(name)  # one line, UTF-8, and safe to look at in a terminal
+        lines += ["", f"# {printable(why)}", f"./{shown}" if shown.startswith("#") else shown]
+    return "\n".join(lines) + "\n"
+
+
+def _read(file: Path) -> dict[str, int]:
+    """The names, each with its line."""
+    try:
+        with opened(file, links=True) as content:
+            text = content.read().decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise DataError(
+            f"cannot read `dataset.skip_list`, {str(file)!r}: {error.strerror}",
+            hint="`lrtrain check CONFIG --write-skip-list FILE` writes one to start from",
+        ) from error
+    lines = enumerate(text.split("\n"), 1)
+    return {line.rstrip("\r"): i for i, line in lines if line.strip() and not line.lstrip().startswith("#")}
+
+
+def _hint(text: str, names: Sequence[str]) -> str:
+    text = text.strip()
+    folder, base = os.path.split(text)
+    same = (name for name in names if os.path.basename(name) == base)
+    beside = [name for name in names if os.path.dirname(name) == folder][:_COMPARED]
+    guess = next(same, None) or next(iter(difflib.get_close_matches(text, beside or names[:_COMPARED], 1, 0.6)), None)
+    such = f"such as {names[0]!r}" if names else "and it has no images"
+    return f"did you mean {guess!r}?" if guess else f"names are paths from the dataset's root, {such}"

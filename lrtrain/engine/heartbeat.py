@@ -1,0 +1,290 @@
+"""Whether the other processes live, and what ended the first that does not.
+
+torch says that a peer is gone only to a process that waits for it, and then neither which nor why; of one that hangs
+it says nothing until a time-out, which a slow one that lives would run into too. So every process has a thread that
+beats in the store of torchrun, over a connection of its own, and watches the next process's beat, the last one's next
+being the first: with any number of processes, each costs the store the same. The thread needs no more than Python's
+lock, so a process that sleeps, loads or evaluates beats on; one that does not is stopped, dead, or cut off.
+
+What ends a run is written into the store once, by the first who knows it: a process that ends with an error, else one
+that watches it. All others read it there and end with exit code 8; one of them shows it. The main thread may be inside
+gloo, which cannot be called off (its `abort` does nothing as of torch 2.14), so it gets a moment to find out by itself,
+or to finish a checkpoint; then the thread ends the process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass, replace
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from lrtrain.errors import DistributedError, Problem
+from lrtrain.world import World
+
+if TYPE_CHECKING:  # not imported: the command line asks this module who tells an error, before it imports torch
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+BEAT_S = 2.0
+"""Seconds between beats; $LRTRAIN_BEAT_S in tests."""
+SILENT_BEATS = 8
+"""So many missed by a process that nothing else speaks against, and it is lost: 16 s."""
+ENDED_BEATS = 3
+"""So many missed where a connection broke, and it is the one that ended."""
+GRACE_S = 8.0
+"""What the main thread gets to end by itself; with the beats before, less than 30 s."""
+
+FAULT, TOLD = "fault", "told"
+AGAIN = "`torchrun ... -m lrtrain fit --resume` goes on from the last checkpoint"
+GONE = f"it left by itself or was killed, most often as memory ran out: see torchrun's report; {AGAIN}"
+HANGS = f"it hangs or was stopped, or its machine is gone or cut off; {AGAIN}"
+
+
+def seconds(name: str, usual: float) -> float:
+    """A time that tests shorten: $LRTRAIN_<name>, heeded with LRTRAIN_TESTING=1 alone."""
+    return float(os.environ.get(f"LRTRAIN_{name}", usual)) if os.environ.get("LRTRAIN_TESTING") == "1" else usual
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What ended a run.
+
+    Attributes:
+        rank: the process that it ended.
+        problems: its error, or that it is silent.
+        exit_code: its own; None where it ended, or hangs, without a word.
+        told: it was shown already.
+    """
+
+    rank: int
+    problems: tuple[Problem, ...]
+    exit_code: int | None = None
+    told: bool = False
+
+    def to_json(self) -> str:
+        """For the store."""
+        return json.dumps([self.rank, [astuple(problem) for problem in self.problems], self.exit_code, self.told])
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Fault:
+        """From the store."""
+        rank, problems, exit_code, told = json.loads(text)
+        return cls(rank, tuple(Problem(*problem) for problem in problems), exit_code, told)
+
+    def error(self, size: int) -> DistributedError:
+        """What the other processes end with."""
+        first, *rest = self.problems
+        ended = "" if self.exit_code is None else f" ended with exit code {self.exit_code}:"
+        return DistributedError([replace(first, what=f"process {self.rank} of {size}{ended} {first.what}"), *rest])
+
+
+class Heartbeat:
+    """One process's thread.
+
+    Args:
+        store: a connection of its own.
+        world: this process; all have come.
+        tell: shows an error to the user.
+
+    Attributes:
+        error: what ended the run in another process, once it is known.
+        noting: is handed the error first, for status.json, and may add to it.
+    """
+
+    def __init__(self, store: Store, world: World, tell: Callable[[DistributedError], None]):
+        self.error: DistributedError | None = None
+        self.noting: Callable[[DistributedError], DistributedError] = lambda error: error
+        self._store, self._world, self._tell = store, world, tell
+        self._beat_s = seconds("BEAT_S", BEAT_S)
+        self._grace_s = GRACE_S * self._beat_s / BEAT_S
+        self._parent = os.getppid()
+        self._beats: dict[int, tuple[int, int]] = {}  # by rank: its last count, and how often that was found
+        self._unanswered = 0
+        self._broken = threading.Event()
+        self._known = threading.Event()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lrtrain-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat and to watch, until `stop` or the process's end."""
+        atexit.register(self.stop)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread. Python must not end beneath it, while it is in torch's code."""
+        self._over.set()
+        self._thread.join(timeout=5)
+
+    def cause(self) -> DistributedError | None:
+        """Why a connection broke, as soon as the thread knows; None where all others go on beating."""
+        self._broken.set()
+        self._known.wait((ENDED_BEATS + 2) * self._beat_s)
+        return self.error
+
+    def pass_on(self, problems: Sequence[Problem], exit_code: int) -> bool:
+        """Let the others know what ends this process.
+
+        Returns:
+            Whether another process shows it to this one's user, or shows what came first.
+        """
+        if self.error is not None:
+            return True
+        fault = Fault(self._world.rank, tuple(problems), exit_code, told=self._world.leads)
+        try:
+            if not self._world.leads:
+                # What every process finds, such as a wrong config, is for the leading one to say.
+                self._wait_for(FAULT, self._beat_s)
+            if self._post(fault) != fault:
+                return True
+            return not self._world.leads and self._wait_for(TOLD, ENDED_BEATS * self._beat_s) and self._world.beside
+        except RuntimeError:  # the store is gone
+            return False
+
+    def _wait_for(self, key: str, at_most_s: float) -> bool:
+        deadline = time.monotonic() + at_most_s
+        while not (found := self._store.check([key])) and time.monotonic() < deadline:
+            time.sleep(self._beat_s / 10)
+        return found
+
+    def _post(self, fault: Fault) -> Fault:
+        """The first fault; this one, if nobody had written one."""
+        return Fault.from_json(self._store.compare_set(FAULT, "", fault.to_json()))
+
+    def _run(self) -> None:
+        while not self._over.wait(self._beat_s):
+            if os.getppid() != self._parent:
+                self._end_as_orphan()
+                return
+            try:
+                fault = self._beat()
+                self._unanswered = 0
+            except RuntimeError:
+                self._unanswered += 1
+                fault = self._without_store() if self._unanswered == SILENT_BEATS else None
+            if fault is not None:
+                self._end(fault)
+                return
+
+    def _beat(self) -> Fault | None:
+        rank, size = self._world.rank, self._world.size
+        self._store.add(f"beat/{rank}", 1)
+        if self._store.check([FAULT]):
+            fault = Fault.from_json(self._store.get(FAULT))
+            return None if fault.rank == rank and fault.exit_code is not None else fault
+        broken = self._broken.is_set()
+        for other in (*range(rank), *range(rank + 1, size)) if broken else ((rank + 1) % size,):
+            count, found = self._store.add(f"beat/{other}", 0), 0
+            if other in self._beats and self._beats[other][0] == count:
+                found = self._beats[other][1] + 1
+            self._beats[other] = (count, found)
+            if found >= (ENDED_BEATS if broken else SILENT_BEATS):
+                return self._post(self._silent(other, broken))
+        return None
+
+    def _silent(self, rank: int, broken: bool) -> Fault:
+        what = "ended without a word" if broken else f"has not answered for {SILENT_BEATS * self._beat_s:g} s"
+        return Fault(rank, (Problem(what, hint=GONE if broken else HANGS),))
+
+    def _without_store(self) -> Fault:
+        what = f"cannot reach torchrun's store at MASTER_ADDR={os.environ.get('MASTER_ADDR')} any more"
+        return Fault(self._world.rank, (Problem(what, hint=f"the machine that runs it is gone or cut off; {AGAIN}"),))
+
+    def _end(self, fault: Fault) -> None:
+        error = self.noting(fault.error(self._world.size))
+        unreachable = self._unanswered > 0
+        # The leading process speaks, or where it is the one that is lost, the next.
+        speaks = self._world.local_rank == 0 if unreachable else self._world.rank == (0 if fault.rank else 1)
+        if speaks and not fault.told:
+            self._tell(error)
+            with suppress(RuntimeError):
+                self._store.set(TOLD, "")
+        self.error = error
+        self._known.set()
+        self._end_process_after(self._grace_s)
+
+    def _end_as_orphan(self) -> None:
+        """Nobody is left who would end this process. Those beside it notice too, so that all can stop and save."""
+        os.kill(os.getpid(), signal.SIGTERM)
+        self._end_process_after(2 * self._grace_s)
+
+    def _end_process_after(self, grace_s: float) -> None:
+        if not self._over.wait(grace_s):
+            os._exit(DistributedError.exit_code)
+
+
+class _Ended(BaseException):
+    """This process is ended from outside, because of `error` in another one.
+
+    Raised by a signal in the midst of anything: as an Exception, a model that is being built would be blamed for it.
+    """
+
+    def __init__(self, error: DistributedError):
+        super().__init__(str(error))
+        self.error = error
+
+
+# One a process, as torch's process group is.
+_own: Heartbeat | None = None
+
+
+@contextmanager
+def beating(store: Store, world: World, tell: Callable[[DistributedError], None]) -> Iterator[None]:
+    """Inside, and after an error until the process ends, this process beats and watches the others.
+
+    Where torchrun ends it before training listens for signals, it says why.
+    """
+    global _own
+    _own = Heartbeat(store, world, tell)
+    _own.start()
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        yield
+    except _Ended as ended:
+        raise ended.error from None
+    finally:
+        # This process ends by itself now; torchrun would hurry those that are slower than the first.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _own.stop()
+    _own = None
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    error = cause()
+    raise SystemExit(143) if error is None else _Ended(error)
+
+
+def cause() -> DistributedError | None:
+    """Why a peer is lost: see `Heartbeat.cause`."""
+    return None if _own is None else _own.cause()
+
+
+@contextmanager
+def noting(note: Callable[[DistributedError], DistributedError]) -> Iterator[None]:
+    """Inside, `note` is handed what ended another process before it is shown, from another thread."""
+    if _own is None:
+        yield
+        return
+    before, _own.noting = _own.noting, note
+    yield
+    _own.noting = before
+
+
+def pass_on(problems: Sequence[Problem], exit_code: int, world: World) -> bool:
+    """Let the other processes know what ends this one; whether somebody else shows it: see `Heartbeat.pass_on`.
+
+    Before they have met, the first process of a machine speaks for the others there, which find the same: when it ends,
+    torchrun ends them. They wait for that, else it might be ended before it has spoken.
+    """
+    if _own is not None:
+        return _own.pass_on(problems, exit_code)
+    if world.local_rank > 0:
+        time.sleep(ENDED_BEATS * seconds("BEAT_S", BEAT_S))
+    return False

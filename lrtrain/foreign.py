@@ -1,0 +1,104 @@
+"""Files that may come from anywhere, read with bounds: no links or pipes, no longer than they may be, strict JSON."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import IO, Any
+
+from lrtrain.errors import ConfigError, quoted
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a person wrote, `~` expanded.
+
+    Raises:
+        ConfigError: it names no user's home, or is longer than paths can be.
+    """
+    try:
+        found = Path(path).expanduser()
+        os.stat(found)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return found
+    except (RuntimeError, ValueError) as error:
+        hint = "write the path from / on, or ~/ for your own home"
+        raise ConfigError(f"{quoted(os.fspath(path))} is no path: {error}", hint=hint) from None
+    except OSError as error:
+        what = f"{quoted(os.fspath(path))} cannot be the path of a file: {error.strerror}"
+        raise ConfigError(what, hint="check it for what was pasted by mistake") from None
+    return found
+
+
+def opened(path: Path, *, links: bool = False) -> IO[bytes]:
+    """Open a regular file for reading.
+
+    Args:
+        path: the file.
+        links: whether it may be a symbolic link.
+
+    Raises:
+        OSError: it is something else, or cannot be read.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK) and path.is_symlink():
+            raise OSError(error.errno, f"it is a symbolic link to {os.readlink(path)!a:.200}", str(path)) from None
+        raise
+    file = open(descriptor, "rb")  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return file
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: it is something else, longer, or cannot be read.
+    """
+    with opened(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it is longer than {most:,} bytes", str(path))
+    return data
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """The object that is all of a JSON text: without NaN, infinities, keys given twice, or nesting beyond reason.
+
+    Raises:
+        ValueError: it is something else; says what.
+    """
+    try:
+        found = json.loads(data, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8 text") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"it must be an object in braces, and is of type {type(found).__name__}")
+    return found
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if abs(value) != float("inf") else _no_constant(f"{text:.40}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"{twice!a:.80} is given twice")
+    return found

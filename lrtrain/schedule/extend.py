@@ -1,0 +1,119 @@
+"""A run that goes on for longer than it was planned: three ways in which its LR may go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lrtrain.config.schema import Extension, RunConfig
+from lrtrain.errors import ConfigError
+from lrtrain.schedule.curve import Curve
+from lrtrain.schedule.layout import lasting
+
+if TYPE_CHECKING:
+    from lrtrain.schedule.plan import Plan, Span
+
+
+def extended(config: RunConfig, planned: Callable[[RunConfig, bool], Plan]) -> Plan:
+    """The plan of a run that was made longer, once or several times.
+
+    With T steps planned before, `at` steps taken when it was extended and T' steps now, step t trains with
+
+      - hold: the old LR for t < T, then that of the last step, T - 1;
+      - rescale: the old LR for t < at, then that of the same schedule planned for T' steps;
+      - restart: the old LR for t < T, then the same schedule from its beginning over the T' - T further steps.
+
+    Args:
+        config: the run; `epochs` and `steps` say what was planned at first.
+        planned: the plan of a config that is not extended; the second argument says whether groups may be frozen.
+
+    Raises:
+        ConfigError: ReduceLROnPlateau is the tail, and does not fit the policy.
+    """
+    first = config.model_copy(update={"extended": None})
+    plan = planned(first, True)
+    for number, extension in enumerate(config.extended or ()):
+        where = config.where("extended", number)
+        if extension.steps <= plan.total_steps or extension.at > plan.total_steps:
+            what = f"a run of {plan.total_steps:,} steps cannot be extended at {extension.at:,} to {extension.steps:,}"
+            raise ConfigError(what, where, "extended is written by `lrtrain fit --resume --extend`; leave it as it is")
+        plan = _longer(plan, extension, first, planned, where)
+    return plan
+
+
+def former_ends(config: RunConfig, first_steps: int) -> tuple[int, ...]:
+    """The steps at which the run had ended before it was extended.
+
+    Args:
+        config: the run.
+        first_steps: its length as `epochs` and `steps` say, in optimizer steps.
+    """
+    lengths = (first_steps, *(extension.steps for extension in config.extended or ()))
+    return tuple(e.at for e, length in zip(config.extended or (), lengths, strict=False) if e.at == length)
+
+
+def _longer(
+    plan: Plan, extension: Extension, first: RunConfig, planned: Callable[[RunConfig, bool], Plan], where: str
+) -> Plan:
+    total, at, old = extension.steps, extension.at, plan.total_steps
+    if extension.policy == "hold":
+        return _held(plan, total)
+    rescale = extension.policy == "rescale"
+    after = _again(first, total if rescale else total - old, planned, extension.policy, where)
+    if rescale:
+        if after.live_from != plan.live_from:
+            raise ConfigError("ReduceLROnPlateau would begin at another step", where, "extend it with `hold`")
+        curve = _part(plan.curve, 0, at) + _part(after.curve, at, total)
+        phases = (*_cut(plan.phases, 0, at), *_cut(after.phases, at, total))
+        return replace(plan, curve=curve, total_steps=total, phases=phases, notes=after.notes)
+    if plan.live_from is not None:
+        raise ConfigError("ReduceLROnPlateau can only be the last phase", where, "extend it with `hold`")
+    again = tuple(replace(span, start=span.start + old, stop=span.stop + old) for span in after.phases)
+    curve = plan.curve + after.curve
+    return replace(
+        plan, curve=curve, total_steps=total, phases=(*plan.phases, *again), notes=(*plan.notes, *after.notes)
+    )
+
+
+def _again(first: RunConfig, steps: int, planned: Callable[[RunConfig, bool], Plan], policy: str, where: str) -> Plan:
+    """The schedule once more, over so many steps."""
+    try:
+        return planned(first.model_copy(update={"epochs": None, "steps": steps}), policy == "rescale")
+    except ConfigError as error:
+        over = "the longer run's" if policy == "rescale" else "the added"
+        what = f"--extend {policy}: the schedule does not fit {over} {steps:,} steps: {error.problems[0].what}"
+        raise ConfigError(what, where, "make the run longer still, or extend it with `hold`") from error
+
+
+def _held(plan: Plan, total: int) -> Plan:
+    added = total - plan.total_steps
+    lr, momentum = plan.curve.lr, plan.curve.momentum
+    tail = None if momentum is None else np.repeat(momentum[-1:], added, axis=0)
+    curve = plan.curve + Curve(np.repeat(lr[-1:], added, axis=0), plan.curve.columns, tail)
+    last = plan.phases[-1]
+    if plan.live_from is not None:
+        phases = (*plan.phases[:-1], replace(last, stop=total))
+    else:
+        words = f"hold  {lr[-1].max():.3g} for {lasting(added, plan.steps_per_epoch)}"
+        phases = (*plan.phases, replace(last, name="hold", start=plan.total_steps, stop=total, words=words))
+    return replace(plan, curve=curve, total_steps=total, phases=phases)
+
+
+def _part(curve: Curve, start: int, stop: int) -> Curve:
+    momentum = None if curve.momentum is None else curve.momentum[start:stop]
+    return Curve(curve.lr[start:stop], curve.columns, momentum)
+
+
+def _cut(phases: tuple[Span, ...], start: int, stop: int) -> tuple[Span, ...]:
+    return tuple(_within(span, start, stop) for span in phases if span.start < stop and span.stop > start)
+
+
+def _within(span: Span, start: int, stop: int) -> Span:
+    """The part of a phase between two steps, which says so."""
+    if start <= span.start and span.stop <= stop:
+        return span
+    begins, ends = max(span.start, start), min(span.stop, stop)
+    return replace(span, start=begins, stop=ends, words=f"{span.words}: of these, steps {begins:,} to {ends - 1:,}")

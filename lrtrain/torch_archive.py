@@ -1,0 +1,177 @@
+"""Whether a `.pth` file is an archive as torch.save writes it, looked at before torch reads it.
+
+Its entries are stored as they are, so that what they say they take is bounded by the file's length. The pickled part
+is small, and builds nothing but tensors, numbers, texts and containers of these: torch's `weights_only` rule alone
+lets it ask for any number of bytes, or for a tuple of itself 45 times over, which takes forever to hash.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickletools
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from lrtrain.errors import CheckpointError, quoted
+from lrtrain.foreign import opened
+
+MAX_DIRECTORY = 16_000_000  # bytes: a hundred thousand entries
+MAX_PICKLE = 4_000_000  # bytes: names and shapes of ten thousand tensors
+MAX_OPCODES = 1_000_000
+MAX_IN_TUPLE = 10_000  # all that a tuple holds, counted as often as it holds it
+
+_CALLED = (
+    "collections OrderedDict",
+    "torch Size",
+    "torch device",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_tensor_v3",
+    "torch.storage UntypedStorage",
+)
+_AGAIN = "save module.state_dict() alone with torch.save of torch 1.6 or later, best as .safetensors"
+
+
+def refuse_other_archives(file: Path) -> None:
+    """Refuse everything but an archive with stored entries.
+
+    Raises:
+        CheckpointError: a bare pickle, a tar file, a compressed, damaged or padded archive.
+        OSError: it cannot be read.
+    """
+    try:
+        wrong = next(_wrong(file), None)
+    except (zipfile.BadZipFile, struct.error, ValueError, LookupError, NotImplementedError, EOFError) as error:
+        wrong = f"its table of contents cannot be read: {error}"
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # places before the file's beginning, by its own account
+            raise
+        wrong = "its table of contents lies outside of it"
+    if wrong:
+        raise CheckpointError(f"{str(file)!r} is damaged, or not a file of torch.save: {wrong}", hint=_AGAIN)
+
+
+def _wrong(file: Path) -> Iterator[str]:
+    with opened(file, links=True) as content:
+        size = os.fstat(content.fileno()).st_size
+        if content.read(4) != b"PK\3\4":
+            yield "it is no zip archive, but a bare pickle, a tar file or something else" if size else "it is empty"
+        content.seek(-min(size, 22), os.SEEK_END)
+        end = content.read()
+        if not end.startswith(b"PK\5\6"):
+            yield "its end is missing, or something follows it"
+        if (directory := _directory_bytes(content.fileno(), size, end)) > MAX_DIRECTORY:
+            yield f"its table of contents has {directory:,} bytes, and at most {MAX_DIRECTORY:,} are read"
+        with zipfile.ZipFile(content) as archive:
+            entries = archive.infolist()
+            yield from _of_entries(entries, size)
+            if bad := archive.testzip():  # torch does not compare these sums
+                yield f"its entry {quoted(bad)} is damaged: its CRC-32 is not its own"
+            for entry in entries:
+                if _is_pickle(entry):
+                    _refuse_other_pickles(archive.read(entry), file)
+
+
+def _of_entries(entries: list[zipfile.ZipInfo], size: int) -> Iterator[str]:
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size != entry.compress_size:
+            yield f"its entry {quoted(entry.filename)} is compressed or encrypted"
+    if len({entry.filename.lower() for entry in entries}) < len(entries):  # as torch looks them up
+        yield "it has two entries of one name"
+    if (total := sum(entry.file_size for entry in entries)) > size:
+        yield f"its entries take {total:,} bytes, and the file has {size:,}"
+    pickles = [entry.file_size for entry in entries if _is_pickle(entry)]
+    if len(pickles) != 1 or pickles[0] > MAX_PICKLE:
+        found = f"{len(pickles)}" if len(pickles) != 1 else f"{pickles[0]:,}"
+        yield f"it must have a data.pkl of at most {MAX_PICKLE:,} bytes; got {found}"
+
+
+def _is_pickle(entry: zipfile.ZipInfo) -> bool:
+    return entry.filename.lower().rpartition("/")[2] == "data.pkl"
+
+
+def _refuse_other_pickles(data: bytes, file: Path) -> None:
+    """Refuse a pickle that builds more than state dicts hold, by its opcodes alone.
+
+    Raises:
+        CheckpointError: it calls something else, or holds a tuple beyond reason.
+        ValueError: it is damaged.
+    """
+    # Of each object: how many a tuple of it holds; 1 for everything else but the types of storage, which are named in
+    # what a tensor refers to, and never called: that would take any number of bytes.
+    stack: list[int] = []
+    marks: list[int] = []
+    memo: dict[object, int] = {}
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        name = opcode.name
+        if name == "GLOBAL" and not _is_of_state_dicts(str(argument)):
+            what = f"{str(file)!r} holds {quoted(argument)}, more than tensors and plain values, and is not unpickled"
+            raise CheckpointError(what, hint="save module.state_dict() alone, best as .safetensors")
+        if count >= MAX_OPCODES:
+            raise ValueError(f"its pickle has more than {MAX_OPCODES:,} opcodes")
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        else:
+            taken = _TAKEN.get(name)
+            if taken is None and not name.startswith(_ATOMS):
+                raise ValueError(f"its pickle has the opcode {name}, which torch.save does not write")
+            held = [] if taken is None else _take(stack, marks.pop() if taken < 0 else len(stack) - taken)
+            made = _made(name, argument, held)
+            if made is not None:
+                stack.append(made)
+
+
+def _made(name: str, argument: object, held: list[int]) -> int | None:
+    """What an opcode leaves on the stack; None where that is the container below, or nothing."""
+    if name == "REDUCE" and held[0] == _STORAGE:
+        raise ValueError("it makes storage of its own, which torch.save never does")
+    if name.startswith("TUPLE"):
+        if (size := 1 + sum(held)) > MAX_IN_TUPLE:
+            raise ValueError(f"it holds a tuple of more than {MAX_IN_TUPLE:,} values")
+        return size
+    if name == "GLOBAL" and str(argument).endswith("Storage"):
+        return _STORAGE
+    return 1 if name not in _TAKEN or name in ("REDUCE", "BINPERSID") else None
+
+
+# How many objects an opcode takes from the stack, all since the last mark where it is -1. What it leaves follows; for
+# SETITEM, APPEND and BUILD that is the container below.
+_TAKEN = {
+    "TUPLE": -1, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "SETITEM": 2, "SETITEMS": -1, "APPEND": 1, "APPENDS": -1,
+    "REDUCE": 2, "BUILD": 1, "BINPERSID": 1, "STOP": 1, "PROTO": 0,
+}  # fmt: skip
+_STORAGE = 0
+_ATOMS = ("EMPTY_", "BIN", "SHORT_BIN", "LONG", "NONE", "NEWTRUE", "NEWFALSE", "GLOBAL")
+
+
+def _take(stack: list[int], start: int) -> list[int]:
+    if start < 0 or start > len(stack):
+        raise ValueError("its pickle takes more than it holds")
+    held = stack[start:]
+    del stack[start:]
+    return held
+
+
+def _is_of_state_dicts(name: str) -> bool:
+    module, _, attribute = name.partition(" ")
+    if module == "torch" and attribute.isidentifier():
+        return attribute.endswith("Storage") or name in _CALLED or isinstance(getattr(torch, attribute, 0), torch.dtype)
+    return name in _CALLED
+
+
+def _directory_bytes(descriptor: int, size: int, end: bytes) -> int:
+    """What the archive's end says its table of contents takes; large archives say it in a second, longer end."""
+    found = int(struct.unpack("<4s4H2LH", end)[5])
+    locator = os.pread(descriptor, 20, max(size - 42, 0))
+    if found == 0xFFFFFFFF and locator.startswith(b"PK\6\7"):
+        return int(struct.unpack("<Q", os.pread(descriptor, 8, struct.unpack("<4sLQL", locator)[2] + 40))[0])
+    return found

@@ -1,0 +1,243 @@
+"""`lrtrain check`: everything that is wrong with a dataset, at once, in a real process and to any terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lrtrain.commands.start import start_check
+from lrtrain.data.sources.imagefolder import unsplit
+from lrtrain.data.survey import KINDS, survey
+from lrtrain.errors import ConfigError, DataError
+from tests.folders import image, opened, tree
+from tests.folders import noise as noisy
+
+CONFIG = """epochs: 1
+batch_size: 4
+model: small_cnn
+dataset: {name: imagefolder, root: photos, skip_list: skip.txt}
+optimizer: {name: SGD, lr: 0.1}
+"""
+
+
+def pixels(seed, size=(16, 16)):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """One image of every kind that is told apart, and three that cannot be read."""
+    root = noisy(tmp_path / "photos", {"train": 4, "val": 2})
+    a, b = root / "train" / "a", root / "train" / "b"
+    for seed, (suffix, mode) in enumerate((("jpg", "CMYK"), ("gif", "P"), ("png", "RGBA"), ("webp", "RGB")), 10):
+        pixels(seed).convert(mode).save(a / f"{mode}.{suffix}")
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900).save(a / "16.png")
+    pixels(2).save(b / "wrong.jpg", format="PNG")
+    Image.new("RGB", (9, 9), "red").save(b / "red.png")
+    exif = Image.Exif()
+    exif[274] = 6
+    pixels(3, (20, 10)).save(b / "turned.png", exif=exif.tobytes())
+    pixels(4).save(b / "frames.gif", save_all=True, append_images=[pixels(5)])
+    shutil.copy(a / "0.png", a / "copy.png")
+    shutil.copy(a / "1.png", b / "conflict.png")
+    shutil.copy(a / "2.png", root / "val" / "a" / "leak.png")
+    pixels(6).save(tmp_path / "outside.png")
+    (a / "link.png").symlink_to(tmp_path / "outside.png")
+    (b / "empty.png").write_bytes(b"")
+    pixels(7, (200, 200)).save(b / "cut.jpg")
+    (b / "cut.jpg").write_bytes((b / "cut.jpg").read_bytes()[:3000])
+    Path(os.fsdecode(os.path.join(os.fsencode(b), b"\xff\x1b[31m\xe2\x80\xae.png"))).write_bytes(b"no image")
+    (a / ".hidden").write_bytes(b"x")
+    return root
+
+
+def test_every_kind_is_found_and_named(hostile):
+    found = survey(unsplit(hostile), workers=0)
+    named = {f.kind: [name for name, _ in f.images] for f in found.findings}
+    assert named.pop("unreadable")[:2] == ["train/b/cut.jpg", "train/b/empty.png"]
+    assert named == {
+        "extension": ["train/b/wrong.jpg"],
+        "blank": ["train/b/red.png"],
+        "link": ["train/a/link.png"],
+        "leak": ["val/a/leak.png"],
+        "two classes": ["train/b/conflict.png"],
+        "twice": ["train/a/copy.png"],
+        "16 bits": ["train/a/16.png"],
+        "palette": ["train/a/P.gif", "train/b/frames.gif"],
+        "colour space": ["train/a/CMYK.jpg"],
+        "alpha": ["train/a/RGBA.png"],
+        "frames": ["train/b/frames.gif"],
+        "turned": ["train/b/turned.png"],
+        "gray": ["train/a/16.png"],
+    }
+    train = found.splits["train"]
+    assert (train.images, train.unreadable, train.smallest, train.largest) == (23, 3, (8, 8), (16, 16))
+    assert dict(train.formats) == {"PNG": 16, "JPEG": 1, "GIF": 2, "WEBP": 1}
+
+
+def test_workers_find_the_same(hostile, monkeypatch):
+    monkeypatch.setattr("lrtrain.data.inspect._FEW", 0)
+    assert survey(unsplit(hostile), workers=2) == survey(unsplit(hostile), workers=0)
+
+
+def test_every_kind_has_words_and_what_refuses_has_a_hint():
+    assert all(words and (hint or level == "note") for level, words, hint in KINDS.values())
+
+
+def test_copies_count_once_each_and_leaks_are_of_train_alone(tmp_path):
+    tree(tmp_path / "train", {"a": 1})
+    image(tmp_path / "train" / "b" / "0.png", value=99)
+    for name in ("train/a/1", "train/a/2", "val/a/0", "val/b/0", "test/a/0"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "train" / "a" / "0.png", tmp_path / f"{name}.png")
+    image(tmp_path / "val" / "a" / "1.png", value=77)
+    image(tmp_path / "test" / "b" / "1.png", value=77)
+    found = {f.kind: f.images for f in survey(unsplit(tmp_path), 0).findings if f.kind != "blank"}
+    same = "train/a/0.png"
+    assert found == {
+        "leak": [("val/a/0.png", same), ("val/b/0.png", same), ("test/a/0.png", same)],
+        "two classes": [("val/b/0.png", same), ("test/b/1.png", "val/a/1.png")],
+        "twice": [("train/a/1.png", same), ("train/a/2.png", same)],
+    }
+
+
+def test_what_is_held_out_may_have_leaked(tmp_path):
+    tree(tmp_path, {"a": 4, "b": 4})
+    for i in range(1, 4):
+        shutil.copy(tmp_path / "a" / "0.png", tmp_path / "a" / f"{i}.png")
+    source = opened(name="imagefolder", root=str(tmp_path), val_fraction=0.5)
+    (leak,) = [f for f in survey(source, 0).findings if f.kind == "leak"]
+    # The images of b are those of a, too.
+    assert leak.count >= 2
+
+
+def test_datasets_without_files_are_looked_at_by_their_pixels():
+    found = survey(opened(name="digits"), 0)
+    assert (found.splits["train"].images, found.splits["train"].smallest) == (1437, (8, 8))
+    assert [f.kind for f in found.findings] == []
+
+
+def test_one_command_says_it_all_and_its_skip_list_leaves_out_what_cannot_be_read(lrtrain, hostile, tmp_path):
+    ended = lrtrain("check", "photos", "--write-skip-list", "skip.txt", "--json", "found.json")
+    assert (ended.code, ended.err) == (3, "")
+    assert not {"\x1b", "\u202e"} & set(ended.out)
+    for words in (
+        "error: 3 images cannot be read",
+        "train/b/cut.jpg: image file is truncated",
+        "train/b/empty.png: it is empty (0 bytes)",
+        "train/b/\\udcff\\x1b[31m\\u202e.png: its content is no image format",
+        "warning: 1 image in train and in a split that is evaluated",
+        "val/a/leak.png = train/a/2.png",
+        "train/b/wrong.jpg is PNG",
+        "1 hidden or system files",
+        "28 images in 2 classes: 1 problem, 6 warnings; `lrtrain fit` would refuse",
+    ):
+        assert words in ended.out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["exit_code"], found["splits"]["train"]["unreadable"]) == (3, 3)
+    assert found["findings"][0]["count"] == 3
+
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    ended = lrtrain("check", "c.yaml")
+    assert ended.code == 0, ended.out
+    assert "left out: 3 images named in skip.txt" in ended.out
+    assert "6 warnings, no problem" in ended.out
+
+    ended = lrtrain("check", "c.yaml", "--strict", COLUMNS="40", LANG="C", LC_ALL="C", PYTHONIOENCODING="ascii")
+    assert ended.code == 3
+    # Only the names of images are longer, so that they can be copied.
+    assert all(len(line) <= 40 for line in ended.out.splitlines() if "train/" not in line)
+    assert "--strict refuses" in ended.out.replace("\n", " ")
+
+    ended = lrtrain("fit", "c.yaml", "--out", "run")
+    assert ended.code == 0, ended.err
+    assert "left out: 3 images named in skip.txt" in ended.out
+    assert f"skip_list: {tmp_path / 'skip.txt'}" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_folder_and_a_config_that_cannot_be_trained_on_are_told_whole(lrtrain, tmp_path):
+    root = tree(tmp_path / "photos", {"train/ants": 4, "train/Ants": 1, "val/ants": 1, "val/wasps": 1})
+    (root / "train" / "hollow").mkdir()
+    os.mkfifo(root / "train" / "ants" / "pipe.png")
+    (root / "train" / "ants" / "loop").symlink_to(root)
+    (root / "train" / "ants" / "0.png").write_bytes(b"")
+    (tmp_path / "c.yaml").write_text(CONFIG.replace(", skip_list: skip.txt", ""))
+    ended = lrtrain("check", "c.yaml")
+    assert ended.code == 3
+    for words in (
+        "class 'hollow' is empty",
+        "classes 'Ants' and 'ants'",
+        "class 'wasps' is in val/ but not in train/",
+        "pipe.png' is no regular file",
+        "loop' links to a folder that it lies in",
+        "train/ants/0.png: it is empty",
+        "BatchNorm needs two images or more at a time",
+        "no val images of 1 of 2 classes: Ants",
+    ):
+        assert words in ended.out, ended.out
+    assert "Traceback" not in ended.err
+
+
+def test_a_last_batch_of_one_image_is_a_problem_of_the_config(lrtrain, tmp_path):
+    noisy(tmp_path / "photos", {"train": 4, "val": 1})
+    config = CONFIG.replace(", skip_list: skip.txt", "").replace("batch_size: 4", "batch_size: 7")
+    (tmp_path / "c.yaml").write_text(config)
+    for command in ("check", "fit"):
+        ended = lrtrain(command, "c.yaml")
+        assert ended.code == 2
+        said = ended.out + ended.err
+        assert "c.yaml:2  batch_size" in said
+        assert "write `drop_last: true`, or `batch_size: 6`, or take a model without BatchNorm" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nowhere"], 3, "does not exist"),
+        (["photos.tar.gz"], 3, "is an archive"),
+        (["c.yaml", "--write-skip-list", "c.yaml"], 2, "is there already"),
+    ],
+)
+def test_what_cannot_be_checked_is_an_error(lrtrain, tmp_path, arguments, code, words):
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    (tmp_path / "photos.tar.gz").write_bytes(b"x")
+    ended = lrtrain("check", *arguments)
+    assert (ended.code, ended.out) == (code, "")
+    assert words in ended.err
+    assert ended.err.startswith("error: ")
+
+
+def test_what_is_given_is_a_config_a_run_or_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(CONFIG)
+    for name in ("photos", "run"):
+        Path(name).mkdir()
+    foreign = CONFIG.replace(
+        "dataset: {name: imagefolder, root: photos, skip_list: skip.txt}", "dataset: {name: 'a:b'}"
+    )
+    Path("run/config.yaml").write_text(foreign)
+    assert start_check(Path("c.yaml"), ["seed=3"], trust=False).seed == 3
+    assert start_check(Path("photos"), None, trust=False) == Path("photos")
+    assert start_check(Path("run"), None, trust=True).dataset.name == "a:b"
+    for path, overrides, words in (
+        ("run", [], "names code outside lrtrain"),
+        ("photos", ["seed=3"], "--set changes a config"),
+        ("no.yaml", [], "there is no config file"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            start_check(Path(path), overrides, trust=False)
+
+
+def test_a_folder_is_looked_at_without_saying_what_to_evaluate_on(tmp_path):
+    tree(tmp_path, {"a": 2, "b": 2})
+    source = unsplit(tmp_path)
+    assert (source.counts()["train"], len(source.val), source.problems) == ({"a": 2, "b": 2}, 0, ())
+    with pytest.raises(DataError):
+        unsplit(tmp_path / "a" / "0.png")

@@ -1,0 +1,445 @@
+"""Data that are wrong in every way that was met: refused by name before training, or read by the rule that is written."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
+
+from lrtrain.build import refuse_single_images
+from lrtrain.config.load import resolve
+from lrtrain.config.yaml import Document
+from lrtrain.data.classes import twins
+from lrtrain.data.decode import decode
+from lrtrain.data.files import IMAGE_SUFFIXES
+from lrtrain.data.fingerprint import fingerprint
+from lrtrain.data.inspect import _PROMISED
+from lrtrain.data.order import smallest_part, steps_per_epoch
+from lrtrain.errors import ConfigError, DataError
+from lrtrain.models.build import build_model
+from tests.folders import image, opened, refused, tree, where
+
+# Folders: what is done to train/{ants,bees} and val/{ants,bees}, and what is said of it.
+
+
+def write(path, content=b"x"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def no_root(root):
+    return root / "nowhere"
+
+
+def an_archive(root):
+    write(root / "photos.zip")
+    return root / "photos.zip"
+
+
+def only_files(root):
+    image(root / "flat" / "0.png")
+    return root / "flat"
+
+
+def one_class(root):
+    return tree(root / "one", {"train/ants": 2, "val/ants": 1})
+
+
+def an_empty_class(root):
+    (root / "train" / "hollow").mkdir()
+
+
+def a_class_without_images(root):
+    write(root / "train" / "texts" / "a.txt")
+
+
+def a_class_that_val_has_alone(root):
+    tree(root / "val", {"wasps": 1})
+
+
+def case_twins(root):
+    tree(root, {"train/Ants": 1, "val/Ants": 1})
+
+
+def twins_in_coding(root):
+    tree(root / "train", {"caf\u00e9": 1, "cafe\u0301": 1})
+
+
+def twins_in_spaces(root):
+    tree(root / "train", {"ants ": 1})
+
+
+def a_twin_in_val(root):
+    os.rename(root / "val" / "bees", root / "val" / "Bees")
+
+
+def a_symlink_loop(root):
+    (root / "train" / "ants" / "loop").symlink_to(root / "train")
+
+
+def a_link_to_itself(root):
+    (root / "train" / "ants" / "self.png").symlink_to("self.png")
+
+
+def a_pipe(root):
+    os.mkfifo(root / "train" / "ants" / "pipe.jpg")
+
+
+def a_broken_link(root):
+    (root / "train" / "ants" / "gone.png").symlink_to("nowhere")
+
+
+def an_empty_file(root):
+    write(root / "train" / "ants" / "0.png", b"")
+
+
+def two_vals(root):
+    tree(root / "valid", {"ants": 1})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (no_root, "the dataset's root does not exist"),
+        (an_archive, "is an archive | unpack it"),
+        (only_files, "no class folders"),
+        (one_class, "there must be two classes or more"),
+        (an_empty_class, "class 'hollow' is empty"),
+        (a_class_without_images, "class 'texts' has no images"),
+        (a_class_that_val_has_alone, "class 'wasps' is in val/ but not in train/ | rename or remove the folder"),
+        (case_twins, "classes 'Ants' and 'ants' in"),
+        (twins_in_coding, "differ only in how accents are coded"),
+        (twins_in_spaces, "differ only in spaces"),
+        (a_twin_in_val, "train/ has 'bees': give them the same name"),
+        (a_symlink_loop, "links to a folder that it lies in"),
+        (a_link_to_itself, "is a broken link"),
+        (a_pipe, "is no regular file (a pipe, socket or device)"),
+        (a_broken_link, "is a broken link"),
+        (an_empty_file, "0.png: "),
+        (two_vals, "val/ and valid/; which is evaluated?"),
+    ],
+)
+def test_a_folder_that_is_wrong_is_refused_before_training(tmp_path, change, words):
+    tree(tmp_path, {"train/ants": 2, "train/bees": 2, "val/ants": 1, "val/bees": 1})
+    root = change(tmp_path) or tmp_path
+    fraction = {"val_fraction": 0.5} if change is only_files else {}
+    assert words in refused(DataError, name="imagefolder", root=str(root), **fraction)
+
+
+@pytest.mark.parametrize("name", ["a/b", "[/b]", "\x1b[31m", "\u202eabc", "a\nb", "x" * 255], ids=ascii)
+def test_a_class_or_file_may_be_called_anything(tmp_path, name):
+    tree(tmp_path, {name: 2, "plain": 2})
+    os.rename(tmp_path / "plain" / "0.png", os.path.join(os.fsencode(tmp_path), b"plain/\xff\n.png"))
+    source = opened(name="imagefolder", root=str(tmp_path), val_fraction=0.5)
+    assert source.classes == tuple(sorted((name.split("/")[0], "plain")))
+    assert all(source.train.read(i).shape == (3, 8, 8) for i in range(2))
+
+
+def test_links_out_of_the_root_are_followed(tmp_path):
+    tree(tmp_path, {"root/a": 2, "root/b": 2, "elsewhere": 2})
+    (tmp_path / "root" / "a" / "more").symlink_to(tmp_path / "elsewhere")
+    assert (
+        sum(opened(name="imagefolder", root=str(tmp_path / "root"), val_fraction=0.5).counts()["train"].values()) == 3
+    )
+
+
+def test_names_that_differ_in_more_are_no_twins():
+    assert twins(["ant", "ants", "an t", "Äpfel", "Apfel"], "x") == []
+
+
+@pytest.mark.parametrize("names", [("a", "A"), ("strasse", "STRASSE"), ("a b", "a  b"), ("\u212b", "\u00c5")])
+def test_names_that_look_the_same_are_twins(names):
+    assert len(twins(names, "x")) == 1
+
+
+@pytest.mark.parametrize(("labels", "words"), [("aA", "'A' and 'a'"), ("aa", "only one class")])
+def test_labels_of_a_manifest_are_held_to_the_same(tmp_path, labels, words):
+    tree(tmp_path, {"i": 4})
+    rows = [f"i/{i}.png,{label},train" for i, label in enumerate(labels)] + ["i/3.png,a,val"]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    assert words in refused(DataError, name="csv", manifest=str(tmp_path / "list.csv"))
+
+
+def test_a_dataset_of_ones_own_needs_two_classes_too(tmp_path, monkeypatch):
+    (tmp_path / "lonely.py").write_text(
+        "from PIL import Image\nmade = lambda: ([(Image.new('L', (8, 8)), 0)] * 3, [(Image.new('L', (8, 8)), 0)])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "two classes or more; lonely:made has only '0'" in refused(DataError, name="lonely:made")
+
+
+# Images: what a file is, and what is said of it; None where it is read.
+
+
+def noise(size=(40, 40)):
+    return Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+
+
+def png(width, height, *chunks):
+    """A gray PNG without any pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")]
+    made = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(made)
+
+
+def cut(suffix):
+    def make(path):
+        noise((200, 200)).save(path.with_suffix(suffix))
+        content = path.with_suffix(suffix).read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+
+    return make
+
+
+def pages(path):
+    noise().save(path, "TIFF", save_all=True, append_images=[noise((8, 8))] * 20)
+
+
+def frames(path):
+    noise().save(path, "WEBP", save_all=True, append_images=[noise()] * 2, lossless=True)
+
+
+def long_text(path):
+    info = PngInfo()
+    info.add_text("a", "x" * 3_000_000, zip=True)
+    noise().save(path, "PNG", pnginfo=info)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.write_bytes(b""), "no image format"),
+        (lambda path: path.write_bytes(b"\xff\xd8\xff"), "cannot read the image"),
+        (cut(".jpg"), "truncated"),
+        (cut(".png"), "truncated"),
+        (cut(".webp"), "cannot read the image"),
+        (cut(".gif"), "cannot read the image"),
+        (lambda path: path.write_bytes(png(20_000, 20_000)), "it has more than 178,956,970 pixels"),
+        (lambda path: path.write_bytes(png(2**31 - 1, 2**31 - 1)), "it has more than 178,956,970 pixels"),
+        (
+            lambda path: path.write_bytes(b"\xff\xd8" + b"\xff\xc0\0\x0b\x08\xff\xff\xff\xff\x01\x01\x11\0"),
+            "178,956,970",
+        ),
+        (lambda path: path.write_bytes(png(12_000, 12_000)), "it has 12,000 x 12,000 pixels, which take"),
+        (long_text, "Decompressed data too large"),
+        (lambda path: noise().save(path, "PNG", icc_profile=bytes(3_000_000)), "Decompressed data too large"),
+        (lambda path: Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(path, "TIFF"), "float pixels"),
+        (pages, None),
+        (frames, None),
+        (lambda path: noise().save(path, "JPEG", icc_profile=b"no profile"), None),
+        (lambda path: noise().save(path, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"), None),
+    ],
+)
+def test_an_image_is_read_or_refused_by_name(tmp_path, make, words, monkeypatch):
+    path = tmp_path / "some image"
+    make(path)
+    if words is None:
+        assert decode(path, 3).shape == (3, 40, 40)
+        return
+    if "178,956,970" in words or "which take" in words:  # nothing is taken for the pixels
+        monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    with pytest.raises(DataError, match=words) as caught:
+        decode(path, 3)
+    assert str(path) in caught.value.problems[0].what
+    assert caught.value.problems[0].hint
+
+
+def test_a_hundred_million_pixels_are_an_image(tmp_path):
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "a.png")
+    assert decode(tmp_path / "a.png", 1).shape == (1, 10_000, 10_000)
+
+
+def test_every_extension_of_an_image_promises_a_content():
+    assert set(_PROMISED) == IMAGE_SUFFIXES
+
+
+# Skip lists.
+
+
+@pytest.fixture
+def folders(tmp_path):
+    tree(tmp_path / "data", {"train/a": 4, "train/b": 4, "val/a": 2, "val/b": 2})
+    write(tmp_path / "data" / "train" / "a" / "#1 x.png", b"broken")
+    write(tmp_path / "data" / "val" / "b" / "1.png", b"")
+    return tmp_path
+
+
+def skipping(folder, text, **more):
+    (folder / "skip.txt").write_text(text, encoding="utf-8", errors="surrogateescape")
+    return {"name": "imagefolder", "root": str(folder / "data"), "skip_list": str(folder / "skip.txt"), **more}
+
+
+@pytest.mark.parametrize(
+    "form", ["train/a/#1 x.png\nval/b/1.png\n", "./train/a/#1 x.png \r\n\n# no\n  {root}/val/b/1.png"]
+)
+def test_what_a_skip_list_names_is_left_out_and_the_rest_is_as_if_it_had_been_removed(folders, form):
+    source = opened(**skipping(folders, form.replace("{root}", str(folders / "data"))))
+    assert source.notes == (f"left out: 2 images named in {folders}/skip.txt",)
+    (folders / "data" / "train" / "a" / "#1 x.png").unlink()
+    (folders / "data" / "val" / "b" / "1.png").unlink()
+    removed = opened(name="imagefolder", root=str(folders / "data"))
+    assert source.train.names == removed.train.names
+    assert fingerprint(source) == fingerprint(removed)
+
+
+def test_what_is_skipped_is_not_held_out(folders):
+    dataset = skipping(folders, "a/#1 x.png", val_fraction=0.5)
+    source = opened(**{**dataset, "root": str(folders / "data" / "train")})
+    assert source.counts() == {"train": {"a": 2, "b": 2}, "val": {"a": 2, "b": 2}}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train/a/11.png", "'train/a/11.png', which is not in the dataset | did you mean 'train/a/1.png'?"),
+        ("3.png", "did you mean 'train/a/3.png'?"),
+        ("zzz", "| names are paths from the dataset's root, such as 'train/a/#1 x.png'"),
+        ("train/b/0.png\ntrain/b/1.png\ntrain/b/2.png\ntrain/b/3.png", "class 'b' has no training images left: all 4"),
+    ],
+)
+def test_a_skip_list_that_is_wrong_is_refused(folders, text, words):
+    assert words in refused(DataError, **skipping(folders, text))
+
+
+def test_a_wrong_name_is_placed_by_its_line(folders):
+    with pytest.raises(DataError) as caught:
+        opened(**skipping(folders, "# reviewed\n\ntrain/a/nothing.png"))
+    assert caught.value.problems[0].where == f"{folders}/skip.txt:3"
+
+
+def test_a_missing_skip_list_is_refused(folders):
+    dataset = skipping(folders, "") | {"skip_list": str(folders / "no.txt")}
+    assert "cannot read `dataset.skip_list`" in refused(DataError, **dataset)
+
+
+def test_odd_names_are_skipped_as_they_are_and_as_they_are_printed(tmp_path):
+    tree(tmp_path / "data", {"a": 4, "b": 4})
+    os.rename(tmp_path / "data/a/0.png", os.path.join(os.fsencode(tmp_path), b"data/a/\xff.png"))
+    os.rename(tmp_path / "data/a/1.png", tmp_path / "data/a/x\ny.png")
+    source = opened(**skipping(tmp_path, os.fsdecode(b"a/\xff.png") + "\na/x\\ny.png", val_fraction=0.4))
+    assert sum(source.counts()["train"].values()) + len(source.val) == 6
+
+
+def test_rows_of_a_manifest_are_skipped_by_their_path(tmp_path):
+    tree(tmp_path, {"i": 5})
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"i/{i}.png,{i % 2}\n" for i in range(5)))
+    (tmp_path / "skip.txt").write_text("i/4.png\n")
+    dataset = {"name": "csv", "manifest": str(tmp_path / "list.csv"), "skip_list": str(tmp_path / "skip.txt")}
+    assert opened(**dataset, val_fraction=0.5).counts()["train"] == {"0": 1, "1": 1}
+
+
+def test_digits_have_no_skip_list():
+    assert "does not take 'skip_list'" in refused(ConfigError, name="digits", skip_list="a.txt")
+
+
+# A single image and BatchNorm.
+
+
+def config(**keys):
+    data = {
+        "epochs": 2,
+        "batch_size": 8,
+        "model": "small_cnn",
+        "dataset": "digits",
+        "optimizer": {"name": "SGD", "lr": 0.1},
+        **keys,
+    }
+    return resolve(Document("c.yaml", data))
+
+
+def single(images, **keys):
+    run = config(**keys)
+    model = build_model(run.model, 2, 3, 0, where).module
+    refuse_single_images(run, model, images, steps_per_epoch(images, run.batch_size, run.drop_last))
+
+
+@pytest.mark.parametrize(
+    ("images", "keys", "hint"),
+    [
+        (25, {}, "write `drop_last: true`, or `batch_size: 7`, or take a model without BatchNorm"),
+        (25, {"batch_size": 12}, "write `drop_last: true`, or `batch_size: 11`"),
+        (25, {"batch_size": 1}, "write `batch_size: 5`"),
+        (25, {"batch_size": 8, "accumulate": 8}, "write a smaller `accumulate`"),
+        (26, {"batch_size": 8, "accumulate": 2}, "write `drop_last: true`, or `batch_size: 10`"),
+        (1, {}, "take a model without BatchNorm"),
+    ],
+)
+def test_a_batch_of_one_image_is_refused_where_there_is_batchnorm(images, keys, hint):
+    with pytest.raises(ConfigError) as caught:
+        single(images, **keys)
+    (problem,) = caught.value.problems
+    assert problem.hint.startswith(hint)
+    assert problem.where == "c.yaml  batch_size"
+    assert "BatchNorm layers, such as bn" in problem.what
+
+
+@pytest.mark.parametrize(
+    ("images", "keys"),
+    [
+        (24, {}),
+        (26, {}),
+        (25, {"drop_last": True}),
+        (25, {"model": "vit_b_16"}),
+        (25, {"epochs": None, "steps": 3}),
+    ],
+)
+def test_a_batch_of_one_image_is_none_of_its_business_elsewhere(images, keys):
+    single(images, **keys)
+
+
+def test_the_hint_says_a_batch_size_that_works():
+    for images in range(3, 60):
+        for size in range(2, images):
+            if smallest_part(images, size, drop_last=False) == 1:
+                with pytest.raises(ConfigError) as caught:
+                    refuse_single_images(config(batch_size=size), _with_norm(), images, -(-images // size))
+                hint = caught.value.problems[0].hint
+                other = int(hint.partition("batch_size: ")[2].partition("`")[0])
+                assert smallest_part(images, other, drop_last=False) > 1
+
+
+def _with_norm():
+    import torch
+
+    return torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+
+
+def test_the_smallest_micro_batch_is_what_parting_gives():
+    for n in range(1, 20):
+        for size in range(1, 10):
+            for drop_last in (False, True):
+                for accumulate in (1, 2, 3):
+                    for processes in (1, 2, 3):
+                        if size % accumulate == 0 and (steps := steps_per_epoch(n, size, drop_last)):
+                            found = [
+                                len(share[i : i + -(-len(share) // accumulate)])
+                                for step in range(steps)
+                                for share in np.array_split(np.arange(n)[step * size : (step + 1) * size], processes)
+                                for i in range(0, max(len(share), 1), max(-(-len(share) // accumulate), 1))
+                            ]
+                            assert min(found) == smallest_part(n, size, drop_last, accumulate, processes)
+
+
+def test_members_of_shards_are_skipped_by_their_name_or_path(tmp_path, monkeypatch):
+    pytest.importorskip("webdataset")
+    monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "cache"))
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as tar:
+            for i in range(6):
+                image(tmp_path / "members" / f"{i}.png", value=i)
+                write(tmp_path / "members" / f"{i}.cls", str(i % 2).encode())
+                for suffix in ("png", "cls"):
+                    tar.add(tmp_path / "members" / f"{i}.{suffix}", f"{i}.{suffix}")
+    (tmp_path / "skip.txt").write_text(f"train.tar:1.png\n{tmp_path}/val.tar:0.png\n")
+    shards = {"name": "webdataset", "train": str(tmp_path / "train.tar"), "val": str(tmp_path / "val.tar")}
+    source = opened(**shards, skip_list=str(tmp_path / "skip.txt"))
+    assert source.counts() == {"train": {"0": 3, "1": 2}, "val": {"0": 2, "1": 3}}
+    assert [int(source.train.read(i)[0, 0, 0]) for i in range(5)] == [0, 2, 3, 4, 5]
+    assert [int(source.val.read(i)[0, 0, 0]) for i in range(5)] == [1, 2, 3, 4, 5]

@@ -1,0 +1,452 @@
+"""A process that dies, hangs or runs out of disk ends the others, with the first error shown, and leaves nothing behind.
+
+Through real torchrun processes, whose heartbeat is shortened: a process counts as lost after 4 s, not 16.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lrtrain.config.schema import Dataset
+from lrtrain.config.yaml import dotted
+from lrtrain.data.batches import Batches
+from lrtrain.data.build import make_pipeline
+from lrtrain.data.loader import Order, Workshop, fulfilled
+from lrtrain.data.open import open_source
+from lrtrain.data.transforms import Moment
+from lrtrain.engine.heartbeat import Fault
+from lrtrain.errors import DistributedError, EnvironmentFault, Problem
+from lrtrain.world import World, from_environment
+from tests.conftest import Ended
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+
+PROMISED_S = 30
+CONFIG = """
+epochs: 40
+batch_size: 100
+model: "faulty:net"
+dataset: digits
+optimizer: {name: SGD, lr: 0.01}
+schedule: {name: CosineAnnealingLR}
+log_every: 1step
+checkpoint: {every: 5step}
+"""
+# At the seventh step, one process does what FAULT says.
+NET = """
+import os, pathlib, signal, time
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.steps, self.head = 0, nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+        self.head(torch.zeros(2, channels, *map(int, os.environ.get("SIZE", "8,8").split(","))))
+
+    def forward(self, images):
+        if self.training:
+            self.steps += 1
+            if self.steps == 7 and os.environ["RANK"] == os.environ.get("FAULT_RANK", "1"):
+                pathlib.Path("fault").touch()
+                exec(os.environ.get("FAULT", ""), globals())
+            time.sleep(0.02)
+        return self.head(images)
+
+def net(num_classes, in_channels):
+    if os.environ.get("FAULT_RANK") == "1" == os.environ["RANK"] and "build" in os.environ:
+        exec(os.environ["build"])
+    return Net(num_classes, in_channels)
+"""
+
+
+class Run:
+    """A run of two processes in a folder, and when its fault came."""
+
+    def __init__(self, folder: Path, fault: str = "", *arguments: str, rank: int = 1, **env: str):
+        self.folder, self.out = folder, folder / "run"
+        (folder / "faulty.py").write_text(NET)
+        (folder / "c.yaml").write_text(CONFIG)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
+            self.process = subprocess.Popen(
+                [*command, "-m", "lrtrain", "fit", "c.yaml", "--out", "run", *arguments],
+                cwd=folder,
+                stdout=out,
+                stderr=err,
+                env={**environment(folder), "FAULT": fault, "FAULT_RANK": str(rank), **env},
+            )
+        self.ranks: list[int] = []
+
+    def until_fault(self) -> float:
+        """Wait for the fault; when it came."""
+        return self.until(lambda: (self.folder / "fault").exists())
+
+    def until(self, true: Callable[[], bool]) -> float:
+        """Wait until something holds; when it did."""
+        deadline = time.monotonic() + 90
+        while not true() and self.process.poll() is None and time.monotonic() < deadline:
+            self.ranks = ranks(self.process.pid) or self.ranks
+            time.sleep(0.02)
+        assert true(), self.errors()
+        self.ranks = ranks(self.process.pid) or self.ranks
+        return time.monotonic()
+
+    def ended(self, code: int | None = 1) -> None:
+        """Wait for torchrun."""
+        found = self.process.wait(timeout=90)
+        assert code is None or found == code, self.errors()
+
+    def errors(self) -> str:
+        return (self.folder / "stderr").read_text()
+
+    def status(self) -> dict[str, Any]:
+        return json.loads((self.out / "status.json").read_text())
+
+    def assert_lost(self, words: str, code: int = 8) -> None:
+        """The leading process ended with `code`, said so where programs look, and one error was shown."""
+        assert (self.status()["state"], self.status()["exit_code"]) == ("failed", code)
+        assert words in self.status()["message"]
+        assert self.errors().count("error: ") == 1
+        assert words in self.errors()
+        assert "lrtrain/engine" not in self.errors()  # the only traceback is torchrun's own
+        assert "is kept: `lrtrain fit --resume --out run`" in self.errors()
+
+
+def environment(folder: Path) -> dict[str, str]:
+    path = f"{folder}{os.pathsep}{Path(__file__).parents[1]}"
+    shorter = {"LRTRAIN_TESTING": "1", "LRTRAIN_BEAT_S": "0.5", "LRTRAIN_JOIN_S": "10"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **shorter}
+
+
+def ranks(launcher: int) -> list[int]:
+    """The processes that torchrun started."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def with_rank(rank: int, pids: list[int]) -> int:
+    return next(
+        pid for pid in pids if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    )
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def within(folder: Path) -> list[int]:
+    """Processes that work in a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if (path / "cwd").readlink() == folder and alive(int(path.name)):
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def soon(true: Callable[[], bool], seconds: float = PROMISED_S) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return true()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    shared = set(Path("/dev/shm").glob("torch_*"))
+    yield tmp_path
+    left = within(tmp_path)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+    assert not set(Path("/dev/shm").glob("torch_*")) - shared
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [  # one that is killed: see test_distributed.py
+        ("os._exit(0)", "process 1 of 2 ended without a word"),
+        ("raise KeyError('oops')", "process 1 of 2 ended with exit code 1: this is a bug in lrtrain: KeyError: 'oops'"),
+    ],
+    ids=["left", "raises"],
+)
+def test_a_process_that_ends_ends_the_others(folder: Path, fault: str, words: str) -> None:
+    run = Run(folder, fault)
+    at = run.until_fault()
+    run.ended()
+    assert time.monotonic() - at < PROMISED_S
+    run.assert_lost(words)
+    assert "exitcode  : 8" in run.errors()
+
+
+def test_a_process_that_is_killed_before_training_ends_the_others(folder: Path) -> None:
+    run = Run(folder, "", build="os.kill(os.getpid(), signal.SIGKILL)")
+    run.ended()
+    assert run.errors().count("error: ") == 1
+    assert "error: process 1 of 2 ended without a word" in run.errors()
+    assert "exitcode  : 8" in run.errors()
+
+
+def test_a_leading_process_that_is_killed_ends_the_others(folder: Path) -> None:
+    run = Run(folder, "os.kill(os.getpid(), signal.SIGKILL)", rank=0)
+    at = run.until_fault()
+    run.ended()
+    assert time.monotonic() - at < PROMISED_S
+    assert run.errors().count("error: ") == 1
+    assert "error: process 0 of 2 ended without a word" in run.errors()
+
+
+def test_a_process_that_hangs_ends_the_others_and_a_slow_one_does_not(folder: Path) -> None:
+    # The leading one sleeps for longer than a silent process is waited for, and then the other is stopped.
+    run = Run(folder, "time.sleep(6); pathlib.Path('slept').touch()", "--set", "workers=1", rank=0)
+    run.until(lambda: (folder / "slept").exists())
+    steps = len((run.out / "metrics.jsonl").read_text().splitlines())
+    run.until(lambda: len((run.out / "metrics.jsonl").read_text().splitlines()) > steps + 5)
+    leading, stopped = (with_rank(rank, run.ranks) for rank in (0, 1))
+    os.kill(stopped, signal.SIGSTOP)
+    at = time.monotonic()
+    assert soon(lambda: not alive(leading))
+    assert time.monotonic() - at < PROMISED_S
+    os.kill(stopped, signal.SIGCONT)  # else torchrun takes 30 s to end it
+    run.ended()
+    run.assert_lost("process 1 of 2 has not answered for 4 s")
+
+
+TRANSFORMS = "transforms: {train: [{name: CenterCrop, size: 16}], val: [{name: CenterCrop, size: 16}]}"
+PHOTOS = ("--set", f"dataset={{name: imagefolder, root: photos, {TRANSFORMS}}}", "--set", "batch_size=8")
+READ_IN_WORKERS = (*PHOTOS, "--set", "cache=off", "--set", "workers=1")
+
+
+def photos(root: Path) -> None:
+    from PIL import Image
+
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 40), ("val", 6)):
+        for name in ("red", "blue"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(noise.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+
+
+def test_the_error_of_the_process_that_reads_a_broken_image_is_the_one_shown(folder: Path) -> None:
+    photos(folder / "photos")
+    crop = [{"name": "CenterCrop", "size": 16}]
+    section = Dataset.model_validate(
+        {"name": "imagefolder", "root": str(folder / "photos"), "transforms": {"train": crop, "val": crop}}
+    )
+
+    def where(*loc: str | int) -> str:
+        return dotted(loc)
+
+    source = open_source(section, 1, where)
+    pipeline = make_pipeline(source, section, seed=1, where=where)
+    own = Batches(pipeline, batch_size=8, where=where, cache="off", world=World(1, 2))
+    broken = Path(source.train.path(int(own._order(6).index[0])))
+    broken.write_bytes(broken.read_bytes()[:-60])
+    run = Run(folder, "", *READ_IN_WORKERS, "--set", "seed=1", SIZE="16,16")
+    run.ended()
+    run.assert_lost(f"process 1 of 2 ended with exit code 3: cannot read the image {broken.relative_to(folder)}")
+    assert "exitcode  : 3" in run.errors()
+
+
+def test_a_full_disk_of_the_leading_process_ends_the_others(folder: Path) -> None:
+    full = "import errno; from lrtrain.checkpoint import format; " + (
+        "format._write = lambda path, data: (_ for _ in ()).throw(OSError(errno.ENOSPC, 'No space left on device'))"
+    )
+    run = Run(folder, full, "--set", "checkpoint.disk_full_wait=0", rank=0)
+    at = run.until_fault()
+    run.ended()
+    assert time.monotonic() - at < PROMISED_S
+    run.assert_lost("the checkpoint of step 10 could not be written: No space left on device", code=5)
+    assert "exitcode  : 5" in run.errors()
+    assert "exitcode  : 8" in run.errors()
+
+
+def test_a_killed_data_worker_ends_the_run(folder: Path) -> None:
+    photos(folder / "photos")
+    run = Run(folder, "", *READ_IN_WORKERS, SIZE="16,16")
+    run.until_fault()
+    worker = ranks(with_rank(1, run.ranks))[0]
+    os.kill(worker, signal.SIGKILL)
+    at = time.monotonic()
+    run.ended()
+    assert time.monotonic() - at < PROMISED_S
+    run.assert_lost(f"process 1 of 2 ended with exit code 5: a data worker died: DataLoader worker (pid {worker})")
+    assert "most often memory ran out" in run.errors()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_process_stops_and_saves_all(folder: Path, rank: int) -> None:
+    # Long enough a save that torchrun would hurry the leading process when the other has ended.
+    slow = "from lrtrain.checkpoint import format; real = format._write; "
+    slow += "format._write = lambda path, data: (time.sleep(0.5), real(path, data)); "
+    run = Run(folder, slow + "os.kill(os.getpid(), signal.SIGTERM)", rank=rank)
+    run.until_fault()
+    run.ended()
+    assert (run.status()["state"], run.status()["exit_code"], run.status()["step"]) == ("stopped", 143, 7)
+    assert run.status()["last_checkpoint"] == "step-00000007"
+    assert "error: " not in run.errors()
+
+
+def test_processes_whose_launcher_is_killed_save_and_end(folder: Path) -> None:
+    photos(folder / "photos")
+    run = Run(folder, "", *READ_IN_WORKERS, SIZE="16,16")
+    run.until_fault()
+    assert len(within(folder)) == 5  # torchrun, two processes, their workers
+    run.process.kill()
+    run.ended(code=-9)
+    assert soon(lambda: not within(folder))
+    assert (run.status()["state"], run.status()["exit_code"]) == ("stopped", 143)
+
+
+def test_a_stopped_worker_is_an_error_after_a_time() -> None:
+    class Slow:
+        def __len__(self) -> int:
+            return 1
+
+        def read(self, i: int) -> Any:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+        def path(self, i: int) -> str:
+            return "slow"
+
+    orders = [Order(np.array([0]), Moment(0, 0))]
+    began = time.monotonic()
+    with pytest.raises(EnvironmentFault, match="data workers hang: DataLoader timed out after 1"):
+        list(fulfilled(Workshop("train", Slow(), None), orders, workers=1, patience_s=1))  # type: ignore[arg-type]
+    assert time.monotonic() - began < PROMISED_S
+
+
+def test_the_workers_of_a_killed_process_end_with_it(folder: Path) -> None:
+    photos(folder / "photos")
+    (folder / "faulty.py").write_text(NET)
+    (folder / "c.yaml").write_text(CONFIG)
+    command = [sys.executable, "-m", "lrtrain", "fit", "c.yaml", *READ_IN_WORKERS, "--set", "workers=2"]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, env={**environment(folder), "SIZE": "16,16", "RANK": "1"}
+    )
+    assert soon(lambda: (folder / "fault").exists(), 60)
+    assert len(within(folder)) == 3
+    process.kill()
+    process.wait()
+    assert soon(lambda: not within(folder), 10)
+
+
+def alone(folder: Path, **env: str) -> Ended:
+    """One process, told that it is one of several."""
+    given = {
+        "TORCHELASTIC_RUN_ID": "x",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "LOCAL_RANK": "0",
+        "LRTRAIN_JOIN_S": "2",
+        **env,
+    }
+    (folder / "c.yaml").write_text(CONFIG)
+    (folder / "faulty.py").write_text(NET)
+    ended = subprocess.run(
+        [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--out", "run"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        env={**environment(folder), **given},
+    )
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def test_processes_that_cannot_meet_are_told_which_variable_to_look_at(folder: Path) -> None:
+    import socket
+
+    here = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with socket.socket() as taken, ThreadPoolExecutor() as pool:
+        taken.bind(("", 0))
+        taken.listen()
+        tried = [here, {**here, "RANK": "1", "MASTER_ADDR": "127.0.0.9", "MASTER_PORT": str(free_port())}]
+        tried.append({**here, "MASTER_PORT": str(taken.getsockname()[1])})
+        few, wrong, busy = pool.map(lambda env: alone(folder, **env), tried)
+    met = "of WORLD_SIZE=2 cannot meet the others at MASTER_ADDR="
+    assert f"process 0 {met}127.0.0.1, MASTER_PORT=" in few.err
+    assert f"process 1 {met}127.0.0.9, MASTER_PORT=" in wrong.err
+    assert "EADDRINUSE" in busy.err
+    for found in (few, wrong, busy):
+        assert found.code == 8, found.err
+        assert found.err.count("error: ") == 1
+        assert "Traceback" not in found.err
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK must be below WORLD_SIZE"),
+        ({"RANK": "one"}, "RANK must be a whole number; it is 'one'"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE must be a whole number; it is '-2'"),
+        ({"LOCAL_RANK": "1", "RANK": "0"}, "LOCAL_RANK not above RANK"),
+    ],
+)
+def test_places_that_contradict_each_other_are_refused(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], words: str
+) -> None:
+    right = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "TORCHELASTIC_RESTART_COUNT": "0"}
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", **right, **env}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DistributedError, match=words):
+        from_environment()
+
+
+def test_a_place_that_is_refused_is_told_by_the_command(folder: Path) -> None:
+    found = alone(folder, RANK="2", WORLD_SIZE="2")
+    assert found.code == 8
+    assert found.err.count("error: ") == 1
+
+
+def test_a_fault_comes_back_from_the_store_as_it_was() -> None:
+    fault = Fault(1, (Problem("broken", "c.yaml:3", "mend it"), Problem("also")), 3)
+    assert Fault.from_json(fault.to_json().encode()) == fault
+    assert str(fault.error(4)).startswith("error: process 1 of 4 ended with exit code 3: broken\n  at   c.yaml:3")
+
+
+def test_all_go_on_from_the_checkpoint_that_the_leading_process_finds_whole(folder: Path) -> None:
+    run = Run(folder, "", "--set", "epochs=1")
+    run.ended(0)
+    newest = run.out / "checkpoints" / "step-00000015" / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    again = Run(folder, "", "--set", "epochs=1", "--resume")
+    again.ended(0)
+    assert "resuming run at step 10 of 15" in (folder / "stdout").read_text()
+    assert again.status()["step"] == 15
+    for path in run.out.glob("checkpoints/*/manifest.json"):
+        path.write_text("{}")
+    refused = Run(folder, "", "--set", "epochs=1", "--resume")
+    refused.ended(1)
+    assert refused.errors().count("error: ") == 1
+    assert "every checkpoint is damaged" in refused.errors()
+    assert "exitcode  : 4" in refused.errors()

@@ -1,0 +1,126 @@
+"""Inputs that would hang, take all memory or end in a riddle: each is refused, quickly and in words."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lrtrain.data.classes import unfit
+from tests.folders import tree
+from tests.hostile import Typed, assert_clear
+
+CONFIG = """steps: 2
+batch_size: 4
+model: {name: small_cnn, width: 4}
+dataset: {name: imagefolder, root: data, val_fraction: 0.5}
+optimizer: {name: SGD, lr: 0.05}
+precision: fp32
+workers: 0
+"""
+Make = Callable[[Path], object]
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Typed:
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path / "data", {"a": 4, "b": 4})
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    return Typed(monkeypatch, capfd)
+
+
+def class_of(name: bytes) -> Make:
+    def make(folder: Path) -> None:
+        inside = os.path.join(os.fsencode(folder / "data"), name)
+        os.mkdir(inside)
+        Image.new("RGB", (8, 8)).save(os.path.join(inside, b"1.png"))
+        Image.new("RGB", (8, 8), 9).save(os.path.join(inside, b"2.png"))
+
+    return make
+
+
+def narrow(folder: Path) -> None:
+    for name in ("0", "1"):
+        Image.new("RGB", (100_000, 1)).save(folder / "data" / "a" / f"{name}.png")
+
+
+def linked_often(folder: Path) -> None:
+    """Twenty folders, each with two links to the next: a million ways to the last."""
+    folders = [folder / "data" / "a", *(folder / f"inner{i}" for i in range(20))]
+    for above, below in itertools.pairwise(folders):
+        below.mkdir()
+        (above / "x").symlink_to(below)
+        (above / "y").symlink_to(below)
+    Image.new("RGB", (8, 8)).save(folders[-1] / "1.png")
+
+
+def manifest(make: Make) -> Make:
+    return lambda folder: make(folder / "m.csv")
+
+
+CSV = ["--set", "dataset.name=csv", "--set", "dataset.manifest=m.csv"]
+SHARDS = ["--set", "dataset={name: webdataset, val_fraction: 0.5, train: '%s'}"]
+LONG = "x" * 300
+TRANSFORMS = "dataset.transforms={{train: [{{name: {name}, {how}}}], val: [{{name: Resize, size: [8, 8]}}]}}"
+# what is wrong, how it comes about, further arguments, the exit code, words of the error
+CASES: list[tuple[str, Make, list[str], int, tuple[str, ...]]] = [
+    ("a class that is not UTF-8", class_of(b"\xffants"), [], 3, ("is not UTF-8", "rename the folder")),
+    ("a label without end", manifest(lambda p: p.write_text(f"path,label\na/0.png,a\nb/0.png,{'b' * 2000}\na/1.png,a\nb/1.png,{'b' * 2000}\n")),
+     [*CSV, "--set", "dataset.root=data"], 3, ("at most 1,000 characters",)),
+    ("a manifest that is a pipe", manifest(os.mkfifo), CSV, 3, ("m.csv", "no regular file")),
+    ("a manifest without end", manifest(lambda p: p.symlink_to("/dev/zero")), CSV, 3, ("m.csv", "no regular file")),
+    ("a skip list that is a pipe", lambda p: os.mkfifo(p / "s.txt"), ["--set", "dataset.skip_list=s.txt"], 3, ("s.txt", "no regular file")),
+    ("a skip list without end", lambda p: (p / "s.txt").symlink_to("/dev/zero"), ["--set", "dataset.skip_list=s.txt"], 3, ("s.txt",)),
+    ("folders linked in a million ways", linked_often, [], 3, ("is the same folder as", "remove the link")),
+    ("an image that a Resize makes huge", narrow,
+     ["--set", "dataset.transforms={train: [{name: Resize, size: 224}, {name: CenterCrop, size: 32}], val: [{name: Resize, size: 224}, {name: CenterCrop, size: 32}]}"],
+     3, ("Resize would make 224 x 22,400,000 pixels, more than 61,000,000", "data/a/", "leave the image out")),
+    *((f"a {name} to {how}", lambda p: None, ["--set", TRANSFORMS.format(name=name, how=how)],
+       code, (f"{name} would make", "pixels, more than"))
+      for name, how, code in (("CenterCrop", "size: 100000", 2), ("RandomCrop", "size: 100000", 2), ("Resize", "size: [99999, 9999]", 2),
+                              ("RandomResizedCrop", "size: 20000", 2), ("Pad", "padding: 100000", 3), ("Pad", "padding: [1, 100000, 9000, 2]", 3))),
+    *((f"a home of nobody as {key}", lambda p: None, ["--set", f"{key}=~nobody-such/x", *more], 2, ("is no path", "~/ for your own"))
+      for key, more in (("dataset.root", []), ("dataset.skip_list", []), ("dataset.manifest", CSV[:2]))),
+    *((f"a name of 300 characters as {key}", lambda p: None, ["--set", f"{key}={LONG}{end}", *more], 2, ("File name too long",))
+      for key, end, more in (("dataset.root", "", []), ("dataset.skip_list", "", []), ("dataset.manifest", "", CSV[:2]))),
+    *((f"{key} {value}", lambda p: None, ["--set", f"{key}={value}"], 2, (key, value))
+      for key in ("mixup", "cutmix") for value in ("1e-320", "1e300")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "more", "code", "words"), [row[1:] for row in CASES], ids=[row[0] for row in CASES])
+@pytest.mark.parametrize("command", ["fit", "preview"])
+def test_it_is_refused_in_time(
+    typed: Typed, tmp_path: Path, command: str, make: Make, more: list[str], code: int, words: tuple[str, ...]
+) -> None:
+    make(tmp_path)
+    if command == "preview" and "transforms" in " ".join(more):
+        return  # it looks at no pixels
+    ended = typed(command, "c.yaml", *more)
+    assert_clear(ended, code, *(word for word in words if word != "c.yaml"))
+
+
+@pytest.mark.parametrize("command", ["evaluate", "verify", "check", "fit"])
+def test_a_name_that_no_file_can_have_is_no_bug(typed: Typed, command: str) -> None:
+    ended = typed(command, LONG)
+    assert ended.code in (2, 3, 4, 5), ended.err
+    assert "bug" not in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("braces", ["{000000..999999999}", "{a..z}{0..99999}", "{1..9}{1..9}{1..9}{1..9}{1..9}{1..9}{1..9}", "{0..9999999999999999999}"])  # fmt: skip
+def test_shards_without_end_are_refused_before_they_are_counted_up(typed: Typed, braces: str) -> None:
+    pytest.importorskip("webdataset")
+    assert_clear(
+        typed("fit", "c.yaml", SHARDS[0], SHARDS[1] % f"s-{braces}.tar"), 2, "at most 1,000,000 are looked for"
+    )
+
+
+def test_more_names_than_a_checkpoint_can_hold_are_refused() -> None:
+    assert not unfit([f"n{i:08}" for i in range(21_841)])
+    assert "take 5,400,000 bytes; at most 3,000,000" in unfit([f"{i:048}" for i in range(100_000)])[0].what

@@ -1,0 +1,185 @@
+"""Run directories that were edited, or hold what no run leaves: refused, and nothing in them or elsewhere changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrtrain.checkpoint import format
+from lrtrain.errors import CheckpointError, EnvironmentFault
+from tests.hostile import Typed, assert_clear
+from tests.test_hostile_checkpoint import rewrite, trained, typed
+
+__all__ = ["trained", "typed"]
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+RESUME = ("fit", "--resume", "--out", "run")
+
+
+def edit(old: str, new: str) -> Callable[[Path], object]:
+    def change(run: Path) -> None:
+        text = (run / "config.yaml").read_text()
+        assert old in text
+        (run / "config.yaml").write_text(text.replace(old, new))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (edit("lr: 0.05", "lr: 0.5"), ("optimizer.lr is 0.5 in config.yaml, and was 0.05 when step-00000004",)),
+        (edit("seed: 0", "seed: 1"), ("seed is 1",)),
+        (edit("steps: 4", "steps: 8"), ("steps is 8", "put the value back", "lrtrain fit run/config.yaml --out DIR")),
+        (edit("ema: 0.9", "mixup: 0.2"), ("ema is 'absent'", "mixup is 0.2")),
+        (
+            lambda run: (run / "config.yaml").write_text(
+                (run / "config.yaml").read_text() + "extended: [{policy: hold, at: 2, steps: 9}]\n"
+            ),
+            ("extended is",),
+        ),
+    ],
+)
+def test_a_config_edited_in_the_run_directory_is_refused(
+    typed: Typed, tmp_path: Path, change: Callable[[Path], object], words: tuple[str, ...]
+) -> None:
+    """Else it would be compared with itself, and other bits would come out."""
+    change(tmp_path / "run")
+    assert_clear(typed(*RESUME), 2, "config.yaml:", *words)
+    # Nor does it help that the config is named.
+    assert_clear(typed("fit", "c.yaml", "--resume", "--out", "run"), 2)
+
+
+def test_what_no_result_depends_on_may_be_edited_there_too(typed: Typed, tmp_path: Path) -> None:
+    edit("workers: 0", "workers: 1")(tmp_path / "run")
+    edit("keep: 2", "keep: 5")(tmp_path / "run")
+    ended = typed(*RESUME)
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize(
+    "name", ["timing.jsonl", "metrics.jsonl", ".status.json.tmp", "checkpoints/.tmp-last.json", "x"]
+)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/null")], ids=["pipe", "link"])
+def test_a_run_with_a_pipe_or_link_in_it_is_not_gone_on_with(
+    typed: Typed, tmp_path: Path, name: str, make: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "run" / name
+    path.unlink(missing_ok=True)
+    make(path)
+    assert_clear(typed(*RESUME), 4, "a run", name.split("/")[-1], "remove")
+
+
+@pytest.mark.parametrize("name", [".old-step-00000003", ".bad-step-00000005", ".tmp-00000004-17", ".tmp-step-00000004"])
+def test_a_file_where_a_folder_is_expected_is_got_over(typed: Typed, tmp_path: Path, name: str) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / name).write_text("x")
+    shutil.copytree(checkpoints / "step-00000004", checkpoints / "step-00000005")
+    ended = typed(*RESUME)
+    assert ended.code == 0, ended.err
+    assert "step-00000005 is damaged" in ended.out
+    assert (checkpoints / ".bad-step-00000005").is_dir()
+    assert {path.name for path in checkpoints.glob(".*")} == {".bad-step-00000005", ".lock"}
+
+
+@pytest.mark.parametrize(
+    "name", ["step-000000004", "step-4", "step-00000004x", "step-9999999999999999", "step-00000000\n"]
+)
+def test_only_the_exact_name_of_a_step_is_a_checkpoint(typed: Typed, tmp_path: Path, name: str) -> None:
+    (tmp_path / "run" / "checkpoints" / name).mkdir()
+    ended = typed(*RESUME)
+    assert ended.code == 0, ended.err
+    assert "damaged" not in ended.out
+
+
+def test_nothing_is_swept_out_of_a_folder_that_checkpoints_links_to(typed: Typed, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    kept = [".tmp-work", ".tmp-notes.json", ".old-thing", ".tmp-00000004", ".old-step-x", ".bad-step-00000009"]
+    for name in kept:
+        (theirs / name).write_text("precious")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.rmtree(checkpoints)
+    checkpoints.symlink_to(theirs)
+    assert_clear(typed(*RESUME), 4, "no checkpoint to go on from")
+    assert {path.name for path in theirs.iterdir()} == {*kept, ".lock"}
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(typed: Typed, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert_clear(typed(*RESUME), 4, "there is no checkpoint to go on from", "--resume")
+
+
+def test_a_file_system_that_refuses_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".tmp-00000004-17").mkdir()
+
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+    with pytest.raises(EnvironmentFault, match="cannot be put in order: Permission denied"):
+        format.sweep(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "words"),
+    [
+        ({"classes": ["\udcff"]}, "classes.0"),
+        ({"classes": ["x" * 10_001]}, "classes.0"),
+        ({"classes": [f"{i:0200}" for i in range(50_000)]}, "would have 10,300,"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, manifest: dict[str, object], words: str) -> None:
+    format.write(tmp_path, 3, {"model": {"w": torch.zeros(1)}}, {})
+    with pytest.raises(CheckpointError, match=words):
+        format.write(tmp_path, 4, {"model": {"w": torch.ones(1)}}, manifest)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+    assert format.newest(tmp_path)[0].step == 3
+
+
+def test_a_run_stopped_early_is_not_extended(typed: Typed, tmp_path: Path) -> None:
+    text = (tmp_path / "c.yaml").read_text().replace("steps: 4", "steps: 12")
+    (tmp_path / "c.yaml").write_text(
+        text + "early_stop: {monitor: train_loss, patience: 1, min_delta: 9}\neval_every: 2step\n"
+    )
+    assert typed("fit", "c.yaml", "--out", "early").code == 0
+    assert "stopped early" in (tmp_path / "early" / "status.json").read_text()
+    extend = ("fit", "c.yaml", "--resume", "--extend", "hold", "--set", "steps=20", "--out", "early")
+    assert_clear(typed(*extend), 2, "was stopped early, at step 4", "begin another run with more patience than 1")
+
+
+def test_the_same_extension_again_goes_on_with_it(typed: Typed, tmp_path: Path) -> None:
+    """As after an interruption, where the same command is what one types."""
+    extend = ("fit", "c.yaml", "--resume", "--extend", "hold", "--set", "steps=6", "--out", "run")
+    assert typed(*extend).code == 0
+    last = tmp_path / "run" / "checkpoints" / "step-00000006"
+    whole = (last / "model.safetensors").read_bytes()
+    shutil.copytree(last, tmp_path / "kept")
+    again = typed(*extend)
+    assert again.code == 0, again.err
+    assert "already complete" in again.out
+    # Killed after config.yaml was written, before any checkpoint of the longer run.
+    shutil.rmtree(last)
+    again = typed(*extend)
+    assert again.code == 0, again.err
+    assert (last / "model.safetensors").read_bytes() == whole
+    assert json.loads((last / "manifest.json").read_text())["config"]["extended"] == [
+        {"policy": "hold", "at": 4, "steps": 6}
+    ]
+
+
+def test_an_extension_that_says_something_else_than_its_checkpoint_is_refused(typed: Typed, tmp_path: Path) -> None:
+    extend = ("fit", "c.yaml", "--resume", "--extend", "hold", "--set", "steps=6", "--out", "run")
+    assert typed(*extend).code == 0
+    edit("policy: hold", "policy: restart")(tmp_path / "run")
+    assert_clear(typed(*RESUME), 2, "extended is")
+    rewrite(tmp_path / "run" / "checkpoints" / "step-00000006", total_steps=7)
+    edit("policy: restart", "policy: hold")(tmp_path / "run")
+    assert_clear(typed(*RESUME), 4, "total_steps is 7, and by its config the run has 6")

@@ -1,0 +1,211 @@
+"""Weights files that are damaged, or made by an attacker: none is unpickled beyond tensors, none takes long."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import tarfile
+import time
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save, save_file
+
+from lrtrain.errors import CheckpointError
+from lrtrain.models.weights import load_weights_file
+from tests.conftest import Ended
+from tests.hostile import assert_clear
+
+
+class Code:
+    """Unpickling this would run a command."""
+
+    def __init__(self, canary: Path):
+        self._canary = canary
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self._canary}",)
+
+
+def _archive(path: Path, entries: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+
+
+def _expanded(path: Path) -> None:
+    torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, path)
+
+
+def _many_views(path: Path) -> None:
+    one = torch.zeros(1000)
+    torch.save({f"w{i}": one for i in range(1000)}, path)
+
+
+def _tar(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        archive.add(__file__, "storages")
+
+
+def _padded(path: Path) -> None:
+    torch.save({"w": torch.zeros(2)}, path)
+    path.write_bytes(path.read_bytes() + b"x" * 30)
+
+
+def _deflated(path: Path) -> None:
+    torch.save({"w": torch.zeros(2)}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    _archive(path, entries | {"w/data/0": bytes(10**7)}, zipfile.ZIP_DEFLATED)
+
+
+def _long_pickle(path: Path) -> None:
+    _archive(
+        path, {"w/data.pkl": b"\x80\x02" + b"N0" * 2_100_000 + b"N.", "w/version": b"3\n", "w/byteorder": b"little"}
+    )
+
+
+def _giant_bytes(path: Path) -> None:
+    code = b"\x80\x02cbuiltins\nbytearray\n\x8a\x06\x00\x00\x00\x00\x00\x10\x85R."
+    _archive(path, {"w/data.pkl": code, "w/version": b"3\n", "w/byteorder": b"little"})
+
+
+def _pickled(code: bytes) -> Callable[[Path], object]:
+    return lambda path: _archive(path, {"w/data.pkl": code, "w/version": b"3\n", "w/byteorder": b"little"})
+
+
+def _parameter_with_attributes(path: Path) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.numel = 5  # type: ignore[method-assign,assignment]
+    torch.save({"w": parameter}, path)
+
+
+def _in_capitals(path: Path) -> None:
+    """torch looks entries up without regard to case."""
+    harmless, bomb = b"\x80\x02}.", b"\x80\x02cbuiltins\nbytearray\n\x8a\x04\0\0\0\x60\x85R."
+    _archive(path, {"a/DATA.PKL": bomb, "a/data.pkl": harmless, "a/version": b"3\n", "a/byteorder": b"little"})
+
+
+def _flipped_weight(path: Path) -> None:
+    torch.save({"w": torch.arange(1000.0)}, path)
+    data = path.read_bytes()
+    at = data.index(torch.arange(1000.0).numpy().tobytes())
+    path.write_bytes(data[: at + 9] + bytes([data[at + 9] ^ 1]) + data[at + 10 :])
+
+
+WEIGHTS: list[tuple[str, Callable[[Path], object], str]] = [
+    ("K14 code in an archive", lambda p: torch.save({"w": Code(p.with_name("canary"))}, p), "is not unpickled"),
+    ("K14 code in a bare pickle", lambda p: p.write_bytes(pickle.dumps(Code(p.with_name("canary")))), "no zip archive"),
+    ("a legacy file", lambda p: torch.save({"w": torch.zeros(2)}, p, _use_new_zipfile_serialization=False), "bare pickle"),
+    ("a tar file", _tar, "a tar file"),
+    ("compressed entries", _deflated, "is compressed"),
+    ("something after the end", _padded, "something follows it"),
+    ("an archive of something else", lambda p: _archive(p, {"a.txt": b"a"}), "must have a data.pkl"),
+    ("a long pickle", _long_pickle, "a data.pkl of at most 4,000,000 bytes; got 4,200,004"),
+    ("bytes without end", _giant_bytes, "w.pth"),
+    ("a pickle in capitals", _in_capitals, "two entries of one name"),
+    ("storage of its own", _pickled(b"\x80\x02ctorch.storage\nUntypedStorage\n\x8a\x05\0\0\0\0\2\x85R."), "makes storage of its own"),
+    ("storage of its own by memo", _pickled(b"\x80\x02ctorch\nFloatStorage\nq\0Nh\0K\7\x85R."), "makes storage of its own"),
+    ("an object made anew", _pickled(b"\x80\x02ctorch.storage\nUntypedStorage\n)\x81."), "opcode NEWOBJ"),
+    ("a bit of a weight", _flipped_weight, "its CRC-32 is not its own"),
+    ("three gigabytes of nothing", _pickled(b"\x80\x02cbuiltins\nbytearray\n\x8a\x04\0\0\0\x60\x85R."), "'builtins bytearray'"),
+    ("a codec", _pickled(b"\x80\x02c_codecs\nencode\nX\1\0\0\0aX\5\0\0\0utf-8\x86R."), "'_codecs encode'"),
+    ("a tuple of itself twice, 45 times", _pickled(b"\x80\x02}N" + b"q\0h\0\x86" * 45 + b"K\1s."), "a tuple of more than 10,000"),
+    ("a tuple nested deep", _pickled(b"\x80\x02}N" + b"\x85" * 900_000 + b"K\1s."), "a tuple of more than 10,000"),
+    ("many opcodes", _pickled(b"\x80\x02]" + b"Na" * 900_000 + b"."), "more than 1,000,000 opcodes"),
+    ("lists nested deep", _pickled(b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b"."), "no state dict, but list"),
+    ("keys that are tuples", _pickled(b"\x80\x02}N\x85K\1s."), "a key of type tuple"),
+    ("more taken than there is", _pickled(b"\x80\x02\x86."), "takes more than it holds"),
+    ("a mark that is none", _pickled(b"\x80\x02t."), "w.pth"),
+    ("what is not in the memo", _pickled(b"\x80\x02h\7."), "w.pth"),
+    ("an opcode of newer pickles", _pickled(b"\x80\x04\x8c\2os\x8c\6system\x93."), "opcode STACK_GLOBAL"),
+    ("an instance", _pickled(b"\x80\x02(ios\nsystem\n."), "opcode INST"),
+    ("no end", _pickled(b"\x80\x02}"), "w.pth"),
+    ("no pickle", _pickled(b"hello"), "w.pth"),
+    ("a parameter with attributes", _parameter_with_attributes, "is not unpickled"),
+    ("one number shown a trillion times", _expanded, "more than are stored"),
+    ("one tensor shown a thousand times", _many_views, "more than are stored"),
+    ("a pipe", lambda p: os.mkfifo(p), "no weights file"),
+    ("cut", lambda p: [_padded(p), p.write_bytes(p.read_bytes()[:-60])], "w.pth"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "words"), [row[1:] for row in WEIGHTS], ids=[row[0] for row in WEIGHTS])
+def test_a_pth_file_that_is_no_plain_archive_of_tensors_is_refused(
+    tmp_path: Path, make: Callable[[Path], object], words: str
+) -> None:
+    make(tmp_path / "w.pth")
+    began = time.perf_counter()
+    with pytest.raises(CheckpointError) as caught:
+        load_weights_file(tmp_path / "w.pth")
+    assert time.perf_counter() - began < 2
+    assert_clear(Ended(4, "", str(caught.value)), 4, words)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda d: struct.pack("<Q", 2 * 10**8) + d[8:], "its header would take"),
+        (lambda d: d.replace(b'"F32"', b'"F99"', 1), "allowed: BOOL"),
+        (lambda d: d.replace(b"[0,", b"[8,", 1), "w.safetensors"),
+        (lambda d: d + b"x", "overlap or leave gaps|and .* are there"),
+    ],
+)
+def test_a_safetensors_file_that_lies_is_refused(tmp_path: Path, edit: Callable[[bytes], bytes], words: str) -> None:
+    (tmp_path / "w.safetensors").write_bytes(edit(save({"a": torch.zeros(2), "b": torch.zeros(3)})))
+    with pytest.raises(CheckpointError, match=words):
+        load_weights_file(tmp_path / "w.safetensors")
+
+
+def test_a_state_dict_is_read_by_dicts_own_methods(tmp_path: Path) -> None:
+    state: Any = OrderedDict(w=torch.ones(2))
+    state.get = state.keys = 5
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "w.pth")
+    found, _ = load_weights_file(tmp_path / "w.pth")
+    assert torch.equal(found["w"], torch.ones(2))
+
+
+def test_a_checkpoint_with_its_optimizer_is_still_read(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    content = {
+        "model": model.half().state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": 1,
+        "best": 0.5,
+        "args": None,
+    }
+    torch.save(content, tmp_path / "w.pth")
+    assert load_weights_file(tmp_path / "w.pth")[0].keys() == model.state_dict().keys()
+
+
+def test_prefixes_without_end_take_no_time(tmp_path: Path) -> None:
+    save_file({"module." * 300_000 + "x": torch.zeros(2)}, tmp_path / "w.safetensors")
+    began = time.perf_counter()
+    with pytest.raises(CheckpointError, match="a tensor's name has 2,100,001 characters; at most 1,000"):
+        load_weights_file(tmp_path / "w.safetensors")
+    assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize("metadata", [{"input": "9" * 199}, {"input": "9" * 10_000}, {"mean": "1e999", "std": "1"}])
+def test_metadata_without_sense_is_refused(tmp_path: Path, metadata: dict[str, str]) -> None:
+    from lrtrain.models.weights import normalisation_of
+
+    with pytest.raises(CheckpointError, match="must name"):
+        normalisation_of(metadata, "w.safetensors")
+
+
+def test_weights_may_lie_behind_a_link(tmp_path: Path) -> None:
+    """As the caches of download tools keep them."""
+    save_file({"w": torch.zeros(2)}, tmp_path / "blob")
+    (tmp_path / "w.safetensors").symlink_to("blob")
+    assert load_weights_file(tmp_path / "w.safetensors")[0].keys() == {"w"}

@@ -1,0 +1,171 @@
+"""A loss or gradient that is not finite changes no weight, is explained, and where asked for is gone back from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lrtrain.build import Job
+from lrtrain.engine.events import Event, SaveDue, Stepped
+from lrtrain.engine.finite import Gate, NotFinite, culprit
+from lrtrain.engine.train import optimizer_step, train
+from tests.schedules import plan_of
+from tests.test_engine import job, weights
+from tests.test_fit import assert_same_bits, fit, kill_when, rows, tensors
+
+FRAGILE = """
+seed: 3
+epochs: 2
+batch_size: 64
+model: {name: "tests.nets:fragile", limit: 0.05}
+dataset: {name: digits, transforms: {train: [{name: RandomCrop, size: 8, padding: 1}]}}
+optimizer: {name: SGD, lr: 0.2, momentum: 0.9}
+schedule: {name: CosineAnnealingLR}
+on_nonfinite: rollback
+ema: 0.9
+log_every: 1step
+checkpoint: {every: 6step}
+"""
+
+
+def trained(made: Job, each: Callable[[Event], object] = lambda event: None) -> None:
+    for event in train(made.state, made.plan, made.batches, made.recipe):
+        each(event)
+
+
+def test_an_infinite_gradient_is_found_before_the_step_and_nothing_is_updated() -> None:
+    made = job(model={"name": "tests.nets:bad_gradient", "at": 3}, ema=0.9, log_every="50step")
+    seen: dict[str, torch.Tensor] = {}
+    with pytest.raises(NotFinite) as caught:
+        trained(made, lambda event: seen.update(weights(made)))
+    assert made.state.step == 2
+    assert all(torch.equal(weights(made)[name], seen[name]) for name in seen if name != "calls")
+    trouble = caught.value.trouble
+    assert trouble.step == 3
+    assert trouble.culprit == "the layers' outputs are finite, the gradient of 'body.weight' is not"
+    assert trouble.loss == trouble.loss < 10
+    assert trouble.index == tuple(next(iter(made.batches.train(2, 3))).index.tolist())
+    assert str(trouble.gradient_norms["default"]) == "nan"
+
+
+@pytest.mark.parametrize(
+    ("poison", "words"),
+    [
+        ("weights", "the weights of 'body.weight' are not finite"),
+        ("layer", "the first layer whose output is not finite is 'head' (Linear)"),
+    ],
+)
+def test_the_first_thing_that_is_not_finite_is_named(poison: str, words: str) -> None:
+    made = job(model={"name": "tests.nets:fragile", "limit": 1e30})
+    model: Any = made.state.model
+    with torch.no_grad():
+        if poison == "weights":
+            model.body.weight[0, 0] = torch.nan
+        else:
+            model.head.weight.fill_(3e38)
+    batch = next(iter(made.batches.train(0, 1)))
+    loss = optimizer_step(made.state, batch, made.recipe)
+    assert loss is not None
+    assert culprit(model, batch.images, torch.autocast("cpu", enabled=False)) == words
+
+
+def test_a_clipped_gradient_is_looked_at_too() -> None:
+    made = job(model={"name": "tests.nets:bad_gradient", "at": 1}, clip_norm=1.0)
+    with pytest.raises(NotFinite):
+        trained(made)
+    assert made.state.step == 0
+
+
+def test_weights_that_an_update_made_infinite_are_never_saved() -> None:
+    made = job(model="tests.nets:linear", optimizer={"name": "SGD", "lr": 0.1}, checkpoint={"every": "1step"})
+    made.state.optimizer.register_step_post_hook(lambda *_: made.state.model[1].weight.data.fill_(torch.inf))
+    seen: list[Event] = []
+    with pytest.raises(NotFinite, match=r"weights are not finite after the update at step 1 .*'1.weight'"):
+        trained(made, seen.append)
+    assert not any(isinstance(event, SaveDue) for event in seen)
+
+
+def test_where_the_host_does_not_wait_the_fused_optimizer_skips_the_step_and_all_after_it() -> None:
+    """The way of a GPU, whose operations the CPU has too."""
+    made = job(model={"name": "tests.nets:bad_gradient", "at": 3}, log_every="5step")
+    gate = Gate(made.state.optimizer, torch.device("cpu"))
+    gate.waits, made.state.gate = False, gate
+    kept: list[dict[str, torch.Tensor]] = []
+    with pytest.raises(NotFinite, match="at step 3") as caught:
+        trained(made, lambda event: kept.append(weights(made)) if isinstance(event, Stepped) else None)
+    assert made.state.step == 5
+    assert caught.value.trouble.step == 3
+    assert all(torch.equal(kept[1][name], kept[-1][name]) for name, _ in made.state.model.named_parameters())
+    assert not torch.equal(kept[0]["head.weight"], kept[1]["head.weight"])
+
+
+def test_a_run_that_stops_leaves_a_report_and_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    ended = fit(tmp_path, FRAGILE, "--set", "on_nonfinite=stop", "--out", "run")
+    assert ended.returncode == 6
+    assert "the training loss is" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    (found,) = (tmp_path / "run").glob("nonfinite-*.json")
+    report = json.loads(found.read_text())
+    last = json.loads((tmp_path / "run" / "checkpoints" / "last.json").read_text())["checkpoint"]
+    assert f"the last good checkpoint is {last}" in ended.stderr
+    assert found.name in ended.stderr
+    assert report["culprit"] == "the first layer whose output is not finite is the whole _Fragile"
+    assert report["step"] == rows(tmp_path / "run")[-1]["step"] + 1
+    assert len(report["images"]) == 64
+    assert list(report["lr"]) == list(report["gradient_norms"]) == ["default"]
+    assert all(tensor.isfinite().all() for tensor in tensors(tmp_path / "run").values())
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 6)
+
+
+@pytest.fixture(scope="module")
+def rolled_back(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rolled")
+    ended = fit(folder, FRAGILE, "--out", "whole")
+    assert ended.returncode == 0, ended.stderr
+    (folder / "stdout").write_text(ended.stdout)
+    return folder
+
+
+def test_rollback_goes_back_halves_the_lr_and_says_so_in_log_and_curve(rolled_back: Path) -> None:
+    import csv
+
+    run = rolled_back / "whole"
+    found = [row for row in rows(run) if row["event"] == "rollback"]
+    assert found
+    assert "went back to step" in (rolled_back / "stdout").read_text()
+    with (run / "curve.csv").open() as file:
+        curve = {int(row["step"]): float(row["lr.default"]) for row in csv.DictReader(file)}
+    steps = [row for row in rows(run) if row["event"] == "train"]
+    assert [row["step"] for row in steps] == list(range(1, 47))
+    assert [row["lr"]["default"] for row in steps] == [curve[row["step"]] for row in steps]
+    planned = plan_of("{name: CosineAnnealingLR}", lrs=(0.2,), steps_per_epoch=23, length="steps: 46").curve.lr[:, 0]
+    halved = [float(lr) / 2 ** sum(t >= row["step"] for row in found) for t, lr in enumerate(planned)]
+    assert [row["lr"]["default"] for row in steps] == halved
+    assert halved[-1] < planned[-1]
+    manifest = json.loads((run / "checkpoints" / "step-00000046" / "manifest.json").read_text())
+    assert [entry["to"] for entry in manifest["rollbacks"]] == [row["step"] for row in found]
+
+
+def test_a_run_killed_after_going_back_resumes_to_the_same_bytes(rolled_back: Path) -> None:
+    def went_on(text: str) -> bool:
+        return '"rollback"' in text and text.rstrip().count("\n") > 20
+
+    kill_when(rolled_back, FRAGILE, "killed", went_on)
+    ended = fit(rolled_back, FRAGILE, "--resume", "--out", "killed")
+    assert ended.returncode == 0, ended.stderr
+    assert_same_bits(rolled_back / "whole", rolled_back / "killed")
+    assert (rolled_back / "whole" / "curve.csv").read_bytes() == (rolled_back / "killed" / "curve.csv").read_bytes()
+
+
+def test_going_back_ends_after_three_times(tmp_path: Path) -> None:
+    model = 'model={name: "tests.nets:bad_gradient", at: 9}'
+    ended = fit(tmp_path, FRAGILE, "--set", model, "--out", "run")
+    assert ended.returncode == 6
+    assert "training went back 3 times already" in ended.stderr
+    assert sum(row["event"] == "rollback" for row in rows(tmp_path / "run")) == 3

@@ -1,0 +1,439 @@
+"""How a run goes on: longer, elsewhere, on a full disk, after signals, and never twice at once."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lrtrain.checkpoint import format
+from lrtrain.errors import EnvironmentFault
+from lrtrain.schedule.extend import extended
+from lrtrain.sinks.jsonl import append
+from lrtrain.sinks.patience import Patience
+from tests.folders import noise
+from tests.schedules import plan_of
+from tests.test_fit import (
+    QUICK,
+    RICH,
+    assert_same_bits,
+    environment,
+    fit,
+    heed_signals,
+    kill_at_row,
+    kill_when,
+    rows,
+)
+
+LONG = QUICK.replace("epochs: 3", "epochs: 5")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("done")
+    assert fit(folder, QUICK, "--out", "run").returncode == 0
+    return folder
+
+
+def copy_of(done: Path, name: str) -> Path:
+    return Path(shutil.copytree(done / "run", done / name))
+
+
+def lrs(run: Path) -> list[float]:
+    with (run / "curve.csv").open() as file:
+        return [float(row["lr.default"]) for row in csv.DictReader(file)]
+
+
+def test_hold_goes_on_with_the_last_lr_and_the_config_repeats_the_longer_run(done: Path) -> None:
+    run = copy_of(done, "hold")
+    before = lrs(run)
+    ended = fit(done, LONG, "--resume", "--extend", "hold", "--out", "hold")
+    assert ended.returncode == 0, ended.stderr
+    assert "extended by hold: 69 steps become 115" in ended.stdout
+    assert ended.stdout.index("steps stay as planned") < ended.stdout.index("val acc1")
+    assert lrs(run) == before + before[-1:] * 46
+    assert [row["lr"]["default"] for row in rows(run) if row["event"] == "train"][-1] == before[-1]
+    again = fit(done, (run / "config.yaml").read_text(), "--out", "hold-again")
+    assert again.returncode == 0, again.stderr
+    assert_same_bits(run, done / "hold-again")
+    # And the continued run may be named by the old config, the new one, or none.
+    for config in (QUICK, LONG):
+        assert "already complete" in fit(done, config, "--resume", "--out", "hold").stdout
+
+
+def test_rescale_follows_the_schedule_of_the_longer_run_from_the_step_reached(done: Path) -> None:
+    kill_when(done, QUICK, "rescale", lambda text: text.count("\n") >= 7, signal.SIGTERM)
+    at = json.loads((done / "rescale" / "status.json").read_text())["step"]
+    before = lrs(done / "rescale")
+    ended = fit(done, LONG, "--resume", "--extend", "rescale", "--out", "rescale")
+    assert ended.returncode == 0, ended.stderr
+    longer = plan_of("{name: OneCycleLR}", lrs=(0.05,), steps_per_epoch=23, length="steps: 115").curve.lr[:, 0].tolist()
+    assert lrs(done / "rescale") == before[:at] + longer[at:]
+    again = fit(done, (done / "rescale" / "config.yaml").read_text(), "--out", "rescale-again")
+    assert again.returncode == 0, again.stderr
+    assert_same_bits(done / "rescale", done / "rescale-again")
+
+
+def test_restart_begins_the_schedule_again_over_the_further_steps(done: Path) -> None:
+    run = copy_of(done, "restart")
+    ended = fit(done, LONG, "--resume", "--extend", "restart", "--out", "restart")
+    assert ended.returncode == 0, ended.stderr
+    again = plan_of("{name: OneCycleLR}", lrs=(0.05,), steps_per_epoch=23, length="steps: 46").curve.lr[:, 0].tolist()
+    assert lrs(run) == lrs(done / "run") + again
+
+
+def test_a_schedule_that_does_not_fit_the_added_steps_is_refused_in_those_words(tmp_path: Path, done: Path) -> None:
+    phases = QUICK.replace(
+        "schedule: {name: OneCycleLR}",
+        "schedule: [{name: LinearLR, for: 1ep}, {name: CosineAnnealingLR, for: rest}]",
+    )
+    assert fit(tmp_path, phases, "--out", "run").returncode == 0
+    longer = phases.replace("epochs: 3", "epochs: 4")
+    ended = fit(tmp_path, longer, "--resume", "--extend", "restart", "--out", "run")
+    assert ended.returncode == 2
+    assert "--extend restart: the schedule does not fit the added 23 steps" in ended.stderr
+    assert "make the run longer still, or extend it with `hold`" in ended.stderr
+
+
+def test_a_longer_run_without_a_policy_is_refused_with_all_three(done: Path) -> None:
+    before = (done / "run" / "metrics.jsonl").read_bytes()
+    ended = fit(done, LONG, "--resume", "--out", "run")
+    assert ended.returncode == 2
+    for words in ("planned for 69 steps", "makes 115", "--extend hold", "rescale", "restart"):
+        assert words in ended.stderr
+    shorter = fit(done, QUICK.replace("epochs: 3", "epochs: 2"), "--resume", "--extend", "hold", "--out", "run")
+    assert shorter.returncode == 2
+    assert "that is not longer" in shorter.stderr
+    without = fit(done, LONG, "--extend", "hold")
+    assert without.returncode == 2
+    assert "--resume" in without.stderr
+    assert (done / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_plateau_goes_on_only_with_hold() -> None:
+    from lrtrain.config.schema import Extension
+    from lrtrain.errors import ConfigError
+    from tests.schedules import config_of
+
+    schedule = "[{name: LinearLR, for: 20%}, {name: ReduceLROnPlateau}]"
+    plan = plan_of(schedule)
+    longer = {policy: Extension(policy=policy, at=300, steps=900) for policy in ("hold", "rescale", "restart")}
+    for policy, extension in longer.items():
+        config = config_of(schedule).model_copy(update={"extended": (extension,)})
+
+        def planned(changed: object, frozen: bool) -> object:
+            return plan if changed.steps == 500 else plan_of(schedule, length=f"steps: {changed.steps}")  # type: ignore[attr-defined]
+
+        if policy == "hold":
+            found = extended(config, planned)  # type: ignore[arg-type]
+            assert (found.total_steps, found.live_from) == (900, 100)
+        else:
+            with pytest.raises(ConfigError, match="ReduceLROnPlateau"):
+                extended(config, planned)  # type: ignore[arg-type]
+
+
+def test_a_second_process_in_the_same_directory_is_refused_and_a_kill_frees_it(done: Path) -> None:
+    (done / "c.yaml").write_text(RICH.replace("epochs: 3", "epochs: 200"))
+    command = [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--out", "busy"]
+    first = subprocess.Popen(command, cwd=done, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        metrics = done / "busy" / "metrics.jsonl"
+        deadline = time.monotonic() + 60
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second = subprocess.run([*command, "--resume"], cwd=done, env=environment(), capture_output=True, text=True)
+        assert second.returncode == 7
+        assert f"in use by process {first.pid}" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+    # Its data worker may live on for seconds; the lock does not.
+    with (done / "busy" / "checkpoints" / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_sigusr2_saves_and_training_goes_on_in_the_same_bits(tmp_path: Path) -> None:
+    quiet = RICH.replace("every: 5step", "every: 100%").replace("eval_every: 7step", "eval_every: 1ep")
+    assert fit(tmp_path, quiet, "--out", "whole").returncode == 0
+    (tmp_path / "c.yaml").write_text(quiet)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--out", "asked"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+    )
+    saved: set[str] = set()
+    metrics = tmp_path / "asked" / "metrics.jsonl"
+    while process.poll() is None:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") == 2 and not saved - {"step-00000000"}:
+            process.send_signal(signal.SIGUSR2)
+        saved |= {path.name for path in (tmp_path / "asked" / "checkpoints").glob("step-*")}
+        time.sleep(0.002)
+    assert process.returncode == 0
+    assert saved & {f"step-{step:08d}" for step in range(5, 13)}
+    assert_same_bits(tmp_path / "whole", tmp_path / "asked")
+
+
+def test_a_second_signal_stops_at_once_and_what_was_saved_is_whole(done: Path) -> None:
+    (done / "c.yaml").write_text(RICH.replace("epochs: 3", "epochs: 50"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--out", "twice"],
+        cwd=done,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_signals,
+    )
+    metrics = done / "twice" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 5):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in err
+    assert json.loads((done / "twice" / "status.json").read_text())["state"] == "stopped"
+    damaged = format.newest(done / "twice" / "checkpoints")[1]
+    assert not damaged
+
+
+def test_a_signal_before_training_ends_the_process_with_its_code(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\ndef data():\n    print('loading now', flush=True)\n    time.sleep(60)\n"
+    )
+    (tmp_path / "c.yaml").write_text(QUICK.replace("dataset: digits", 'dataset: "slow:data"'))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--out", "run"],
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": f"{environment()['PYTHONPATH']}{os.pathsep}{tmp_path}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_signals,
+    )
+    assert process.stdout is not None
+    assert any("loading now" in line for line in iter(process.stdout.readline, ""))
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_killed_before_it_saved_anything_begins_when_resumed(tmp_path: Path, done: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(done / "run" / "config.yaml", run)
+    ended = fit(tmp_path, QUICK, "--resume", "--out", "run")
+    assert ended.returncode == 0, ended.stderr
+    assert "nothing had been saved yet" in ended.stdout
+    assert_same_bits(done / "run", run)
+    shutil.rmtree(run / "checkpoints")
+    lost = fit(tmp_path, QUICK, "--resume", "--out", "run")
+    assert lost.returncode == 4
+    assert "there is no checkpoint to go on from" in lost.stderr
+
+
+def test_other_threads_are_refused_and_said_for_ever_where_allowed(done: Path) -> None:
+    assert kill_at_row(done, "threads", 8, signal.SIGKILL) == -signal.SIGKILL
+    env = {**environment(), "OMP_NUM_THREADS": "2"}
+    refused = fit(done, RICH, "--resume", "--out", "threads", env=env)
+    assert refused.returncode == 4
+    for words in ("threads: 1 then, 2 now", "set OMP_NUM_THREADS=1", "--allow-inexact"):
+        assert words in refused.stderr
+    allowed = fit(done, RICH, "--resume", "--out", "threads", "--allow-inexact", env=env)
+    assert allowed.returncode == 0, allowed.stderr
+    checkpoint, _ = format.newest(done / "threads" / "checkpoints")
+    assert checkpoint.manifest["exact"] is False
+
+
+def test_verify_tells_whole_from_damaged(done: Path) -> None:
+    run = copy_of(done, "verified")
+
+    def verify() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lrtrain", "verify", "verified"]
+        return subprocess.run(command, cwd=done, env=environment(), capture_output=True, text=True)
+
+    whole = verify()
+    assert whole.returncode == 0, whole.stderr
+    assert "step-00000069" in whole.stdout
+    assert "last best" in whole.stdout
+    model = run / "checkpoints" / "step-00000069" / "model.safetensors"
+    data = bytearray(model.read_bytes())
+    data[-9] ^= 4
+    model.write_bytes(data)
+    damaged = verify()
+    assert damaged.returncode == 4
+    assert "1 of 2 checkpoints are damaged: step-00000069" in damaged.stderr
+    assert "goes on from step-00000046" in damaged.stderr
+    assert subprocess.run([sys.executable, "-m", "lrtrain", "verify", "."], cwd=done, env=environment()).returncode == 4
+
+
+def test_a_checkpoint_written_again_changes_places_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    import torch
+
+    for value in (1.0, 2.0):
+        path = format.write(tmp_path, 7, {"model": {"w": torch.full((3,), value)}}, {"note": value})
+    assert format.verify(path).tensors("model")["w"].tolist() == [2.0] * 3
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000007"]
+    # As an interrupted exchange leaves it where the file system has none.
+    path.rename(tmp_path / ".old-step-00000007")
+    format.put_back(tmp_path)
+    assert format.newest(tmp_path)[0].step == 7
+
+
+def test_a_full_disk_is_waited_for_and_nothing_is_written_twice(tmp_path: Path) -> None:
+    path, said, failures = tmp_path / "log.jsonl", list[str](), [28, 28]
+
+    def write() -> None:
+        if failures:
+            append_to_full_disk(path, failures.pop())
+        with path.open("ab", buffering=0) as file:
+            append(file, path, {"step": 1})
+
+    patience = Patience(60, said.append, lambda: None)
+    import lrtrain.sinks.patience as module
+
+    before, module.EVERY_SECONDS = module.EVERY_SECONDS, 0.01
+    try:
+        patience(write)
+    finally:
+        module.EVERY_SECONDS = before
+    assert path.read_text() == '{"step": 1}\n'
+    assert len(said) == 2
+    assert "No space left on device" in said[0]
+    assert said[1].startswith("there is room again")
+    with pytest.raises(EnvironmentFault, match="No space left"):
+        Patience(0, said.append, lambda: None)(lambda: append_to_full_disk(path, 28))
+    with pytest.raises(EnvironmentFault, match="No space left"):
+        Patience(60, said.append, lambda: "SIGTERM")(lambda: append_to_full_disk(path, 28))
+    with pytest.raises(EnvironmentFault, match="Input/output error"):
+        Patience(60, said.append, lambda: None)(lambda: append_to_full_disk(path, 5))
+
+
+def append_to_full_disk(path: Path, number: int) -> None:
+    error = OSError(number, os.strerror(number))
+    raise EnvironmentFault(f"{path.name} could not be written: {error.strerror}", str(path)) from error
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="makes a small file system of its own")
+def test_a_disk_that_fills_up_pauses_training_and_room_lets_it_go_on(tmp_path: Path, done: Path) -> None:
+    """A real file system of 400 kB, filled up after the first checkpoint and emptied again a second later."""
+    (tmp_path / "c.yaml").write_text(QUICK)
+    script = f"""
+    mount -t tmpfs -o size=900k none small || exit 77
+    mkdir small/other && head -c 100 /dev/zero > small/other/x
+    {sys.executable} -m lrtrain fit c.yaml --out small/run > out 2>&1 &
+    while ! [ -e small/run/checkpoints/last.json ]; do sleep 0.02; done
+    cat /dev/zero > small/other/filler 2>/dev/null
+    for i in $(seq 200); do grep -q 'training waits' out && break; sleep 0.05; done
+    rm small/other/filler
+    wait $!; code=$?
+    rm -rf small/other; cp -r small/run saved
+    exit $code
+    """
+    (tmp_path / "small").mkdir()
+    ended = subprocess.run(
+        ["unshare", "-m", "bash", "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    if ended.returncode == 77:
+        pytest.skip("may not mount")
+    shown = (tmp_path / "out").read_text()
+    assert ended.returncode == 0, shown + ended.stderr
+    assert "training waits" in shown
+    assert "there is room again" in shown
+    assert_same_bits(done / "run", tmp_path / "saved")
+
+
+def test_a_disk_too_small_is_refused_before_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from lrtrain.sinks.run_dir import refuse_small_disk
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 4 * 10**6, 4 * 10**6))
+    refuse_small_disk(tmp_path / "run", 10**6)
+    with pytest.raises(EnvironmentFault, match=r"needs 6.6 MB .* 4.0 MB are free"):
+        refuse_small_disk(tmp_path / "run", 3 * 10**6)
+
+
+def started(folder: Path, *args: str) -> subprocess.Popen[str]:
+    """A command that heeds signals from now on, and has imported nothing yet."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lrtrain", *args],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        preexec_fn=heed_signals,
+    )
+    if sys.platform == "linux":
+        while process.poll() is None:
+            caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+            if caught and int(caught[1], 16) >> (signal.SIGUSR2 - 1) & 1:
+                break
+            time.sleep(0.001)
+    else:
+        time.sleep(0.2)
+    return process
+
+
+@pytest.mark.parametrize("command", ["fit", "range-test", "preview"])
+@pytest.mark.parametrize("wait", [0.0, 0.3, 0.7, 1.1])
+def test_ctrl_c_ends_a_command_that_has_just_begun_in_one_line(tmp_path: Path, command: str, wait: float) -> None:
+    (tmp_path / "c.yaml").write_text(QUICK.replace("epochs: 3", "epochs: 300"))
+    process = started(tmp_path, command, "c.yaml")
+    time.sleep(wait)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    if command != "preview":  # which may have ended
+        assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) <= 1, err
+
+
+def test_sigusr2_before_there_is_anything_to_save_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(QUICK)
+    process = started(tmp_path, "fit", "c.yaml", "--out", "run")
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=60) == 0
+    process.communicate()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_cannot_be_read_costs_no_step_that_is_done(tmp_path: Path, workers: int) -> None:
+    noise(tmp_path / "data", {"train": 20, "val": 2})
+    config = f"""
+epochs: 2
+batch_size: 4
+model: {{name: small_cnn, width: 4}}
+dataset: {{name: imagefolder, root: data}}
+optimizer: {{name: SGD, lr: 0.05}}
+cache: "off"
+workers: {workers}
+"""
+    assert fit(tmp_path, config, "--out", "whole").returncode == 0
+    image = tmp_path / "data" / "train" / "a" / "7.png"
+    whole, age = image.read_bytes(), image.stat()
+    image.write_bytes(whole[:60] + bytes(len(whole) - 60))
+    os.utime(image, ns=(age.st_atime_ns, age.st_mtime_ns))
+    ended = fit(tmp_path, config, "--out", "run")
+    assert ended.returncode == 3, ended.stderr
+    step = format.newest(tmp_path / "run" / "checkpoints")[0].step
+    assert 0 < step < 10, "epochs end, and checkpoints are made, at 10"
+    assert f"step-{step:08d} is kept" in ended.stderr
+    image.write_bytes(whole)
+    os.utime(image, ns=(age.st_atime_ns, age.st_mtime_ns))
+    ended = fit(tmp_path, config, "--resume", "--out", "run")
+    assert ended.returncode == 0, ended.stderr
+    assert_same_bits(tmp_path / "whole", tmp_path / "run")
