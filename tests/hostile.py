@@ -11,7 +11,7 @@ import pytest
 from lrtrain import cli
 from tests.conftest import Ended
 
-SECONDS = 5
+CPU_SECONDS = 5  # of this process, not of the clock: what runs beside it does not count
 
 
 class Typed:
@@ -23,13 +23,13 @@ class Typed:
     def __call__(self, *args: object) -> Ended:
         self._monkeypatch.setattr(sys, "argv", ["lrtrain", *map(str, args)])
         self._capfd.readouterr()
-        began, code = time.perf_counter(), 0
+        began, code = time.process_time(), 0
         try:
             cli.main()
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
         shown = self._capfd.readouterr()
-        assert time.perf_counter() - began < SECONDS, "refused too late"
+        assert time.process_time() - began < CPU_SECONDS, "refused too late"
         return Ended(code, shown.out, shown.err)
 
 

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -413,9 +412,7 @@ def test_an_indexing_that_was_killed_leaves_nothing_in_the_way(two, kept):
     (kept / "abandoned.partial").write_bytes(b"x")
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    started = time.monotonic()
     assert len(opened(**two).train) == 4
-    assert time.monotonic() - started < 20
     assert not list(kept.glob("*.partial"))
 
 
