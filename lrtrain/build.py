@@ -23,6 +23,7 @@ from lrtrain.data.source import Source
 from lrtrain.data.sources.webdataset import absolute
 from lrtrain.engine.distributed import replicated
 from lrtrain.engine.finite import Gate
+from lrtrain.engine.graph import Graphs
 from lrtrain.engine.memory import keep_freed_memory
 from lrtrain.engine.mix import make_mix
 from lrtrain.engine.precision import Precision, choose_device, choose_precision, make_deterministic
@@ -107,6 +108,7 @@ def build(config: RunConfig, *, load_weights: bool = True, world: World = ALONE)
         optimizer=optimizer,
         parameter_names=tuple(name for group in groups for name in group.parameter_names),
         gate=Gate(optimizer, device),
+        graphs=_graphs(config, built.module, device, precision, world),
         losses=LossSums(
             torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device), world
         ),
@@ -149,6 +151,35 @@ def _planned(
 def plan_of_groups(config: RunConfig, source: Source, per_epoch: int) -> Plan:
     """The plan alone, of a run whose groups need the model's parameters; no weights are loaded."""
     return _planned(config, source, torch.device("cpu"), per_epoch, load_weights=False, precision="fp32")[3]
+
+
+def _graphs(
+    config: RunConfig, module: torch.nn.Module, device: torch.device, precision: Precision, world: World
+) -> Graphs | None:
+    """What makes the passes of a step CUDA graphs, where that can be and was not refused."""
+    if config.cuda_graph is False:
+        return None
+    obstacle = next(
+        (
+            what
+            for what, there in (
+                (f"device {device.type}", device.type != "cuda"),
+                ("accumulate", config.accumulate > 1),
+                ("precision fp16, whose loss is scaled", precision == "fp16"),
+                (f"{world.size} processes", world.size > 1),
+            )
+            if there
+        ),
+        None,
+    )
+    if config.cuda_graph is True and obstacle is not None:
+        what = f"cuda_graph: true cannot be with {obstacle}: a step must be one pass on one GPU"
+        raise ConfigError(what, config.where("cuda_graph"), "leave it out: it is used where it can be")
+    # What other code does in a forward pass besides starting kernels, a graph would leave out.
+    known = not config.model.name.startswith("timm/") and ":" not in config.model.name
+    if obstacle is None and (known or config.cuda_graph is True):
+        return Graphs(list(module.parameters()), spare=config.cuda_graph == "auto")
+    return None
 
 
 def _refuse_sync_bn(config: RunConfig, device: torch.device) -> None:
@@ -268,6 +299,7 @@ def _recipe(config: RunConfig, plan: Plan, precision: Precision, source: Source)
         plateau=None if plan.live_from is None else config.schedule[-1].monitor or "val_loss",
         live_from=plan.live_from or 0,
         flip=config.tta == "flip",
+        thawed_from=max(group.frozen_steps for group in plan.groups),
         former_ends=former_ends(config, run_steps(_first(config), plan.steps_per_epoch)),
     )
 

@@ -147,3 +147,29 @@ def test_a_part_of_a_photo_is_drawn_for_its_own_height_and_width():
         image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
         (window,) = step.batched.windows(uniform, height, width).tolist()
         assert torch.equal(step.to_sample(image, 4, moment), F.resized_crop(image, *window, [8, 8], antialias=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.tuples(st.integers(2, 40), st.integers(2, 40)),  # torch's own is wrong where one pixel is wide
+    whole=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    mode=st.sampled_from(MODES[:2]),
+    as_float=st.booleans(),
+)
+def test_parts_resized_together_are_those_resized_alone(seed, size, whole, mode, as_float):
+    op = batch_op("RandomResizedCrop", v2.RandomResizedCrop(size, interpolation=mode))
+    noise = np.random.default_rng(seed)
+    images = torch.from_numpy(noise.integers(0, 256, (5, 3, *whole), dtype=np.uint8))
+    windows = op.windows(noise.random((5, op.draws)), *whole)
+    # In float32: on the CPU torch resizes uint8 with weights of 8 to 16 bits.
+    alone = torch.stack(
+        [F.resized_crop(x.float(), *at, list(size), mode, True) for x, at in zip(images, windows.tolist(), strict=True)]
+    )
+    together = op.together(images.float() if as_float else images, windows)
+    if as_float:
+        assert together.dtype == torch.float32
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=2e-2)
+    else:
+        assert together.dtype == torch.uint8
+        assert (together.float() - alone.clamp(0, 255)).abs().max() < 0.52

@@ -91,6 +91,16 @@ def test_batches_are_the_same_bits_for_any_workers_cache_and_start(folder, kind,
     assert all(same(one, two) for one, two in zip(reference[3:], middle, strict=True))
 
 
+@pytest.mark.parametrize("most", [1, 20, 10**6])
+def test_batches_made_together_are_those_made_one_by_one(folder, most):
+    made = batches(folder, "photos" if most == 20 else "default")
+    alone = list(made.train(2, 11))
+    orders = (made._order(step) for step in range(2, 11))
+    together = list(made._ready(made._train, orders, most * 4 * made._train.ready[0].numel()))
+    assert len(together) == 9
+    assert all(same(one, two) and one.total == two.total for one, two in zip(alone, together, strict=True))
+
+
 @pytest.mark.parametrize("kind", LISTS)
 def test_the_augmentation_of_a_sample_does_not_depend_on_its_batch(folder, kind):
     large, small = (

@@ -15,11 +15,12 @@ import torch
 from lrtrain.build import Job, build
 from lrtrain.config import yaml
 from lrtrain.config.load import resolve
+from lrtrain.engine import graph
 from lrtrain.engine.events import EpochEnded, Evaluated, Event, Logged, SaveDue, Stepped, Stopped
 from lrtrain.engine.mix import make_mix
 from lrtrain.engine.state import Best
 from lrtrain.engine.train import _is_better, optimizer_step, train
-from lrtrain.errors import Diverged
+from lrtrain.errors import ConfigError, Diverged
 from lrtrain.range_test.sweep import sweep, sweep_lrs
 
 BASE: dict[str, Any] = {
@@ -96,6 +97,54 @@ def test_an_lr_that_changes_compiles_nothing_again(monkeypatch: pytest.MonkeyPat
     assert len(compiled) == 1
     run(plain)
     assert all(torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(made).items())
+
+
+class _Kept:
+    """Stands for a captured graph where there is no GPU: the same pass on tensors and gradients of its own."""
+
+    def __init__(self, one_pass: Any, parameters: Any, images: torch.Tensor, labels: torch.Tensor):
+        self.one_pass, self.inputs = one_pass, (images.clone(), labels.clone())
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> Any:
+        for own, given in zip(self.inputs, (images, labels), strict=True):
+            own.copy_(given)
+        return self.one_pass(*self.inputs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"clip_norm": 0.5, "label_smoothing": 0.1, "ema": 0.9},
+        {"mixup": 0.4, "model": {"name": "tests.nets:with_dropout"}},
+        {"optimizer": {"name": "SGD", "lr": 0.05, "groups": [{"params": "^fc", "frozen_until": "6step"}]}},
+    ],
+    ids=lambda changes: ",".join(changes),
+)
+def test_a_captured_pass_makes_the_steps_that_others_make(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[_Kept] = []
+
+    def captured(*given: Any) -> _Kept:
+        assert one.state.step >= one.recipe.thawed_from + graph.EAGER
+        made.append(_Kept(*given))
+        return made[-1]
+
+    monkeypatch.setattr(graph, "Captured", captured)
+    changes = {"steps": 40, "batch_size": 200, "log_every": "1step", **changes}
+    one, other = job(**changes), job(**changes)
+    one.state.graphs = graph.Graphs(list(one.state.model.parameters()), spare=False)
+    losses = [[event.loss for event in run(it) if isinstance(event, Logged)] for it in (one, other)]
+    assert losses[0] == losses[1]
+    assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(one).items())
+    # Not for the smaller batch at an epoch's end.
+    assert [len(captured.inputs[0]) for captured in made] == [200]
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"precision": "fp16"}])
+def test_a_graph_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="cuda_graph: true cannot be with device cpu"):
+        job(cuda_graph=True, **changes)
 
 
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch() -> None:

@@ -163,6 +163,11 @@ class RunConfig(_Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     deterministic: Literal["auto"] | bool = Field("auto", description="auto: always on CPU, on GPU when true")
     compile: bool = Field(False, description="torch.compile the model")
+    cuda_graph: Literal["auto"] | bool = Field(
+        "auto",
+        description="start forward and backward pass of a step as one CUDA graph; auto: on a GPU of its own for "
+        "torchvision's models and lrtrain's, where the step is one pass and its memory fits twice",
+    )
     sync_bn: bool = Field(False, description="several GPUs: BatchNorm over the images of all of them")
     accumulate: int = Field(1, ge=1, description="micro-batches that a batch is split into")
     drop_last: bool = Field(False, description="leave out an epoch's last batch where it is smaller")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,11 +13,14 @@ from lrtrain.data.ahead import ahead
 from lrtrain.data.build import Pipeline
 from lrtrain.data.cache import Kept, Mode, kept, kept_words
 from lrtrain.data.loader import Order, Workshop, fulfilled
+from lrtrain.data.moved import moved
 from lrtrain.data.order import batch_of_step, steps_per_epoch
 from lrtrain.data.source import Split
 from lrtrain.data.transforms import Moment
 from lrtrain.errors import ConfigError, about
 from lrtrain.world import ALONE, World
+
+AT_ONCE_BYTES = 2**25  # of float32 images that a GPU's batch stage makes together
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,8 @@ class Batches:
 
     def _batches(self, workshop: Workshop, orders: Iterator[Order]) -> Iterator[Batch]:
         if isinstance(workshop.ready, torch.Tensor) and not workshop.stages.per_sample:
-            # On the CPU the thread would take its time from the training. Nothing here draws from torch's generators.
-            yield from ahead(self._ready(workshop, orders)) if self._on_gpu else self._ready(workshop, orders)
+            # On the CPU a thread would take its time from the training. Nothing here draws from torch's generators.
+            yield from self._ahead(workshop, orders) if self._on_gpu else self._ready(workshop, orders)
             return
         # The loader reads orders ahead of the images that it returns.
         asked: list[Order] = []
@@ -166,30 +168,69 @@ class Batches:
             for images in fulfilled(workshop, noted(), self.workers, pin=self._on_gpu):
                 yield self._finished(workshop, images, asked.pop(0))
 
-    def _ready(self, workshop: Workshop, orders: Iterator[Order]) -> Generator[Batch, None, None]:
-        """From the images in memory; nothing is left to do image by image."""
+    def _ahead(self, workshop: Workshop, orders: Iterator[Order]) -> Iterator[Batch]:
+        """On a thread and a CUDA stream of their own, so that neither host nor GPU waits for the next batch."""
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+
+        def made() -> Generator[tuple[Batch, torch.cuda.Event], None, None]:
+            # A thread starts on the first GPU, whichever its process has chosen.
+            with torch.cuda.device(self._device), torch.cuda.stream(stream):
+                for batch in self._ready(workshop, orders, AT_ONCE_BYTES):
+                    yield batch, stream.record_event()
+
+        for batch, done in ahead(made()):
+            trains = torch.cuda.current_stream(self._device)
+            trains.wait_event(done)
+            for tensor in (batch.images, batch.labels):
+                tensor.record_stream(trains)
+            yield batch
+
+    def _ready(self, workshop: Workshop, orders: Iterator[Order], at_once_bytes: int = 0) -> Iterator[Batch]:
+        """From the images in memory; nothing is left to do image by image.
+
+        Args:
+            workshop: has the images.
+            orders: one a batch.
+            at_once_bytes: so many of ready images go through the batch stage together: a GPU is done with a small
+                batch before Python has launched the next kernel. At least one batch.
+        """
         assert isinstance(workshop.ready, torch.Tensor)
-        # A thread starts on the first GPU, whichever its process has chosen.
-        with torch.cuda.device(self._device) if self._on_gpu else nullcontext():
-            for order in orders:
-                yield self._finished(workshop, workshop.ready[torch.from_numpy(order.index)], order)
+        for together in _blocks(orders, at_once_bytes // (4 * workshop.ready[0].numel())):
+            index = np.concatenate([order.index for order in together])
+            block = self._finished(workshop, workshop.ready[torch.from_numpy(index)], Order(index, together[0].moment))
+            first = 0
+            for order in together:
+                part = slice(first, first + len(order.index))
+                yield Batch(block.images[part], block.labels[part], order.index, order.total or len(order.index))
+                first = part.stop
 
     def _finished(self, workshop: Workshop, images: torch.Tensor, order: Order) -> Batch:
         """The batch stage, on the device."""
         assert order.moment is not None
         labels = torch.from_numpy(workshop.split.labels[order.index])
-        images, labels = (self._moved(tensor) for tensor in (images, labels))
+        images, labels = (moved(tensor, self._device) for tensor in (images, labels))
         images = workshop.stages.to_batch(images, order.index, order.moment)
         return Batch(
             images.contiguous(memory_format=self._layout), labels, order.index, order.total or len(order.index)
         )
 
-    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
-        if not self._on_gpu:
-            return tensor.to(self._device)
-        tensor = tensor if tensor.is_pinned() else tensor.pin_memory()
-        return tensor.to(self._device, non_blocking=True)
-
     def close(self) -> None:
         """Let go of the images that are kept."""
         self._train, self._val = replace(self._train, ready=None), replace(self._val, ready=None)
+
+
+def _blocks(orders: Iterator[Order], most_images: int) -> Iterator[list[Order]]:
+    """Orders of one moment that follow each other, so many that they have `most_images` in all, or a single one."""
+    together: list[Order] = []
+    images = 0
+    for order in orders:
+        if together and order.moment != together[0].moment:
+            yield together
+            together, images = [], 0
+        together.append(order)
+        images += len(order.index)
+        if images + len(order.index) > most_images:
+            yield together
+            together, images = [], 0
+    if together:
+        yield together

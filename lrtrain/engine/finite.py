@@ -86,16 +86,15 @@ class Gate:
         self._steps = torch.zeros((), dtype=torch.float32, device=device)
         """Good steps before the first bad one."""
 
-    def opens(self, optimizer: Optimizer, figures: Sequence[Tensor], world: World) -> bool:
+    def opens(self, optimizer: Optimizer, unsound: Tensor, world: World) -> bool:
         """Whether the step may be taken; True where the optimizer itself will know.
 
         Args:
             optimizer: about to step.
-            figures: loss and gradient norms, numbers that are not finite where something is not.
+            unsound: from `unsoundness`.
             world: the processes, which all answer alike.
         """
-        # 0 times a number is 0, and times anything else NaN: one sum instead of a test of each.
-        total = summed(torch.stack([figure.float().reshape(()) * 0 for figure in figures]).sum(), world)
+        total = summed(unsound, world)
         if self.waits:
             return math.isfinite(float(total))
         self._bad = torch.maximum(self._bad, (~total.isfinite()).float())
@@ -106,6 +105,12 @@ class Gate:
     def passed(self) -> int | None:
         """Steps that were let through before one was not; None where all were. Waits for the GPU."""
         return int(self._steps) if not self.waits and bool(self._bad) else None
+
+
+def unsoundness(figures: Sequence[Tensor]) -> Tensor:
+    """0 where all figures, such as loss and gradient norms, are finite, and else NaN."""
+    # 0 times a number is 0, and times anything else NaN: one sum instead of a test of each.
+    return (torch.stack([figure.float() for figure in figures]) * 0).sum()
 
 
 def gradient_norms(optimizer: Optimizer) -> list[Tensor]:

@@ -16,6 +16,7 @@ from lrtrain.checkpoint.manifest import COPY
 from lrtrain.engine.distributed import summed
 from lrtrain.engine.finite import Gate
 from lrtrain.engine.fits import refuse_not_finite, refuse_other_module, refuse_other_optimizer
+from lrtrain.engine.graph import Graphs
 from lrtrain.errors import CheckpointError
 from lrtrain.schedule.plan import Plan
 from lrtrain.schedule.plateau import Live
@@ -80,6 +81,7 @@ class TrainState:
         parameter_names: names of the optimizer's parameters, in its order.
         step: optimizer steps taken (attempted, where a scaler skips one).
         gate: lets the optimizer step where loss and gradients are finite.
+        graphs: makes the passes of a step on a GPU, where they are to be CUDA graphs.
         pending: the evaluation that is due at `step` has not been made yet.
         whole: between two steps, all that belongs to the last one is done, and can be saved.
         rollbacks: how often and where training went back, for `Plan.lowered`.
@@ -91,6 +93,7 @@ class TrainState:
     parameter_names: tuple[str, ...]
     losses: LossSums
     gate: Gate
+    graphs: Graphs | None = None
     ema: AveragedModel | None = None
     scaler: torch.amp.GradScaler | None = None
     live: Live | None = None

@@ -7,7 +7,7 @@ land. Read `train` from top to bottom; everything it does at a step is decided b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lrtrain.config.schema import EarlyStop, monitor_mode
 from lrtrain.data.batches import Batch
+from lrtrain.engine import average
 from lrtrain.engine.distributed import agreed, share_buffers, summed, unsynchronised
 from lrtrain.engine.evaluate import autocast, evaluate
 from lrtrain.engine.events import (
@@ -41,6 +42,7 @@ from lrtrain.engine.finite import (
     gradient_norms,
     group_norms,
     norms_of,
+    unsoundness,
 )
 from lrtrain.engine.mix import Mix
 from lrtrain.engine.precision import Precision
@@ -85,6 +87,8 @@ class Recipe:
     plateau: str | None = None
     live_from: int = 0
     flip: bool = False
+    thawed_from: int = 0
+    """From this step on no group of parameters is frozen."""
     former_ends: tuple[int, ...] = ()
     """Where the run had ended before it was extended: what is due at the end was done there too."""
 
@@ -151,18 +155,48 @@ def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> float | N
     Where loss or gradients are not finite, nothing is updated, the gradients are left to be looked at, and the loss is
     returned.
     """
+    if state.graphs is None or state.step < recipe.thawed_from:  # what a graph does never changes
+        loss_sum, unsound = _gradients(state, batch, recipe, _parts(state, batch, recipe))
+    else:
+        ((x, y),) = _parts(state, batch, recipe)
+        loss_sum, unsound = state.graphs(lambda x, y: _gradients(state, batch, recipe, [(x, y)]), x, y)
+    if not state.gate.opens(state.optimizer, unsound, state.world):
+        return float(loss_sum) / len(batch.labels)
+    if state.scaler is None:
+        state.optimizer.step()
+    else:
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    if state.ema is not None:
+        average.update(state.ema, state.model)
+    state.losses.add(loss_sum, batch.total)
+    return None
+
+
+def _parts(state: TrainState, batch: Batch, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels of each micro-batch, mixed; each starts its own random numbers of the model."""
     images = len(batch.labels)
     size = math.ceil(images / recipe.accumulate)
-    loss_sum: Tensor | None = None
     rank = (state.world.rank,) if state.world.rank else ()
-    state.optimizer.zero_grad(set_to_none=True)
     for micro, start in enumerate(range(0, images, size)):
         x, y = batch.images[start : start + size], batch.labels[start : start + size]
-        part = len(y)
         if recipe.mix is not None:
             x, y = recipe.mix(x, y, key(recipe.seed, "mix", state.step, micro))
         _seed_model(key(recipe.seed, "model", state.step, micro, *rank), x.device)
-        with nullcontext() if start + size >= images else unsynchronised(state.forward):
+        yield x, y
+
+
+def _gradients(
+    state: TrainState, batch: Batch, recipe: Recipe, parts: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """The batch's gradients, clipped; the loss summed over its images, and `unsoundness` of both."""
+    state.optimizer.zero_grad(set_to_none=True)
+    loss_sum: Tensor | None = None
+    left = len(batch.labels)
+    for x, y in parts:
+        part = len(y)
+        left -= part
+        with unsynchronised(state.forward) if left else nullcontext():
             with autocast(x.device, recipe.precision):
                 logits = state.forward(x)
             loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
@@ -173,17 +207,7 @@ def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> float | N
         weighted = loss.detach() * part
         loss_sum = weighted if loss_sum is None else loss_sum + weighted
     assert loss_sum is not None
-    if not state.gate.opens(state.optimizer, [loss_sum, *_norms(state, recipe)], state.world):
-        return float(loss_sum) / images
-    if state.scaler is None:
-        state.optimizer.step()
-    else:
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-    if state.ema is not None:
-        state.ema.update_parameters(state.model)
-    state.losses.add(loss_sum, batch.total)
-    return None
+    return loss_sum, unsoundness([loss_sum, *_norms(state, recipe)])
 
 
 def _norms(state: TrainState, recipe: Recipe) -> list[Tensor]:

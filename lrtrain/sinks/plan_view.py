@@ -162,7 +162,8 @@ def _device(job: Job) -> str:
     if job.state.world.size > 1:
         name = f"{job.state.world.size} processes, each {name}"
     precision = job.recipe.precision
-    return f"{name}, {precision}{' autocast' if precision != 'fp32' else ''}, channels-last"
+    graph = ", CUDA graph" if job.state.graphs is not None else ""
+    return f"{name}, {precision}{' autocast' if precision != 'fp32' else ''}, channels-last{graph}"
 
 
 def _optimizer(job: Job) -> str:

@@ -93,6 +93,34 @@ def cache(base: Task, repeats: int, tell: Tell) -> Outcome:
     return [_compared("cache", "filling the cache from JPEG", "images/s", found, "plain DataLoader pass")], []
 
 
+def gpu_steps(base: Task, repeats: int, tell: Tell) -> Outcome:
+    """How long the GPU idles in a step, bare and in lrtrain, and how often the host waits for it."""
+    variants = {
+        "bare loop": {"of": "bare", "precision": "auto", "channels_last": True},
+        "lrtrain fit": {"of": "lrtrain_fit", "precision": "auto", "log_every": f"{base.steps}step"},
+    }
+    tasks = {name: replace(base, part="measures.gpu_steps", variant=variant) for name, variant in variants.items()}
+    rows, checks = [], []
+    for name, found in in_turns(tasks, repeats, run_task, tell).items():
+        good = good_of(found)
+        title = f"GPU, {base.model} at {base.size} px, batch {base.batch}"
+        shares = [100 * (1 - one["value"] / one["beside"]) for one in good]
+        row = row_of(title, f"{name}: no kernel runs", "% of a step", found, shares)
+        if good:
+            one = good[-1]
+            row.note = (
+                f"{one['value']:.2f} of {one['beside']:.2f} ms busy, {one['kernels']:.0f} kernels a step; "
+                f"the host waited {one['waits']} times in 20 steps {' '.join(one['waited_in'])}".rstrip()
+            )
+            checks.append(
+                Check(
+                    f"{title}, {name}, waits of the host in 20 steps", float(one["waits"]), 1.0, at_least=False, unit=""
+                )
+            )
+        rows.append(row)
+    return rows, checks
+
+
 def _compared(section: str, name: str, unit: str, found: list[Found], other: str, scale: float = 1.0) -> Row:
     """A row whose ratio is over what the same process measured beside it."""
     row = row_of(section, name, unit, found, [scale * one["value"] for one in good_of(found)])

@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def _train(task: Task, part: Any, spawned: float) -> dict[str, Any]:
-    clock = Clock(task.steps)
+    clock = Clock(task.steps, task.device)
     part.train(task, clock)
     seen, wanted = sum(clock.images), task.steps * task.batch
     if len(clock.images) != task.steps or seen != wanted:

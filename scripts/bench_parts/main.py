@@ -20,12 +20,15 @@ from bench_parts.task import Task
 from bench_parts.training import Window
 
 SECTIONS = ("a", "b", "c", "lr-control", "start-up", "checkpoint", "range-test", "evaluation", "cache")
+ON_GPU = ("gpu-small", "gpu-large", "gpu-profile")
 TITLES = {
     "a": "(a) CIFAR-10 folder, resnet18 at 32 px",
     "b": "(b) CIFAR-10 folder, small CNN at 32 px",
     "c": "(c) photos, resnet18 at 224 px",
+    "gpu-small": "GPU, CIFAR-10 folder, resnet18 at 32 px",
+    "gpu-large": "GPU, photos, resnet50 at 224 px",
 }
-CIFAR_BATCH, PHOTO_BATCH = 128, 32
+CIFAR_BATCH, PHOTO_BATCH, GPU_PHOTO_BATCH = 128, 32, 128
 TEST_SHARE = 5  # training images for each test image, as in CIFAR-10
 
 Outcome = tuple[list[Row], list[Check]]
@@ -35,10 +38,11 @@ def main() -> int:
     """Measure what was asked for; 1 where something failed, whatever the thresholds say."""
     args = _arguments()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 170)
+    device = "cuda" if set(args.only) & set(ON_GPU) else "cpu"
     facts = machine.describe() | {
         "threads": f"{args.threads}, workers {args.workers}",
         "measured": f"{args.repeats} repeats in turns, a fresh process each; "
-        f"{args.steps} steps after {args.warm_up} to warm up; {args.photo_images:,} photos; device cpu",
+        f"{args.steps} steps after {args.warm_up} to warm up; {args.photo_images:,} photos; device {device}",
     }
     show_facts(console, facts)
     rows: list[Row] = []
@@ -61,7 +65,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--cifar10", type=Path, metavar="DIR", help="CIFAR-10 as images in train/CLASS and test/CLASS")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="photos in train/CLASS and val/CLASS")
-    parser.add_argument("--only", metavar="A,B", help=f"some of {','.join(SECTIONS)}")
+    parser.add_argument("--only", metavar="A,B", help=f"some of {','.join(SECTIONS)}; on a GPU {','.join(ON_GPU)}")
     parser.add_argument("--repeats", type=int, default=None, help="of every measurement (5; 1 with --quick)")
     parser.add_argument("--steps", type=int, default=None, help="measured steps of (a) and (b): an epoch (390; 20)")
     parser.add_argument("--photo-images", type=int, default=None, help="photos in an epoch of (c) (2000; 96)")
@@ -76,16 +80,17 @@ def _arguments() -> argparse.Namespace:
     args.photo_images = args.photo_images or (96 if args.quick else 2000)
     args.warm_up = 3 if args.quick else 10
     args.only = args.only.split(",") if args.only else list(SECTIONS)
-    if unknown := set(args.only) - set(SECTIONS):
-        parser.error(f"--only {','.join(sorted(unknown))}: choose from {','.join(SECTIONS)}")
+    if unknown := set(args.only) - {*SECTIONS, *ON_GPU}:
+        parser.error(f"--only {','.join(sorted(unknown))}: choose from {','.join((*SECTIONS, *ON_GPU))}")
     if args.steps < 2 or min(args.repeats, args.threads, args.photo_images) < 1 or args.workers < 0:
         parser.error("--steps is at least 2, --repeats, --threads and --photo-images are at least 1")
-    for name, sections in (("cifar10", set(SECTIONS) - {"c", "start-up"}), ("photos", {"c"})):
+    for name, sections in (
+        ("cifar10", {*SECTIONS, "gpu-small"} - {"c", "start-up"}),
+        ("photos", {"c", "gpu-large"}),
+    ):
         folder = getattr(args, name)
         if folder is None and sections & set(args.only):
-            parser.error(
-                f"--{name} DIR is needed for {','.join(s for s in SECTIONS if s in sections & set(args.only))}"
-            )
+            parser.error(f"--{name} DIR is needed for {','.join(s for s in args.only if s in sections)}")
         if folder is not None and not (folder / "train").is_dir():
             parser.error(f"--{name} {folder}: there is no train/ in it")
     return args
@@ -96,7 +101,7 @@ def _measurements(args: argparse.Namespace, work: Path) -> dict[str, Callable[[]
     repeats = args.repeats
     wanted = set(args.only)
     made: dict[str, Callable[[], Outcome]] = {}
-    if wanted - {"c", "start-up"}:
+    if wanted - {"c", "start-up", *ON_GPU}:
         cifar = _cifar(args, work)
         every = min(50, args.steps // 2)
         saved = min(args.steps, 4 * every)
@@ -113,15 +118,38 @@ def _measurements(args: argparse.Namespace, work: Path) -> dict[str, Callable[[]
             "cache": partial(beside.cache, cifar, repeats, _tell),
         }
     if "c" in wanted:
-        photos = _photos(args, work)
+        photos = _photos(args, work, args.photo_images, PHOTO_BATCH)
         epoch = photos.per_epoch
         windows = [
             Window(f"{TITLES['c']}, batch {photos.batch}, {name}", start, start + epoch)
             for name, start in (("first epoch", 0), ("later epochs", epoch))
         ]
         made["c"] = partial(_train, "c", photos, windows, repeats)
+    made |= _on_gpu(args, work, wanted)
     made["start-up"] = partial(beside.start_up, work, args.threads, repeats, _tell)
-    return {section: made[section] for section in SECTIONS if section in wanted}
+    return {section: made[section] for section in (*SECTIONS, *ON_GPU) if section in wanted}
+
+
+def _on_gpu(args: argparse.Namespace, work: Path, wanted: set[str]) -> dict[str, Callable[[], Outcome]]:
+    made: dict[str, Callable[[], Outcome]] = {}
+    tasks: list[Task] = []
+    if "gpu-small" in wanted:
+        tasks.append(replace(_cifar(args, work), device="cuda"))
+        made["gpu-small"] = partial(_train, "gpu-small", tasks[-1], _after_warm_up("gpu-small", args), args.repeats)
+    if "gpu-large" in wanted:
+        photos = _photos(args, work, 15 * GPU_PHOTO_BATCH, GPU_PHOTO_BATCH)
+        photos = replace(photos, model="resnet50", augment="resized_crop_of_256", device="cuda", steps=90)
+        tasks.append(photos)
+        made["gpu-large"] = partial(
+            _train, "gpu-large", photos, [Window(f"{TITLES['gpu-large']}, batch {photos.batch}", 30, 90)], args.repeats
+        )
+    made["gpu-profile"] = partial(_profiled, tasks, args.repeats)
+    return made
+
+
+def _profiled(tasks: list[Task], repeats: int) -> Outcome:
+    found = [beside.gpu_steps(replace(task, steps=150), repeats, _tell) for task in tasks]
+    return [row for rows, _ in found for row in rows], [check for _, checks in found for check in checks]
 
 
 def _train(key: str, task: Task, windows: list[Window], repeats: int) -> Outcome:
@@ -145,12 +173,12 @@ def _cifar(args: argparse.Namespace, work: Path) -> Task:
     return _task(args, root, work, steps=args.warm_up + args.steps, per_epoch=args.steps, **common)
 
 
-def _photos(args: argparse.Namespace, work: Path) -> Task:
+def _photos(args: argparse.Namespace, work: Path, images: int, batch: int) -> Task:
     """Two epochs of the photos, repeated until there are enough."""
-    root, per_epoch = work / "photos", -(-args.photo_images // PHOTO_BATCH)
-    classes = folders.linked(args.photos / "train", root / "train", per_epoch * PHOTO_BATCH)
-    folders.linked(args.photos / "val", root / "test", PHOTO_BATCH)
-    common = {"model": "resnet18", "size": 224, "augment": "resized_crop", "batch": PHOTO_BATCH, "classes": classes}
+    root, per_epoch = work / f"photos-{batch}", -(-images // batch)
+    classes = folders.linked(args.photos / "train", root / "train", per_epoch * batch)
+    folders.linked(args.photos / "val", root / "test", batch)
+    common = {"model": "resnet18", "size": 224, "augment": "resized_crop", "batch": batch, "classes": classes}
     return _task(args, root, work, steps=2 * per_epoch, per_epoch=per_epoch, **common)
 
 

@@ -20,7 +20,8 @@ class Task:
         work: folder that the process may write to.
         model: resnet18 (torchvision's, 1,000 classes replaced by the data's) or small_cnn (lrtrain's).
         size: side of the images that the model sees, in px.
-        augment: crop (RandomCrop with 4 px padding) or resized_crop (RandomResizedCrop); both are followed by a flip.
+        augment: crop (RandomCrop with 4 px padding), resized_crop (RandomResizedCrop) or resized_crop_of_256 (the
+            same of images resized before); a flip follows.
         steps: optimizer steps in all; an epoch has `per_epoch`.
         variant: what the part does differently, where it has several ways.
     """
@@ -41,6 +42,7 @@ class Task:
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    device: str = "cpu"
 
     @property
     def train_folder(self) -> str:
@@ -60,23 +62,27 @@ def read_task(path: str) -> Task:
 class Clock:
     """Notes when the first batch was asked for and when each optimizer step ended.
 
-    Losses are kept as they come and looked at afterwards, so that a step waits for nothing.
+    Losses are kept as they come and looked at afterwards, so that a step waits for nothing. On a GPU a step ends when
+    its kernels do, which events on the GPU tell.
     """
 
-    def __init__(self, steps: int):
-        self._wanted = steps
+    def __init__(self, steps: int, device: str = "cpu"):
+        self._wanted, self._on_gpu = steps, device == "cuda"
         self.began = 0.0
         self.stamps: list[float] = []
+        self._events: list[Any] = []
         self.images: list[int] = []
         self.losses: list[Any] = []
 
     def begin(self) -> None:
         """The first batch is asked for now."""
         self.began = time.perf_counter()
+        if self._on_gpu:
+            self._mark()
 
     def step(self, images: int, loss: Any = None) -> None:
         """A step on so many images has ended."""
-        self.stamps.append(time.perf_counter())
+        self._mark()
         self.images.append(images)
         if loss is not None:
             self.losses.append(loss.detach())
@@ -84,14 +90,29 @@ class Clock:
     @property
     def done(self) -> bool:
         """Whether all steps were made."""
-        return len(self.stamps) >= self._wanted
+        return len(self.images) >= self._wanted
+
+    def _mark(self) -> None:
+        if not self._on_gpu:
+            self.stamps.append(time.perf_counter())
+            return
+        import torch
+
+        self._events.append(torch.cuda.Event(enable_timing=True))
+        self._events[-1].record()
+
+    def _seconds(self) -> list[float]:
+        if not self._on_gpu:
+            return [stamp - self.began for stamp in self.stamps]
+        self._events[-1].synchronize()
+        return [self._events[0].elapsed_time(event) / 1000 for event in self._events[1:]]
 
     def report(self) -> dict[str, Any]:
         """Times in seconds since `began`, images of each step, and the mean loss of the first and last tenth."""
         losses = [float(loss) for loss in self.losses]
         tenth = max(len(losses) // 10, 1)
         return {
-            "seconds": [stamp - self.began for stamp in self.stamps],
+            "seconds": self._seconds(),
             "images": self.images,
             "loss": [sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth] if len(losses) > 1 else None,
         }

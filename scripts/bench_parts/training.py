@@ -38,6 +38,13 @@ LINEUP = (
     Contestant("fastai", "fastai_learner", "peer", "fastai", {}),
     Contestant("timm", "timm_loop", "peer", "timm", {}),
 )
+# On a GPU, where no peer is measured.
+KERNELS = "lrtrain fit, cuda_graph: false"
+GPU_LINEUP = (
+    LINEUP[2],
+    LINEUP[4],
+    Contestant(KERNELS, "lrtrain_fit", "lrtrain", "lrtrain", {**AUTO, "cuda_graph": False}),
+)
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,13 @@ def train_all(
     key: str, base: Task, windows: Sequence[Window], repeats: int, tell: Callable[[str], object]
 ) -> list[Row]:
     """Measure every contestant that is installed; a row each for every window."""
-    present = {who.name: who for who in LINEUP if importlib.util.find_spec(who.package)}
+    lineup = LINEUP if base.device == "cpu" else GPU_LINEUP
+    present = {who.name: who for who in lineup if importlib.util.find_spec(who.package)}
     tasks = {name: replace(base, part=f"contestants.{who.part}", variant=who.variant) for name, who in present.items()}
     found = in_turns(tasks, repeats, run_task, lambda text: tell(f"({key}) {text}"))
     rows: list[Row] = []
     for window in windows:
-        rows += _with_ratios([_row(window, who, found.get(who.name)) for who in LINEUP])
+        rows += _with_ratios([_row(window, who, found.get(who.name)) for who in lineup], lineup)
     return rows
 
 
@@ -76,9 +84,9 @@ def _row(window: Window, who: Contestant, found: list[Found] | None) -> Row:
     return row_of(window.title, who.name, "images/s", found, rates)
 
 
-def _with_ratios(rows: list[Row]) -> list[Row]:
+def _with_ratios(rows: list[Row], lineup: Sequence[Contestant] = LINEUP) -> list[Row]:
     """Each over the fastest bare loop in its own precision, and over the fastest peer."""
-    pairs = list(zip(LINEUP, rows, strict=True))
+    pairs = list(zip(lineup, rows, strict=True))
     peer = fastest([row for who, row in pairs if who.role == "peer"])
     for who, row in pairs:
         precision = who.variant.get("precision", "fp32")
@@ -98,6 +106,10 @@ def checks(key: str, rows: Sequence[Row], windows: Sequence[Window]) -> list[Che
         row = next((row for row in rows if row.section == title and row.name == name), None)
         return row.ratios.get(other) if row else None
 
+    if key in ("gpu-small", "gpu-large"):
+        return [
+            Check(f"({key}) lrtrain auto, of the fastest bare loop in that precision", found(0, LRTRAIN, "bare"), 0.95)
+        ]
     if key == "a":
         return [
             Check("(a) lrtrain auto, of the fastest bare loop in that precision", found(0, LRTRAIN, "bare"), 0.95),

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lrtrain.data.moved import moved
+
 
 @dataclass(frozen=True)
 class Normalize:
@@ -34,10 +36,6 @@ class Normalize:
         std = torch.tensor(self.std, dtype=torch.float64)
         scale = 1 / std / (255 if images.dtype == torch.uint8 else 1)
         shift = -torch.tensor(self.mean, dtype=torch.float64) / std
-        shape = (1, -1, 1, 1)
+        a, b = moved(torch.stack([scale, shift]).float(), images.device)[:, None, :, None, None]
         # Two roundings, not one fused: whether a kernel fuses depends on a pixel's place in the batch.
-        return (
-            images.to(torch.float32)
-            .mul_(scale.float().view(shape).to(images.device))
-            .add_(shift.float().view(shape).to(images.device))
-        )
+        return images.to(torch.float32).mul_(a).add_(b)

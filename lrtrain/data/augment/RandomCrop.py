@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as F
 
+from lrtrain.data.moved import moved
+
 
 @dataclass(frozen=True)
 class RandomCrop:
@@ -50,6 +52,6 @@ class RandomCrop:
         """Crop a batch."""
         if self.padding is not None:
             images = F.pad_image(images, list(self.padding), self.fill, self.padding_mode)
-        corners = torch.from_numpy(self.corners(uniform, *images.shape[-2:])).to(images.device)
+        corners = moved(torch.from_numpy(self.corners(uniform, *images.shape[-2:])), images.device)
         windows = images.unfold(2, self.size[0], 1).unfold(3, self.size[1], 1)
         return windows[torch.arange(len(images), device=images.device), :, corners[:, 0], corners[:, 1]]

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from lrtrain.data.augment.rectangles import TRIES, drawn_sides, first_fitting
+from lrtrain.data.moved import moved
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class RandomErasing:
         channels, height, width = images.shape[1:]
         if len(self.value) not in (1, channels):
             raise ValueError(f"{len(self.value)} values for images of {channels} channels")
-        value = torch.tensor(self.value).to(images.dtype)[:, None, None].to(images.device)
+        value = moved(torch.tensor(self.value).to(images.dtype), images.device)[:, None, None]
         images = images.clone()
         # One after another: a mask over all pixels takes two to ten times as long.
         for image, (top, left, h, w) in zip(images, self.rectangles(uniform, height, width).tolist(), strict=True):

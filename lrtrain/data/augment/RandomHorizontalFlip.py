@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lrtrain.data.moved import moved
+
 
 @dataclass(frozen=True)
 class RandomHorizontalFlip:
@@ -24,5 +26,5 @@ class RandomHorizontalFlip:
 
     def __call__(self, images: torch.Tensor, uniform: NDArray[np.float64]) -> torch.Tensor:
         """Flip a batch."""
-        mirrored = torch.from_numpy(uniform < self.p).to(images.device)
+        mirrored = moved(torch.from_numpy(uniform < self.p), images.device)
         return torch.where(mirrored[:, :, None, None], images.flip(-1), images)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as F
 from torchvision.transforms.v2.functional._color import _hsv_to_rgb, _rgb_to_hsv
 
+from lrtrain.data.moved import moved
+
 Factors = NDArray[np.float64]
 Adjust = Callable[[torch.Tensor, Factors], torch.Tensor]
 
@@ -24,7 +26,7 @@ def adjust_rows(images: torch.Tensor, rows: NDArray[np.int64], adjust: Adjust, f
     """Adjust the samples `rows` of a batch in place, each by its own of `factors`; all have shape (len(rows),)."""
     size = max(1, _CHUNK // images[0].numel()) if images.device.type == "cpu" else len(rows)
     for start in range(0, len(rows), size):
-        chosen = torch.from_numpy(rows[start : start + size]).to(images.device)
+        chosen = moved(torch.from_numpy(rows[start : start + size]), images.device)
         images[chosen] = adjust(images[chosen], factors[start : start + size])
 
 
@@ -107,7 +109,7 @@ def _wide(images: torch.Tensor) -> torch.dtype:
 
 
 def _column(factors: Factors, images: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(factors.astype(np.float32)).view(-1, 1, 1, 1).to(images.device)
+    return moved(torch.from_numpy(factors.astype(np.float32)), images.device).view(-1, 1, 1, 1)
 
 
 def _float(images: torch.Tensor) -> torch.Tensor:

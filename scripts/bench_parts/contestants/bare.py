@@ -20,14 +20,17 @@ def train(task: Task, clock: Clock) -> None:
     from lrtrain.engine.memory import keep_freed_memory
     from lrtrain.engine.precision import choose_precision
 
-    device = torch.device("cpu")
+    device = torch.device(task.device)
+    on_gpu = device.type == "cuda"
     precision = choose_precision(task.variant["precision"], device)
     layout = torch.channels_last if task.variant["channels_last"] else torch.contiguous_format
-    if task.variant["channels_last"]:
+    if task.variant["channels_last"] and not on_gpu:
         keep_freed_memory()
-    ready = [(x.contiguous(memory_format=layout), y) for x, y in itertools.islice(loader(task), READY)]
-    # Of the model nothing is channels-last: oneDNN orders weights its own way, and fused SGD wants contiguous ones.
-    model = network(task).train()
+    torch.backends.cudnn.benchmark = on_gpu
+    ready = [(x.to(device, memory_format=layout), y.to(device)) for x, y in itertools.islice(loader(task), READY)]
+    # On the CPU nothing of the model is channels-last: oneDNN orders weights its own way, and fused SGD wants
+    # contiguous ones.
+    model = network(task).train().to(device, memory_format=layout if on_gpu else torch.contiguous_format)
     optimizer = sgd(task, model.parameters(), fused=True)
     clock.begin()
     for images, labels in itertools.cycle(ready):

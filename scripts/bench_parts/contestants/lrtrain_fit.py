@@ -51,12 +51,13 @@ def train(task: Task, clock: Clock) -> None:
 
 def config_of(task: Task) -> dict[str, Any]:
     """The task as a config. No peer evaluates, so it does so after the last step only, which no clock sees."""
-    crop = {"crop": {"name": "RandomCrop", "padding": 4}, "resized_crop": {"name": "RandomResizedCrop"}}[task.augment]
+    crop = {"name": "RandomCrop", "padding": 4} if task.augment == "crop" else {"name": "RandomResizedCrop"}
+    before = [{"name": "Resize", "size": [256, 256]}] if task.augment == "resized_crop_of_256" else []
     normalize = [
         {"name": "ToDtype", "dtype": "float32", "scale": True},
         {"name": "Normalize", "mean": list(MEAN), "std": list(STD)},
     ]
-    resize = [{"name": "Resize", "size": [task.size, task.size]}] if task.augment == "resized_crop" else []
+    resize = [{"name": "Resize", "size": [task.size, task.size]}] if task.augment != "crop" else []
     return {
         "seed": 1,
         "steps": task.steps,
@@ -66,7 +67,7 @@ def config_of(task: Task) -> dict[str, Any]:
             "name": "imagefolder",
             "root": task.root,
             "transforms": {
-                "train": [{**crop, "size": task.size}, "RandomHorizontalFlip", *normalize],
+                "train": [*before, {**crop, "size": task.size}, "RandomHorizontalFlip", *normalize],
                 "val": [*resize, *normalize],
             },
         },
@@ -77,7 +78,7 @@ def config_of(task: Task) -> dict[str, Any]:
             "nesterov": True,
             "weight_decay": task.weight_decay,
         },
-        "device": "cpu",
+        "device": task.device,
         "workers": task.workers,
         "eval_every": f"{task.steps}step",
         **task.variant,

@@ -42,8 +42,9 @@ def pil_transforms(task: Task) -> Any:
         if task.augment == "crop"
         else transforms.RandomResizedCrop(task.size)
     )
+    before = [transforms.Resize((256, 256))] if task.augment == "resized_crop_of_256" else []
     return transforms.Compose(
-        [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+        [*before, crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     )
 
 

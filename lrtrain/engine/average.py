@@ -1,0 +1,27 @@
+"""The exponential moving average of the weights, torch's own, without the wait that its counter costs on a GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+@torch.no_grad()
+def update(average: AveragedModel, model: nn.Module) -> None:
+    """What `average.update_parameters(model)` does, which copies the counter to the GPU and waits for it."""
+    if average.multi_avg_fn is None or not int(average.n_averaged):
+        average.update_parameters(model)
+        return
+    by_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for own, new in zip(_tensors(average.module), _tensors(model), strict=True):
+        averaged, current = by_type.setdefault(own.dtype, ([], []))
+        averaged.append(own.detach())
+        current.append(new.detach())
+    for averaged, current in by_type.values():
+        average.multi_avg_fn(averaged, current, average.n_averaged)
+    average.n_averaged += 1
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
