@@ -126,7 +126,8 @@ def command(name: str) -> Callable[[Callable[P, int | None]], Callable[P, None]]
                 if kwargs.get("debug"):
                     raise
                 fault = _fault_of_the_machine(error)
-                code = 5 if fault else 1
+                typed = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+                code = 2 if typed else 5 if fault else 1
                 _report([fault or _crash(error)], code)
             raise SystemExit(code)
 
@@ -291,7 +292,7 @@ def range_test(
     json: Json = None,
     start: Annotated[float, typer.Option("--start", help="First LR.")] = 1e-7,
     end: Annotated[float, typer.Option("--end", help="Last LR.")] = 10.0,
-    steps: Annotated[int, typer.Option("--steps", min=20, help="Optimizer steps in the sweep.")] = 100,
+    steps: Annotated[int, typer.Option("--steps", min=20, max=1_000_000, help="Optimizer steps in the sweep.")] = 100,
     mode: Annotated[Sweep, typer.Option("--mode", help="How the LR rises.")] = Sweep.exp,
     trust: Trust = False,
     debug: Debug = False,

@@ -21,7 +21,7 @@ from lrtrain.data.survey import KINDS, Finding, Survey, survey
 from lrtrain.errors import ConfigError, LrtrainError, Problem, printable
 from lrtrain.models.build import build_model
 from lrtrain.sinks.console import Screen, counted
-from lrtrain.sinks.run_dir import write_atomically
+from lrtrain.sinks.run_dir import refuse_unwritable, write_atomically
 
 FOLDER_WORKERS = 2
 EXAMPLES = 5  # images of each kind that are named
@@ -55,6 +55,8 @@ class Checked:
 def run(target: RunConfig | Path, json: Path | None, skip_list: Path | None, *, strict: bool) -> int:
     """Look at every image of a config's dataset, or of a folder, and say all that was found; the exit code."""
     _refuse_taken(skip_list)
+    refuse_unwritable(json, "--json")
+    refuse_unwritable(skip_list, "--write-skip-list")
     screen = Screen()
     if isinstance(target, Path):
         checked = _checked(unsplit(target), None)
@@ -235,7 +237,11 @@ def _plain(checked: Checked, code: int) -> dict[str, Any]:
         },
         "problems": [
             {"what": problem.what, "where": problem.where, "hint": problem.hint}
-            for problem in (*checked.problems, *checked.config_problems)
+            for problem in (
+                *checked.problems,
+                *checked.config_problems,
+                *(Problem(_words(f), None, KINDS[f.kind][2]) for f in checked.survey.findings if f.level == "problem"),
+            )
         ],
         "warnings": list(checked.warnings),
         "notes": list(checked.notes),

@@ -21,13 +21,14 @@ from lrtrain.engine.events import Metrics
 from lrtrain.engine.state import load_module
 from lrtrain.errors import CheckpointError, DataError, printable
 from lrtrain.sinks.console import Screen
-from lrtrain.sinks.run_dir import RunDir, write_atomically
+from lrtrain.sinks.run_dir import RunDir, refuse_unwritable, write_atomically
 
 MOST_CLASSES = 50
 
 
 def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None) -> None:
     """Evaluate one split with one checkpoint; print, and write JSON where asked."""
+    refuse_unwritable(json, "--json")
     job = build(config, load_weights=False)
     checkpoint = _checkpoint(RunDir(path), which)
     if checkpoint.manifest.get("classes") != list(job.source.classes):

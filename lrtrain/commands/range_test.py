@@ -22,7 +22,7 @@ from lrtrain.range_test.figure import draw_range_test, save_range_test
 from lrtrain.range_test.suggest import Suggestions, smooth, suggest
 from lrtrain.range_test.sweep import Sweep, sweep
 from lrtrain.sinks.console import Screen, number
-from lrtrain.sinks.run_dir import write_atomically
+from lrtrain.sinks.run_dir import refuse_unwritable, write_atomically
 
 # fastai's default. Where the curve gives no confident answer, none is chosen.
 CHOSEN = "valley"
@@ -36,6 +36,7 @@ WORDS = {
 
 def run(start: Start, lrs: NDArray[np.float64], mode: str, out: Path | None, json: Path | None) -> None:
     """Run the test; write range-test.png and range-test.json."""
+    refuse_unwritable(json, "--json")
     config, steps = start.config, len(lrs)
     folder = out or Path("runs") / f"{start.name}-range-test"
     job = build(config)

@@ -57,7 +57,7 @@ def roll_back(
             metrics.note({**row, "lr": lr} if said is rollback else row)
         screen.print(f"{error.problems[0].what}", "yellow")
         screen.print(
-            f"went back to step {rollback.to:,}; every LR is halved from there ({lr_words(lr)} at first); {report}",
+            f"went back to {checkpoint.path.name}; every LR is halved from there ({lr_words(lr)} at first); {report}",
             "yellow",
         )
     return job

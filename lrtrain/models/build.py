@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from lrtrain import lookup
@@ -141,6 +144,8 @@ _CALLED = (
 
 def _construct(builder: Callable[..., Any], model: schema.Model, where: Where, /, **kwargs: Any) -> nn.Module:
     """Call what a name stands for; whatever it raises is about the arguments that the config gave it."""
+    if model.args and _source(model.name) is not _timm and not lookup.is_path(model.name):
+        _refuse_huge(builder, model, where, kwargs)
     try:
         module = builder(**kwargs, **model.args)
     except LrtrainError:
@@ -155,6 +160,25 @@ def _construct(builder: Callable[..., Any], model: schema.Model, where: Where, /
             f"{model.name} must return a torch.nn.Module, not {type(module).__name__}", where("model", "name"), _CALLED
         )
     return module
+
+
+def _refuse_huge(builder: Callable[..., Any], model: schema.Model, where: Where, kwargs: Mapping[str, Any]) -> None:
+    """Refuse what would not fit into memory before it is filled with random numbers for a minute."""
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            shapes = builder(**kwargs, **model.args)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in (*shapes.parameters(), *shapes.buffers()))
+    except Exception:  # the real call will tell, and code that computes with its weights cannot without them
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        given = ", ".join(f"{name}={quoted(value)}" for name, value in model.args.items())
+        raise EnvironmentFault(
+            f"out of memory: {model.name} with {given} has weights of {size / 2**30:,.0f} GiB, and this machine has "
+            f"{memory / 2**30:,.0f} GiB",
+            where("model"),
+            "take a smaller model",
+        )
 
 
 def _finish(module: nn.Module, **known: Any) -> BuiltModel:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
 import shutil
 import stat
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,11 +97,18 @@ def refuse_other_files(run: RunDir) -> None:
 
 
 def check_free(out: Path | None, resume_hint: str) -> None:
-    """Refuse, before anything heavy, an --out that holds something."""
+    """Refuse, before anything heavy, an --out that holds something or cannot be made."""
     if out is not None and out == Path():
         raise ConfigError("--out needs the name of a folder for the run", hint="such as --out runs/first")
+    if out is None:
+        return
     try:
-        taken = out is not None and out.exists() and (not out.is_dir() or any(out.iterdir()))
+        taken = out.exists() and out.is_dir() and any(out.iterdir())
+        there = next((path for path in (out, *out.parents) if path.exists()), Path())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         hint = "name another folder with --out"
         raise EnvironmentFault(f"--out cannot be used: {error.strerror}", str(out)[:200], hint) from None
@@ -162,6 +171,24 @@ def latest(name: str) -> RunDir | None:
         if (match := re.fullmatch(re.escape(name) + r"(?:-(\d+))?", path.name))
     }
     return RunDir(found[max(found)]) if found else None
+
+
+def refuse_unwritable(path: Path | None, option: str) -> None:
+    """Refuse a file that a person named with `option` and that cannot be written, before work is done for it.
+
+    Raises:
+        EnvironmentFault: says why not.
+    """
+    if path is None:
+        return
+    try:
+        if not path.name or (path.exists() and not path.is_file()):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        hint = f"name a file in a folder that is there, with {option}"
+        raise EnvironmentFault(f"cannot write: {error.strerror}", str(path), hint) from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -26,7 +26,8 @@ def drawn_sides(
     """
     shares, shapes = uniform[:, :TRIES], uniform[:, TRIES:]
     covered = area * (scale[0] + shares * (scale[1] - scale[0]))
-    least, greatest = np.log(np.asarray(ratio, dtype=np.float64))
+    with np.errstate(divide="ignore", invalid="ignore"):  # what comes of it fits nowhere
+        least, greatest = np.log(np.asarray(ratio, dtype=np.float64))
     r = np.exp(least + shapes * (greatest - least))
     return np.rint(np.sqrt(covered * r)).astype(np.int64), np.rint(np.sqrt(covered / r)).astype(np.int64)
 
