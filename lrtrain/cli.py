@@ -464,4 +464,6 @@ def _usage_problem(error: Any) -> Problem:
     """What typer says of a command line, in the shape of every other error."""
     command = "lrtrain" if error.ctx is None or error.ctx.parent is None else f"lrtrain {error.ctx.info_name}"
     typed = shlex.join(["lrtrain", *sys.argv[1:]])
-    return Problem(error.format_message(), typed[:200], f"`{command} -h` shows what it takes")
+    return Problem(
+        error.format_message().replace("Value error, ", ""), typed[:200], f"`{command} -h` shows what it takes"
+    )

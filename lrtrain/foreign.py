@@ -56,15 +56,15 @@ def opened(path: Path, *, links: bool = False) -> IO[bytes]:
     return file
 
 
-def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most `most` bytes.
+def read_bytes(path: Path, most: int, *, links: bool = False) -> bytes:
+    """The content of a regular file of at most `most` bytes; `links` as in `opened`.
 
     Raises:
         OSError: it is something else, longer, or cannot be read.
     """
-    with opened(path) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
+    with opened(path, links=links) as file:
+        data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
+    if data is None or len(data) > most:
         raise OSError(errno.EFBIG, f"it is longer than {most:,} bytes", str(path))
     return data
 
@@ -98,7 +98,7 @@ def _finite(text: str) -> float:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f"{twice!a:.80} is given twice")
     return found

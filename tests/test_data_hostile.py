@@ -21,6 +21,7 @@ from lrtrain.data.files import IMAGE_SUFFIXES
 from lrtrain.data.fingerprint import fingerprint
 from lrtrain.data.inspect import _PROMISED
 from lrtrain.data.order import smallest_part, steps_per_epoch
+from lrtrain.data.skip_list import written
 from lrtrain.errors import ConfigError, DataError
 from lrtrain.models.build import build_model
 from tests.folders import image, opened, refused, tree, where
@@ -158,12 +159,35 @@ def test_names_that_look_the_same_are_twins(names):
     assert len(twins(names, "x")) == 1
 
 
-@pytest.mark.parametrize(("labels", "words"), [("aA", "'A' and 'a'"), ("aa", "only one class")])
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ("aA", "'A' and 'a'"),
+        ("aa", "only one class"),
+        (["1", "01", "2"], "labels '01' and '1' in"),
+        (["9" * 5000, "8" * 5000], "at most 1,000 characters"),
+    ],
+)
 def test_labels_of_a_manifest_are_held_to_the_same(tmp_path, labels, words):
     tree(tmp_path, {"i": 4})
-    rows = [f"i/{i}.png,{label},train" for i, label in enumerate(labels)] + ["i/3.png,a,val"]
+    rows = [f"i/{i}.png,{label},train" for i, label in enumerate(labels)] + [f"i/3.png,{labels[0]},val"]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
     assert words in refused(DataError, name="csv", manifest=str(tmp_path / "list.csv"))
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("path,label,label\ni/0.png,a,b\n", "has two columns label"),
+        ("path,label\ni/0.png,a\n./i//0.png,b\n", "'./i//0.png' is listed twice, first on line 2"),
+        ("path,label\n" + "x" * 5000 + ",a\n", "no such file"),
+        ("path,label\n" + "x" * 2_000_000, "a line has more than 1,000,000 characters"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(tmp_path, table, words):
+    tree(tmp_path, {"i": 4})
+    (tmp_path / "list.csv").write_text(table)
+    assert words in refused(DataError, name="csv", manifest=str(tmp_path / "list.csv"), val_fraction=0.5)
 
 
 def test_a_dataset_of_ones_own_needs_two_classes_too(tmp_path, monkeypatch):
@@ -212,6 +236,37 @@ def long_text(path):
     noise().save(path, "PNG", pnginfo=info)
 
 
+def tiled(path, side):
+    """A TIFF of 8 x 8 pixels in one tile of `side` x `side`."""
+    tile = zlib.compress(bytes(64))
+    entries = [
+        (256, 8),
+        (257, 8),
+        (258, 8),
+        (259, 8),
+        (262, 1),
+        (277, 1),
+        (322, side),
+        (323, side),
+        (324, 138),
+        (325, len(tile)),
+    ]
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(entries)) + fields + bytes(4 + 4) + tile)
+
+
+def sparse(path, start, size):
+    path.write_bytes(start)
+    os.truncate(path, size)
+
+
+def test_an_image_of_one_wide_row_is_read(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (1, 2_500_000), dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    made = decode(tmp_path / "a.png", 3).numpy()
+    assert (made == np.rint(pixels / 257)).all()
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -228,6 +283,12 @@ def long_text(path):
             "178,956,970",
         ),
         (lambda path: path.write_bytes(png(12_000, 12_000)), "it has 12,000 x 12,000 pixels, which take"),
+        (lambda path: path.write_bytes(png(97_000_000, 1)), "it has 97,000,000 x 1 pixels, which take"),
+        (lambda path: tiled(path, 20_000), "it has 8 x 8 pixels, which take"),
+        (lambda path: sparse(path, b"RIFF\0\0\0\x70WEBPVP8 ", 1_500_000_000), "it has 1,500,000,000 bytes; at most"),
+        (lambda path: sparse(path, b"\xff\xd8\xff\xe0", 150_000_000), "no image"),
+        (lambda path: path.write_bytes(b"\xff\xd8" + b"\xff\xfe\0\2" * 200_000), "no image"),
+        (lambda path: path.write_bytes(b"\xff\xd8" + b"\xff" * 200_000), "no image"),
         (long_text, "Decompressed data too large"),
         (lambda path: noise().save(path, "PNG", icc_profile=bytes(3_000_000)), "Decompressed data too large"),
         (lambda path: Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(path, "TIFF"), "float pixels"),
@@ -325,6 +386,27 @@ def test_odd_names_are_skipped_as_they_are_and_as_they_are_printed(tmp_path):
     os.rename(tmp_path / "data/a/1.png", tmp_path / "data/a/x\ny.png")
     source = opened(**skipping(tmp_path, os.fsdecode(b"a/\xff.png") + "\na/x\\ny.png", val_fraction=0.4))
     assert sum(source.counts()["train"].values()) + len(source.val) == 6
+
+
+def test_a_name_that_two_images_share_when_printed_is_refused(tmp_path):
+    tree(tmp_path / "data", {"a": 4, "b": 4})
+    os.rename(tmp_path / "data/a/0.png", tmp_path / "data/a/x\\ny.png")
+    os.rename(tmp_path / "data/a/1.png", tmp_path / "data/a/x\ny.png")
+    assert "as well as another image's name" in refused(
+        DataError, **skipping(tmp_path, "a/x\\ny.png", val_fraction=0.4)
+    )
+
+
+def test_a_written_list_names_what_looks_like_a_comment(tmp_path):
+    tree(tmp_path / "data", {" #a": 4, "b": 4})
+    source = opened(**skipping(tmp_path, written([(" #a/0.png", "cut")]), val_fraction=0.4))
+    assert sum(source.counts()["train"].values()) + len(source.val) == 7
+
+
+def test_both_spellings_of_a_name_may_be_listed(tmp_path):
+    tree(tmp_path / "data", {"a": 4, "b": 4})
+    source = opened(**skipping(tmp_path, "./a/0.png\n a/0.png", val_fraction=0.4))
+    assert sum(source.counts()["train"].values()) + len(source.val) == 7
 
 
 def test_rows_of_a_manifest_are_skipped_by_their_path(tmp_path):

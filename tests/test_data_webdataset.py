@@ -678,3 +678,36 @@ def test_list_shows_it_with_its_arguments(lrtrain):
     (line,) = [line for line in ended.out.splitlines() if line.startswith("webdataset")]
     assert line.split(None, 1)[1] == "train*, val, test, classes, val_fraction, color, skip_list"
     assert "pip install 'lrtrain[webdataset]'" in ended.out
+
+
+def _header(name, size, kind=b"0"):
+    """A header of ustar whose size may be anything."""
+    field = b"%011o\0" % size if 0 <= size < 8**11 else b"\xff" + (size % 2**88).to_bytes(11, "big")
+    made = name.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + field + b"%011o\0" % 0 + b" " * 8 + kind
+    made = (made + bytes(100) + b"ustar\x0000").ljust(512, b"\0")
+    return made[:148] + b"%06o\0 " % sum(made) + made[156:]
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (_header(b"b.jpg", -512), "a size below 0"),
+        (_header(b"b.jpg", -1024), "a size below 0"),
+        (_header(b"././@LongLink", 1_500_000_000, b"L"), "a header of the shard has 1,500,000,000 bytes"),
+        (_header(b"x", 1_500_000_000, b"x"), "a header of the shard has 1,500,000,000 bytes"),
+    ],
+)
+def test_a_header_that_leads_astray_is_refused(tmp_path, header, words):
+    (tmp_path / "t.tar").write_bytes(_header(b"a.jpg", 0) + header + bytes(4096))
+    assert words in refused(DataError, train=str(tmp_path / "t.tar"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind", "words"),
+    [
+        ("{" * 3000 + "a,b" + "}" * 3000, ConfigError, "cannot expand"),
+        ("x-{0..999999}.tar", DataError, "does not exist"),
+    ],
+)
+def test_patterns_without_end_have_one(pattern, kind, words):
+    assert words in refused(kind, train=pattern)

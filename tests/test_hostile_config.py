@@ -142,6 +142,10 @@ VALUES: list[tuple[str, str, str | None, tuple[str, ...]]] = [
     ("a formula with attributes", "schedule", _formula.replace("__import__(1)", "t.__class__"), ("Attribute",)),
     ("a formula without end", "schedule", _formula.replace("__import__(1)", "1+" * 5000), ("at most 500 characters",)),
     ("a formula nested deep", "schedule", _formula.replace("__import__(1)", "-" * 400 + "1"), ("nested at most 60 deep",)),
+    *(
+        (f"a formula that Python warns of: {text}", "schedule", _formula.replace("__import__(1)", text), ("is not a formula of t",))
+        for text in ("1if t < 3 else 2", "0x1for t", "0.1or 1")
+    ),
     ("a formula that is no text", "schedule", "{name: LambdaLR, every: step, lr_lambda: [[1]]}", ("a formula of t is text",)),
     ("a pattern of groups that is none", "optimizer", '{name: SGD, lr: 0.1, groups: [{params: "("}]}', ("groups[0]",)),
     ("a group of two LRs", "optimizer", "{name: SGD, lr: 1, groups: [{params: x, lr: 1, lr_scale: 2}]}", ("contradict",)),

@@ -7,13 +7,17 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lrtrain.checkpoint import format
+from lrtrain.engine.state import restore, snapshot
+from lrtrain.engine.train import train
 from lrtrain.errors import CheckpointError, EnvironmentFault
 from tests.hostile import Typed, assert_clear
+from tests.test_engine import job
 from tests.test_hostile_checkpoint import rewrite, trained, typed
 
 __all__ = ["trained", "typed"]
@@ -183,3 +187,92 @@ def test_an_extension_that_says_something_else_than_its_checkpoint_is_refused(ty
     rewrite(tmp_path / "run" / "checkpoints" / "step-00000006", total_steps=7)
     edit("policy: restart", "policy: hold")(tmp_path / "run")
     assert_clear(typed(*RESUME), 4, "total_steps is 7, and by its config the run has 6")
+
+
+ROW = b'{"event": "train", "step": 9, "epoch": 0.1, "lr": {"default": 0.1}, "loss": 1.0}\n'
+
+
+@pytest.mark.parametrize(
+    ("edited", "words"),
+    [
+        (lambda log: log[:-40], "metrics.jsonl is shorter than the checkpoint says"),
+        (lambda log: ROW + log, "metrics.jsonl is not this run's"),
+        (lambda log: bytes(len(log)), "metrics.jsonl is not this run's"),
+        (
+            lambda log: log.replace(b'"step": 4', b'"step": 7'),
+            "is of step 7, after step 0, and the checkpoint of step 4",
+        ),
+        (lambda log: log.replace(b'"event": "eval"', b'"event": "evil"'), "is no row of it"),
+        (None, "metrics.jsonl is not there"),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--extend", "hold", "--set", "steps=8")], ids=["resume", "extend"])
+def test_a_log_of_something_else_is_refused_and_the_run_left_as_it_is(
+    typed: Typed, tmp_path: Path, edited: Callable[[bytes], bytes] | None, words: str, more: tuple[str, ...]
+) -> None:
+    log = tmp_path / "run" / "metrics.jsonl"
+    if edited is None:
+        log.unlink()
+    else:
+        log.write_bytes(edited(log.read_bytes()))
+    before = {file: file.read_bytes() for file in (tmp_path / "run").glob("*.*") if file.name != "status.json"}
+    assert_clear(typed(*RESUME, *more), 4, words)
+    assert before == {file: file.read_bytes() for file in before}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("ema: 0.9", "mixup: 0.2", "ema is 'absent' in config.yaml"),
+        ("lr: 0.05", "lr: 0.5", "optimizer.lr is 0.5"),
+    ],
+)
+def test_a_run_whose_config_was_edited_is_not_evaluated(
+    typed: Typed, tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    edit(old, new)(tmp_path / "run")
+    assert_clear(typed("evaluate", "run"), 2, words)
+
+
+def test_a_checkpoint_of_a_newer_lrtrain_is_not_passed_over(typed: Typed, tmp_path: Path) -> None:
+    steps = tmp_path / "run" / "checkpoints"
+    shutil.copytree(steps / "step-00000004", steps / "step-00000003")
+    rewrite(steps / "step-00000003", step=3)
+    rewrite(steps / "step-00000004", version=2)
+    assert_clear(typed(*RESUME), 4, "has format 2; this lrtrain reads 1", "take the lrtrain that wrote it")
+    assert sorted(path.name for path in steps.glob("*step*")) == ["step-00000003", "step-00000004"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "key", "value"),
+    [
+        ("Adam", "step", -1.0),
+        ("Adam", "step", 0.5),
+        ("RAdam", "step", 1e30),
+        ("Adafactor", "step", -2.0),
+        ("NAdam", "mu_product", -5.0),
+        ("ASGD", "eta", -1.0),
+        ("AdamW", "exp_avg_sq", -1.0),
+    ],
+)
+def test_an_optimizers_numbers_that_no_training_arrives_at_are_refused(
+    tmp_path: Path, optimizer: str, key: str, value: float
+) -> None:
+    made = job(steps=3, optimizer={"name": optimizer, "lr": 0.001}, checkpoint={"every": "1step"})
+    for _ in train(made.state, made.plan, made.batches, made.recipe):
+        pass
+    parts, manifest = snapshot(made.state)
+    restore(
+        job(steps=3, optimizer={"name": optimizer, "lr": 0.001}).state,
+        made.plan,
+        _saved(tmp_path / "a", parts, manifest),
+    )
+    name = next(name for name in parts["optimizer"] if name.endswith(f"/{key}"))
+    parts["optimizer"][name] = torch.full_like(parts["optimizer"][name], value)
+    other = job(steps=3, optimizer={"name": optimizer, "lr": 0.001})
+    with pytest.raises(CheckpointError, match="which no training of 3 steps arrives at"):
+        restore(other.state, other.plan, _saved(tmp_path / "b", parts, manifest))
+
+
+def _saved(root: Path, parts: dict[str, dict[str, torch.Tensor]], manifest: dict[str, Any]) -> format.Checkpoint:
+    return format.open_checkpoint(format.write(root, 3, parts, manifest))

@@ -123,6 +123,7 @@ WEIGHTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("more taken than there is", _pickled(b"\x80\x02\x86."), "takes more than it holds"),
     ("a mark that is none", _pickled(b"\x80\x02t."), "w.pth"),
     ("what is not in the memo", _pickled(b"\x80\x02h\7."), "w.pth"),
+    ("keys of one hash", _pickled(b"\x80\x02}(\x8a\x09" + (2**61 - 1 << 8).to_bytes(9, "little") + b"Nu."), "more than 64 bits"),
     ("an opcode of newer pickles", _pickled(b"\x80\x04\x8c\2os\x8c\6system\x93."), "opcode STACK_GLOBAL"),
     ("an instance", _pickled(b"\x80\x02(ios\nsystem\n."), "opcode INST"),
     ("no end", _pickled(b"\x80\x02}"), "w.pth"),

@@ -28,13 +28,14 @@ import safetensors
 import safetensors.torch
 import torch
 
-from lrtrain.checkpoint.manifest import COPY, VERSION, Manifest, digest, read_manifest, refuse_unreadable
+from lrtrain.checkpoint.manifest import COPY, VERSION, Manifest, OtherFormat, digest, read_manifest, refuse_unreadable
 from lrtrain.errors import CheckpointError, EnvironmentFault, about
 from lrtrain.foreign import json_object, opened, read_bytes
 from lrtrain.tensor_header import Described, read_header
 
+_LARGE = 2**32  # bytes of a file
 _STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,14})")
-_LEFT = re.compile(rf"\.tmp-(\d{{8,15}}-\d+|{_STEP.pattern}|(last|best)\.json)")
+_LEFT = re.compile(rf"\.tmp-([0-9]{{8,15}}-[0-9]+|{_STEP.pattern}|(last|best)\.json)")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ class Checkpoint:
         size, entry = os.fstat(file.fileno()).st_size, self.files[name]
         if size != entry["bytes"]:
             raise CheckpointError(f"{name} has {size} bytes, the manifest says {entry['bytes']}", hint=COPY)
+        if size > _LARGE:  # it takes minutes to hash, and its header tells at once whether it can be true
+            read_header(file, name)
+            file.seek(0)
         if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:  # type: ignore[arg-type]
             raise CheckpointError(f"{name} is damaged: its SHA-256 is not the manifest's", hint=COPY)
         file.seek(0)
@@ -304,6 +308,8 @@ def newest(root: Path, before: int | None = None) -> tuple[Checkpoint, dict[str,
     for path in reversed(_steps(root, before=before)):
         try:
             return verify(path), damaged
+        except OtherFormat:
+            raise  # an older lrtrain must not undo what a newer one did
         except CheckpointError as error:
             damaged[path.name] = error.problems[0].what
     if damaged:

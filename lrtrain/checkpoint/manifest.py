@@ -40,6 +40,10 @@ class Manifest(dict[str, Any]):
         raise CheckpointError(f"the manifest lacks {key}", str(self._path), COPY)
 
 
+class OtherFormat(CheckpointError):
+    """A newer lrtrain wrote it."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -130,7 +134,9 @@ def read_manifest(path: Path) -> Manifest:
         raise CheckpointError("manifest.json is damaged: its SHA-256 is not its own", str(path), COPY)
     if manifest.get("version") != VERSION:
         what = f"the checkpoint has format {quoted(manifest.get('version'))}; this lrtrain reads {VERSION}"
-        raise CheckpointError(what, str(path), "take the lrtrain that wrote it; its manifest.json names the version")
+        newer = isinstance(manifest.get("version"), int) and manifest["version"] > VERSION
+        hint = "take the lrtrain that wrote it; its manifest.json names the version"
+        raise (OtherFormat if newer else CheckpointError)(what, str(path), hint)
     _refuse_other_fields(manifest, path)
     return Manifest(manifest, path)
 

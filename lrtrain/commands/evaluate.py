@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tqdm import tqdm
 
 from lrtrain.build import Job, build
 from lrtrain.checkpoint import format
+from lrtrain.commands.resume import refuse_edits
+from lrtrain.config.load import load
 from lrtrain.config.schema import RunConfig
 from lrtrain.data.batches import Batch
 from lrtrain.engine.evaluate import evaluate
@@ -31,6 +34,7 @@ def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None
     refuse_unwritable(json, "--json")
     job = build(config, load_weights=False)
     checkpoint = _checkpoint(RunDir(path), which)
+    refuse_edits(checkpoint, load(RunDir(path).config), RunDir(path))
     if checkpoint.manifest.get("classes") != list(job.source.classes):
         raise CheckpointError("the dataset's classes are not those that the run was trained on", str(checkpoint.path))
     load_module(job.state.evaluated, checkpoint, "model" if job.state.ema is None else "ema")
@@ -61,12 +65,13 @@ def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None
                     "step": checkpoint.step,
                     "split": split,
                     "images": metrics.images,
-                    "loss": metrics.loss,
+                    "loss": metrics.loss if math.isfinite(metrics.loss) else None,
                     "acc1": metrics.acc1,
                     "acc5": metrics.acc5,
                     "classes": by_class,
                 },
                 indent=1,
+                allow_nan=False,
             )
             + "\n",
         )

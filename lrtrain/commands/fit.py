@@ -107,9 +107,10 @@ def _already_complete(job: Job, run_dir: RunDir, screen: Screen) -> int:
     early = job.state.step < job.recipe.total_steps
     screen.print(f"already complete: {run_dir} ended at step {job.state.step:,}")
     if not early:
-        key, length = ("steps", job.config.steps) if job.config.steps else ("epochs", job.config.epochs or 0)
+        total, per_epoch = job.recipe.total_steps, job.plan.steps_per_epoch
+        key, length = ("steps", total) if job.config.steps else ("epochs", -(-total // per_epoch))
         longer = f"--set {key}={2 * length} --extend hold"
-        screen.print(f"for longer: lrtrain fit --resume --out {run_dir} {longer}")
+        screen.print(f"for longer: lrtrain fit --resume --out {run_dir} {longer}", whole=True)
     if run_dir.read_status().get("state") != "done":  # killed after the last checkpoint, before it said so
         Status(run_dir, job.state, job.recipe.best).write("done", 0, "stopped early: no improvement" if early else None)
     return 0
@@ -119,7 +120,7 @@ def write_plan(job: Job, run_dir: RunDir, label: str) -> None:
     """Write config.yaml as resolved, and the LR as planned."""
     with suppress(FileNotFoundError):  # of a run that is continued, the first line says where it began
         label = run_dir.config.read_text(encoding="utf-8").split("\n")[0].removeprefix("# ").split(", as lrtrain")[0]
-    origin = f"# {label}, as lrtrain {lrtrain.__version__} resolved it"
+    origin = f"# {printable(label)}, as lrtrain {lrtrain.__version__} resolved it"
     header = f"{origin}: `lrtrain fit` on this file repeats the run.\n"
     write_curve(job, run_dir)
     write_atomically(run_dir.config, header + yaml.dump(job.config.dump()))

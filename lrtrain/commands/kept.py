@@ -29,6 +29,8 @@ def with_kept(error: E, run_dir: RunDir) -> E:
     if last is None:
         return error
     kept = f"{last.name} is kept: `lrtrain fit --resume --out {run_dir}` goes on from it"
+    if isinstance(error, DataError):
+        kept += ", as long as names and sizes of the images are those that the run began with; else begin a new run"
     first, *rest = error.problems
     hint = kept if first.hint is None else f"{first.hint}\n{kept}"
     return type(error)([replace(first, hint=hint), *rest])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from lrtrain import lookup
@@ -115,9 +117,15 @@ def _by_epoch(plan: Plan) -> Table:
     for i in sorted({*range(0, len(starts), every), len(starts) - 1}):
         start, stop = starts[i], min(starts[i] + plan.steps_per_epoch, plan.total_steps)
         tables = [plan.curve.lr] if plan.curve.momentum is None else [plan.curve.lr, plan.curve.momentum]
-        cells = [f"{number(values[start, 0])} -> {number(values[stop - 1, 0])}" for values in tables]
+        cells = [_course(values[start:stop, 0]) for values in tables]
         table.add_row(str(i + 1), f"{start:,}..{stop - 1:,}", *cells)
     return table
+
+
+def _course(values: NDArray[np.float64]) -> str:
+    """First and last value, and between them the highest where that is neither."""
+    first, last, highest = (float(value) for value in (values[0], values[-1], values.max()))
+    return " -> ".join(map(number, (first, highest, last) if highest > max(first, last) else (first, last)))
 
 
 def _by_group(plan: Plan) -> Table:

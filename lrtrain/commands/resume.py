@@ -15,11 +15,13 @@ from lrtrain.config.load import load, resolve
 from lrtrain.config.schema import Extension, RunConfig
 from lrtrain.config.yaml import Document
 from lrtrain.data.fingerprint import differences
+from lrtrain.engine.consistent import refuse_contradictions
 from lrtrain.engine.distributed import told_by_the_leader
-from lrtrain.engine.state import restore
+from lrtrain.engine.state import ROLLBACK_FACTOR, restore
 from lrtrain.errors import CheckpointError, ConfigError, Problem, quoted
 from lrtrain.schedule.plan import Plan, make_plan, run_steps
 from lrtrain.sinks.console import Screen
+from lrtrain.sinks.jsonl import refuse_other_log
 from lrtrain.sinks.plan_view import show_extension
 from lrtrain.sinks.run_dir import RunDir
 from lrtrain.world import World
@@ -97,7 +99,7 @@ def lengthened(config: RunConfig, run_dir: RunDir, found: Checkpoint | None, wis
     kept = {key: getattr(began, key) for key in _LENGTH}
     if found is None:
         return config
-    made = _refuse_edits(found, began, run_dir)
+    made = refuse_edits(found, began, run_dir)
     per_epoch, total = found.manifest["steps_per_epoch"], found.manifest["total_steps"]
     if (planned := run_steps(made, per_epoch)) != total:
         what = f"the manifest's total_steps is {total:,}, and by its config the run has {planned:,} steps"
@@ -130,7 +132,7 @@ def lengthened(config: RunConfig, run_dir: RunDir, found: Checkpoint | None, wis
     return config
 
 
-def _refuse_edits(found: Checkpoint, began: RunConfig, run_dir: RunDir) -> RunConfig:
+def refuse_edits(found: Checkpoint, began: RunConfig, run_dir: RunDir) -> RunConfig:
     """The config that a checkpoint was made with; refused where config.yaml says something else.
 
     Between them may lie an extension that no checkpoint has been saved in yet.
@@ -188,6 +190,9 @@ def continued(
     exact = _compared(found, job, known, allowed=wishes.allow_inexact)
     job = replace(job, exact=exact)
     restore(job.state, job.plan, found)
+    factor = ROLLBACK_FACTOR if job.config.on_nonfinite == "rollback" else None
+    refuse_contradictions(job.state, job.recipe, job.config.batch_size, factor, found)
+    refuse_other_log(run_dir.metrics, found.manifest["log_bytes"]["metrics.jsonl"], found.step)
     if wishes.extend is not None and _stopped_early(job):
         rule = job.recipe.early_stop
         raise ConfigError(

@@ -11,13 +11,11 @@ from lrtrain.build import Job
 from lrtrain.checkpoint import format
 from lrtrain.checkpoint.manifest import MAX_ROLLBACKS
 from lrtrain.engine.finite import Gate, NotFinite
-from lrtrain.engine.state import Rollback, restore
+from lrtrain.engine.state import ROLLBACK_FACTOR, Rollback, restore
 from lrtrain.errors import CheckpointError, Problem
 from lrtrain.sinks.console import Screen, lr_words
 from lrtrain.sinks.jsonl import Metrics
 from lrtrain.sinks.run_dir import RunDir, write_atomically
-
-FACTOR = 0.5
 
 
 def roll_back(
@@ -43,9 +41,9 @@ def roll_back(
     job.state.optimizer.state.clear()  # what came after the checkpoint would pass for what it lacks
     restore(job.state, job.plan, checkpoint)
     job.state.gate = Gate(job.state.optimizer, job.device)
-    rollback = Rollback(error.trouble.step, checkpoint.step, FACTOR)
+    rollback = Rollback(error.trouble.step, checkpoint.step, ROLLBACK_FACTOR)
     job.state.rollbacks = [*earlier, rollback]
-    job = replace(job, plan=job.plan.lowered(rollback.to, FACTOR))
+    job = replace(job, plan=job.plan.lowered(rollback.to, ROLLBACK_FACTOR))
     if screen is not None and metrics is not None:
         format.drop_after(run_dir.checkpoints, rollback.to, job.state.best.step)
         metrics.cut(checkpoint.manifest["log_bytes"]["metrics.jsonl"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -83,8 +84,9 @@ class Expression:
         if source.startswith("lambda"):
             raise ValueError(f"write only what stands after the lambda's colon, with {variable} as variable")
         try:
-            body = ast.parse(source, mode="eval").body
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            with warnings.catch_warnings(action="error"):  # of `1if`, which Python may read otherwise than a person
+                body = ast.parse(source, mode="eval").body
+        except (SyntaxError, SyntaxWarning, ValueError, RecursionError, MemoryError):
             what = f"{quoted(source)} is not a formula of {variable} such as 0.95 ** {variable}"
             raise ValueError(what) from None
         return cls(source, variable, _function(body, variable, 0))

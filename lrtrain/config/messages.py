@@ -183,7 +183,7 @@ def unknown_key(loc: Loc, document: Document) -> Problem:
     """A key that nothing takes: what was probably meant, and where it belongs."""
     *parents, key = loc
     section = _section(tuple(parents))
-    known = [field.alias or name for name, field in section.model_fields.items()]
+    known = [field.alias or name for name, field in section.model_fields.items() if name != "extended"]
     guess = lookup.closest(str(key), known)
     if not parents and (guess is None or key in ELSEWHERE):
         home = belongs(str(key))
@@ -191,8 +191,8 @@ def unknown_key(loc: Loc, document: Document) -> Problem:
             return Problem(
                 f"{quoted(key)} is not a key of the config's top level", document.where(*loc), f"write it as {home}"
             )
-    hint = f"did you mean {guess!r}? " if guess else ""
-    return Problem(f"there is no key {dotted(loc)!r}", document.where(*loc), f"{hint}known here: {', '.join(known)}")
+    hint = f"did you mean {guess!r}?" if guess else f"known here: {', '.join(known)}"
+    return Problem(f"there is no key {dotted(loc)!r}", document.where(*loc), hint)
 
 
 def belongs(key: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Callable
@@ -22,12 +23,16 @@ from lrtrain.errors import DataError
 # Adobe's colour space), and the beginnings of 8-bit Huffman-coded frames: baseline, extended, progressive.
 _APP1, _APP2, _APP14 = 0xE1, 0xE2, 0xEE
 _FRAMES = (0xC0, 0xC1, 0xC2)
+_SCAN = 0xDA
 EMPTY = "it is empty (0 bytes)"
 # JPEG's plugin reads MPO too. Others that Pillow has may start programs (EPS), or have never been seen in a dataset.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
 MAX_BYTES = 490_000_000
+MOST_FILE_BYTES = 200_000_000  # of an image file: 61 million pixels of colour, uncompressed
 _STRIP = 1_000_000  # pixels that are converted at a time
+_JUNK = 2**16  # bytes between the segments of a JPEG, in all, and the number of these
 _DECODER = {"WEBP": 12, "JPEG2000": 16}  # bytes a pixel that the decoder keeps besides what Pillow does
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 _AS_IT_IS = 0  # torchvision.io.ImageReadMode.UNCHANGED
 
 
@@ -59,6 +64,7 @@ def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
     """
     try:
         with open(path, "rb") as file:
+            refuse_long(os.fstat(file.fileno()).st_size)
             return decoded(file, channels)
     except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, struct.error ...
         raise DataError(
@@ -87,6 +93,16 @@ def decode_bytes(content: bytes, name: str, channels: int) -> torch.Tensor:
         raise DataError(f"cannot read the image {name}: {why}", hint="replace or remove it") from error
 
 
+def refuse_long(size: int) -> None:
+    """Refuse an image file before it is read into memory.
+
+    Raises:
+        TooLarge: it has more than `MOST_FILE_BYTES`.
+    """
+    if size > MOST_FILE_BYTES:
+        raise TooLarge(f"it has {size:,} bytes; at most {MOST_FILE_BYTES:,} are read")
+
+
 def decoded(file: IO[bytes], channels: int) -> torch.Tensor:
     """The pixels of an opened file by the rule of `decode`; where that cannot be, an exception of any type."""
     pixels = _plain_jpeg(file, channels)
@@ -111,7 +127,10 @@ def _refuse_large(image: Image.Image, channels: int) -> None:
     progressive = 2 * len(image.getbands()) if image.info.get("progressive") else 0
     # Turning it makes a second image, and what a TIFF holds in one strip is there beside it.
     each = own + max(own, channels) + _DECODER.get(image.format or "", 0) + progressive
-    needed = image.width * image.height * each
+    # Decoders keep a row or two besides, which matters where it is the whole image.
+    needed = image.width * (image.height * each + 3 * own)
+    tags = getattr(image, "tag_v2", None) or {}
+    needed += 8 * int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))  # a TIFF's tile is there as a whole
     if needed > MAX_BYTES:
         raise TooLarge(
             f"it has {image.width:,} x {image.height:,} pixels, which take {needed / 1e6:,.0f} MB to decode; "
@@ -127,7 +146,10 @@ def _plain_jpeg(file: IO[bytes], channels: int) -> torch.Tensor | None:
     """
     if file.read(3) != b"\xff\xd8\xff":
         return None
-    data = bytearray(b"\xff\xd8\xff" + file.read())
+    data = bytearray(file.seek(0, os.SEEK_END))
+    file.seek(0)
+    file.readinto(data)  # type: ignore[attr-defined]
+    refuse_junk(data)
     decoder = _jpeg_decoder()
     if decoder is None or _components(data, channels) not in (1, channels):
         return None
@@ -136,6 +158,29 @@ def _plain_jpeg(file: IO[bytes], channels: int) -> torch.Tensor | None:
     except RuntimeError:
         return None
     return pixels.expand(channels, -1, -1).clone(memory_format=torch.contiguous_format)
+
+
+def refuse_junk(data: bytes | bytearray) -> None:
+    """Refuse what begins as a JPEG and would be looked through byte by byte before Pillow says that it is no image.
+
+    Raises:
+        ValueError: among its first segments are more than 65,536 bytes, or there are more than 65,536 of them.
+    """
+    if not data.startswith(b"\xff\xd8\xff"):
+        return
+    at, passed_over = 2, 0
+    while at + 3 < len(data):
+        if data[at] != 0xFF or data[at + 1] in (0x00, 0xFF):
+            found = data.find(b"\xff", at + 1)
+            passed_over += (found if found > 0 else len(data)) - at
+            at = found if found > 0 else len(data)
+        elif data[at + 1] == _SCAN:
+            return
+        else:
+            passed_over += 1
+            at += 2 + (data[at + 2] << 8 | data[at + 3])
+        if passed_over > _JUNK:
+            raise ValueError(f"it has more than {_JUNK:,} bytes or segments that are no image")
 
 
 def _components(data: bytearray, channels: int) -> int:
@@ -179,12 +224,14 @@ def from_pil(image: Image.Image, channels: int) -> torch.Tensor:
     _turn_upright(image)
     width, height = image.size
     made = np.empty((channels, height, width), dtype=np.uint8)
-    rows = max(1, _STRIP // max(1, width))
-    for top in range(0, height, rows):
-        whole = rows >= height
-        strip = image if whole else image.crop((0, top, width, min(height, top + rows)))
-        pixels = _gray_or_rgb(strip, channels)
-        made[:, top : top + rows] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
+    columns = max(1, min(width, _STRIP))
+    rows = _STRIP // columns
+    whole = rows >= height and columns >= width
+    for top, left in itertools.product(range(0, height, rows), range(0, width, columns)):
+        box = (left, top, min(width, left + columns), min(height, top + rows))
+        pixels = _gray_or_rgb(image if whole else image.crop(box), channels)
+        part = made[:, box[1] : box[3], box[0] : box[2]]
+        part[:] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
     return torch.from_numpy(made)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from lrtrain.data.decode import FORMATS, decode
+from lrtrain.data.decode import FORMATS, TooLarge, decode, refuse_junk, refuse_long
 from lrtrain.data.source import Split
 from lrtrain.errors import ConfigError, DataError, Problem
 from lrtrain.foreign import user_path
@@ -26,6 +26,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar"))
 MAX_PROBLEMS = 20
+_HEAD_BYTES = 2**17
 ALL_HEADERS_UP_TO = 10_000  # images; a second or two
 
 
@@ -79,7 +80,10 @@ class FileSplit:
         path = self.path(i)
         try:
             with open(path, "rb") as file:
+                refuse_long(os.fstat(file.fileno()).st_size)
                 return file.read()
+        except TooLarge as error:
+            raise DataError(f"cannot read the image {path}: {error}", hint="remove it") from error
         except OSError as error:
             raise DataError(f"cannot read the image {path}: {error.strerror}", hint="restore the file") from error
 
@@ -92,8 +96,11 @@ class FileSplit:
 
     def size_of(self, i: int) -> tuple[int, int]:
         """Width and height, by the file's header."""
-        with Image.open(self.path(i), formats=FORMATS) as image:
-            return image.size
+        with open(self.path(i), "rb") as file:
+            refuse_junk(file.read(_HEAD_BYTES))
+            file.seek(0)
+            with Image.open(file, formats=FORMATS) as image:
+                return image.size
 
     def stamp(self, i: int) -> str:
         """Where the file lies, its bytes, and when it was written.

@@ -24,6 +24,14 @@ from lrtrain.errors import Problem
 _FORMAT = 1  # goes up when what `_samples` takes for a sample, an image or a label changes
 _LABEL_BYTES = 2**20  # more is no label
 _BLOCK = 512  # bytes: tar files consist of these
+_EXTENDING = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_EXTENDING_BYTES = 2**20
 _META = re.compile(r"__[^/]*__($|/)")  # passed over, as by webdataset's tar_file_iterator
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 _AGAIN = "restore the file, or write the shard again"
@@ -173,6 +181,19 @@ def scanned(path: str, bar: Any) -> tuple[Shard | None, list[Problem]]:
     return Shard(path, *stat, texts, offsets, sizes, Texts.of(names), label_of, members.passed_over), []
 
 
+class _Header(tarfile.TarInfo):
+    """A member's header; one that only holds a longer name or further fields is read as a whole, so it has an end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        found = super().frombuf(buf, encoding, errors)
+        if found.size < 0:
+            raise _Wrong("a member of the shard has a size below 0", _AGAIN)
+        if found.type in _EXTENDING and found.size > _EXTENDING_BYTES:
+            raise _Wrong(f"a header of the shard has {found.size:,} bytes, more than any name", _AGAIN)
+        return found
+
+
 class _Members:
     """The files in a tar file as `group_by_keys` takes them, with their place as data instead of their content."""
 
@@ -186,10 +207,12 @@ class _Members:
 
         self._refuse_compressed()
         behind = 0
-        with tarfile.open(fileobj=self._file, mode="r:") as tar:
+        with tarfile.open(fileobj=self._file, mode="r:", tarinfo=_Header) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else they fill the memory; webdataset does it too
                 self.latest = name = member.name
+                if member.size < 0 or tar.offset <= behind:  # else the same member would come again without end
+                    raise _Wrong(f"{self.path} is damaged at byte {member.offset:,}: a size below 0", _AGAIN)
                 if self._is_taken(member, base_plus_ext(name)[0]):
                     place = (name, member.offset_data, member.size)
                     yield {"fname": name, "data": place, "__url__": self.path}

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lrtrain.data.decode import FORMATS, decode_bytes
+from lrtrain.data.decode import FORMATS, MOST_FILE_BYTES, decode_bytes
 from lrtrain.errors import DataError
 
 # Files that a process keeps open: a quarter of what it may, which is most often 1024.
@@ -90,6 +90,8 @@ class Shard:
             DataError: the file is gone, cannot be read, or is another one than was indexed.
         """
         size = int(self.sizes[i]) if most is None else min(int(self.sizes[i]), most)
+        if size > MOST_FILE_BYTES:
+            raise DataError(f"{self.path}:{self.members[i]} has {size:,} bytes; at most {MOST_FILE_BYTES:,} are read")
         try:
             file = _opened(self.path, self.size, self.mtime_ns).number
             # Another process, or the one that this is a fork of, may read from the same descriptor: pread has no place

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from lrtrain.data.files import FileSplit
 from lrtrain.errors import DataError, Problem, printable
-from lrtrain.foreign import opened, user_path
+from lrtrain.foreign import read_bytes, user_path
 
+_MOST_BYTES = 200_000_000
 _COMPARED = 5000  # names among which the one that was meant is looked for
 
 
@@ -35,19 +36,32 @@ def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[
     where = user_path(file)
     wanted = _read(where)
     chosen = np.fromiter((name in wanted for name in names), dtype=np.bool_, count=len(names))
-    missing = wanted.keys() - {names[i] for i in np.flatnonzero(chosen).tolist()}
+    missing = set(wanted) - {names[i] for i in np.flatnonzero(chosen).tolist()}
     if missing:
-        meant = {alias: text for text in missing for alias in (text, text.strip(), os.path.normpath(text.strip()))}
+        meant: dict[str, set[str]] = {}
+        for text in missing:
+            for alias in (text, text.strip(), os.path.normpath(text.strip())):
+                meant.setdefault(alias, set()).add(text)
         for i, name in enumerate(names):
             for alias in (name, path(i), printable(name), printable(path(i))):
                 if alias in meant:
                     chosen[i] = True
-                    missing.discard(meant[alias])
+                    missing -= meant[alias]
     problems = [
         Problem(
             f"the skip list names {text!r}, which is not in the dataset", f"{where}:{wanted[text]}", _hint(text, names)
         )
         for text in sorted(missing, key=wanted.__getitem__)
+    ]
+    escaped = {text for text in wanted if "\\" in text}
+    problems += [
+        Problem(
+            f"the skip list names {printable(name)!r}, which is {name!r} as well as another image's name",
+            f"{where}:{wanted[printable(name)]}",
+            "rename one of the two files",
+        )
+        for name in (names if escaped else ())
+        if printable(name) in escaped and printable(name) != name and printable(name) in set(names)
     ]
     return chosen, problems
 
@@ -99,15 +113,14 @@ def written(found: Iterable[tuple[str, str]]) -> str:
     lines += ["# those that are still named here. A path a line, from the dataset's root."]
     for name, why in found:
         shown = printable(name)  # one line, UTF-8, and safe to look at in a terminal
-        lines += ["", f"# {printable(why)}", f"./{shown}" if shown.startswith("#") else shown]
+        lines += ["", f"# {printable(why)}", f"./{shown}" if shown.lstrip().startswith("#") else shown]
     return "\n".join(lines) + "\n"
 
 
 def _read(file: Path) -> dict[str, int]:
     """The names, each with its line."""
     try:
-        with opened(file, links=True) as content:
-            text = content.read().decode("utf-8-sig", "surrogateescape")
+        text = read_bytes(file, _MOST_BYTES, links=True).decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise DataError(
             f"cannot read `dataset.skip_list`, {str(file)!r}: {error.strerror}",

@@ -56,6 +56,24 @@ def refuse_other_optimizer(optimizer: Optimizer, names: tuple[str, ...], checkpo
             _refuse_differences(own, theirs.get(name, {}), checkpoint, "optimizer", "another optimizer", f"{name}/")
 
 
+# Means and sums of squares and of magnitudes, and step sizes.
+_NOT_NEGATIVE = frozenset(
+    (
+        "exp_avg_sq",
+        "max_exp_avg_sq",
+        "exp_inf",
+        "square_avg",
+        "acc_delta",
+        "sum",
+        "row_var",
+        "col_var",
+        "variance",
+        "step_size",
+        "mu_product",
+        "mu",
+        "eta",
+    )
+)
 _CONFIG = "go on with the config that the checkpoint was made with"
 
 
@@ -101,13 +119,49 @@ def _of_size(kept: Described | str, parameter: Tensor) -> Described | str:
     return Described(kept.dtype, tuple(side if side < 2 else parameter.shape[side - 2] for side in kept.shape))
 
 
+def refuse_odd_state(state: Mapping[str, Any], optimizer: Optimizer, checkpoint: Checkpoint) -> None:
+    """Refuse what one of torch's optimizers never keeps: steps that were not taken, squares below 0.
+
+    Args:
+        state: tensors and numbers by `parameter/key`.
+        optimizer: what the state is for.
+        checkpoint: where it comes from.
+
+    Raises:
+        CheckpointError: names the first.
+    """
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return
+    for full, value in state.items():
+        key = full.rpartition("/")[2]
+        if not isinstance(value, Tensor | int | float) or (key != "step" and key not in _NOT_NEGATIVE):
+            continue
+        numbers = torch.as_tensor(value)
+        low, high = (float(end) for end in torch.aminmax(numbers.float())) if numbers.numel() else (0.0, 0.0)
+        most = {"step": float(checkpoint.step), "mu_product": 1.0, "mu": 1.0}.get(key, float("inf"))
+        if low < 0 or high > most or (key == "step" and not low.is_integer()):
+            words = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+            raise CheckpointError(
+                f"the checkpoint's optimizer has {quoted(full)} {words}, which no training of {checkpoint.step} steps "
+                "arrives at",
+                str(checkpoint.path / "optimizer.safetensors"),
+                f"remove {checkpoint.path.name}: then the one before it is used",
+            )
+
+
 def refuse_not_finite(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, part: str) -> None:
     """Refuse values that training cannot go on from.
 
     Raises:
-        CheckpointError: names the first tensor with infinities or NaN.
+        CheckpointError: names the first tensor with infinities or NaN, or a BatchNorm's variance below 0.
     """
     for name, tensor in tensors.items():
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise CheckpointError(
+                f"the checkpoint's {part} holds a variance below 0, in {quoted(name)}",
+                str(checkpoint.path / f"{part}.safetensors"),
+                f"remove {checkpoint.path.name}: then the one before it is used",
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
             raise CheckpointError(
                 f"the checkpoint's {part} holds values that are not finite, first in {quoted(name)}",

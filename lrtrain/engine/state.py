@@ -15,7 +15,7 @@ from lrtrain.checkpoint.format import Checkpoint
 from lrtrain.checkpoint.manifest import COPY
 from lrtrain.engine.distributed import summed
 from lrtrain.engine.finite import Gate
-from lrtrain.engine.fits import refuse_not_finite, refuse_other_module, refuse_other_optimizer
+from lrtrain.engine.fits import refuse_not_finite, refuse_odd_state, refuse_other_module, refuse_other_optimizer
 from lrtrain.engine.graph import Graphs
 from lrtrain.errors import CheckpointError
 from lrtrain.schedule.plan import Plan
@@ -30,6 +30,9 @@ class Best:
     value: float | None = None
     step: int = 0
     stale: int = 0
+
+
+ROLLBACK_FACTOR = 0.5  # of the LR, each time that training goes back
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,7 @@ def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:
             state.ema.n_averaged.fill_(manifest["ema_updates"])
         tensors = checkpoint.tensors("optimizer")
         refuse_not_finite(tensors, checkpoint, "optimizer")
+        refuse_odd_state({**tensors, **manifest["optimizer"]}, state.optimizer, checkpoint)
         _load_optimizer(state, tensors, manifest["optimizer"])
         if state.scaler is not None:
             state.scaler.load_state_dict(manifest["scaler"])

@@ -128,9 +128,9 @@ def train(
         state.step += 1
         yield Stepped(state.step, batch.total)
 
-        if _due(state.step, recipe.log_every, recipe):
+        if due(state.step, recipe.log_every, recipe):
             yield _logged(state, plan)
-        state.pending = _due(state.step, recipe.eval_every, recipe)
+        state.pending = due(state.step, recipe.eval_every, recipe)
         reason = yield from _evaluate_and_save(state, plan, batches, recipe, stop)
         if reason:
             yield Stopped(state.step, reason)
@@ -238,7 +238,8 @@ def _freeze(state: TrainState, plan: Plan) -> None:
             parameter.requires_grad_(state.step >= spec.frozen_steps)
 
 
-def _due(step: int, every: int | None, recipe: Recipe) -> bool:
+def due(step: int, every: int | None, recipe: Recipe) -> bool:
+    """Whether what happens `every` so many steps does after this one; all of it does at the run's end."""
     return every is not None and (step % every == 0 or step in (recipe.total_steps, *recipe.former_ends))
 
 
@@ -315,7 +316,7 @@ def _evaluate_and_save(
         yield EpochEnded(state.step, state.step // plan.steps_per_epoch, lrs, state.losses.take("epoch"))
     ended = state.step == recipe.total_steps
     asked = stop() if not ended or state.pending else None
-    if asked or reason or improved or _due(state.step, recipe.checkpoint_every, recipe):
+    if asked or reason or improved or due(state.step, recipe.checkpoint_every, recipe):
         _refuse_unsound(state, plan)
         state.losses.gather()
         yield SaveDue(state.step, improved and evaluated)

@@ -66,10 +66,12 @@ class Live:
                 hint="resume with the config that the checkpoint was made with",
             )
         lrs = [float(state[f"lr.{i}"]) for i in range(len(groups))]
-        if not all(0 <= lr < math.inf for lr in lrs) or math.isnan(float(state["best"])):
+        falls = all(0 <= lr <= group["lr"] for lr, group in zip(lrs, groups, strict=True))
+        counts = all(type(state[key]) is int and int(state[key]) >= 0 for key in _COUNTERS)
+        if not falls or not counts or isinstance(state["lr.0"], str) or math.isnan(float(state["best"])):
             raise CheckpointError(
-                f"the checkpoint's ReduceLROnPlateau state has LRs {lrs} and best {float(state['best'])}: not numbers "
-                "that training arrives at",
+                f"the checkpoint's ReduceLROnPlateau state has LRs {lrs}, best {float(state['best'])} and counts "
+                f"{[state[key] for key in _COUNTERS]}: not numbers that training arrives at",
                 hint="restore the checkpoint from a copy, or remove it: then the one before it is used",
             )
         counters = {key: int(state[key]) for key in _COUNTERS}

@@ -12,10 +12,13 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lrtrain.engine.events import Evaluated, Event, Logged, SaveDue, Stepped
 from lrtrain.errors import CheckpointError, EnvironmentFault
+from lrtrain.foreign import json_object, opened
+
+_ROW_BYTES = 10_000_000
 
 
 class Metrics:
@@ -23,12 +26,6 @@ class Metrics:
 
     def __init__(self, path: Path, keep: int = 0):
         """Open the file, cut back to its first `keep` bytes: what came after the checkpoint is written again."""
-        if keep > (path.stat().st_size if path.exists() else 0):
-            raise CheckpointError(
-                f"{path.name} is shorter than the checkpoint says: {keep} bytes are wanted",
-                str(path),
-                "restore the whole run directory from a copy",
-            )
         try:
             self._file = path.open("ab", buffering=0)
             self._file.truncate(keep)
@@ -70,6 +67,47 @@ class Metrics:
                 self.length = self._file.seek(0, os.SEEK_END)
         if row is not None:
             self.note(row)
+
+
+def refuse_other_log(path: Path, keep: int, step: int) -> None:
+    """Refuse a metrics.jsonl whose first `keep` bytes are not the log of a run up to `step`.
+
+    Raises:
+        CheckpointError: it is shorter, or holds something else.
+    """
+    whole = "restore the whole run directory from a copy"
+    try:
+        with opened(path) as file:
+            if keep > (size := os.fstat(file.fileno()).st_size):
+                what = f"{path.name} is shorter than the checkpoint says: {keep} bytes are wanted, and it has {size}"
+                raise CheckpointError(what, str(path), whole)
+            _refuse_other_rows(file, keep, step)
+    except FileNotFoundError:
+        if keep:
+            what = f"{path.name} is not there, and {keep} bytes of it are wanted"
+            raise CheckpointError(what, str(path), whole) from None
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read: {error.strerror}", str(path)) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path.name} is not this run's: {error}", str(path), whole) from None
+
+
+def _refuse_other_rows(file: IO[bytes], keep: int, step: int) -> None:
+    left, latest, number = keep, 0, 0
+    while left:
+        line = file.readline(min(left, _ROW_BYTES))
+        left, number = left - len(line), number + 1
+        if not line.endswith(b"\n"):
+            raise ValueError(f"a row does not end where the checkpoint's log does, after {keep} bytes")
+        row = json_object(line)
+        at = row.get("step")
+        if row.get("event") not in ("train", "eval", "rollback") or type(at) is not int:
+            raise ValueError(f"line {number} is no row of it")
+        if row["event"] == "rollback":  # of each, where training went back to
+            continue
+        if not latest <= at <= step:
+            raise ValueError(f"line {number} is of step {at}, after step {latest}, and the checkpoint of step {step}")
+        latest = at
 
 
 def append(file: io.FileIO, path: Path, row: Mapping[str, Any]) -> None:

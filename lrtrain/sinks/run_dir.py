@@ -85,8 +85,12 @@ def refuse_other_files(run: RunDir) -> None:
     try:
         inside = [*run.path.iterdir(), *(run.checkpoints.iterdir() if run.checkpoints.is_dir() else ())]
         modes = {path: path.lstat().st_mode for path in inside if path != run.checkpoints}
+        folders = [p for p, mode in modes.items() if stat.S_ISDIR(mode) and p.parent == run.checkpoints]
+        deep = next((entry for folder in folders for entry in os.scandir(folder) if entry.is_dir()), None)
     except OSError as error:
         raise EnvironmentFault(f"the run directory cannot be read: {error.strerror}", str(run)) from error
+    if deep is not None:
+        raise CheckpointError(f"a checkpoint holds files, and {quoted(deep.name)} is a folder", deep.path, "remove it")
     for path, mode in modes.items():
         if stat.S_ISLNK(mode):
             what = f"a run's files are no symbolic links, and {quoted(path.name)} is one to {quoted(os.readlink(path))}"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from csv import DictReader
 from csv import Error as CsvError
 from dataclasses import replace
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TextIO
 
 import numpy as np
 
-from lrtrain.data.classes import twins
+from lrtrain.data.classes import MOST_CHARACTERS, twins
 from lrtrain.data.files import FileSplit, channels_for, checked_root, common_side
 from lrtrain.data.skip_list import without
 from lrtrain.data.source import Source, absent_note, with_notes
@@ -22,6 +23,7 @@ from lrtrain.errors import ConfigError, DataError, Problem
 from lrtrain.foreign import opened, user_path
 
 _COLUMNS = "a manifest is a CSV file in UTF-8 whose first line is path,label or path,label,split"
+_LINE = 1_000_000  # characters
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -83,8 +85,10 @@ def _read(file: Path, folder: Path) -> tuple[list[_Row], list[Problem]]:
     rows: dict[str, _Row] = {}
     try:
         with opened(file, links=True) as content, TextIOWrapper(content, "utf-8-sig", newline="") as lines:
-            reader = DictReader(lines, skipinitialspace=True)
+            reader = DictReader(_bounded(lines), skipinitialspace=True)
             columns = reader.fieldnames or ()
+            if twice := [column for column in ("path", "label", "split") if list(columns).count(column) > 1]:
+                raise DataError(f"{file} has two columns {twice[0]}", hint=_COLUMNS)
             if missing := [column for column in ("path", "label") if column not in columns]:
                 raise DataError(
                     f"{file} has no column {' and no column '.join(missing)}; its first line is {','.join(columns)!r}",
@@ -93,15 +97,24 @@ def _read(file: Path, folder: Path) -> tuple[list[_Row], list[Problem]]:
             for cells in reader:
                 path, label, split = ((cells.get(c) or "").strip() for c in ("path", "label", "split"))
                 row = _Row(path, label, _SPLITS.get(split or "train", ""), reader.line_num)
-                what = _wrong(row, split, rows.get(path), folder, None in cells)
+                spelled = os.path.normpath(path)
+                what = _wrong(row, split, rows.get(spelled), folder, None in cells)
                 if what:
                     problems.append(Problem(what, f"{file}:{row.line}"))
                 else:
-                    rows[path] = row
+                    rows[spelled] = row
     except (OSError, UnicodeDecodeError, CsvError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise DataError(f"cannot read the manifest {str(file)!r}: {why}", hint=_COLUMNS) from error
     return list(rows.values()), problems
+
+
+def _bounded(lines: TextIO) -> Iterator[str]:
+    """The lines, none longer than a row can be: a file without line breaks is no manifest."""
+    while line := lines.readline(_LINE):
+        if len(line) == _LINE:
+            raise CsvError(f"a line has more than {_LINE:,} characters")
+        yield line
 
 
 def _wrong(row: _Row, split: str, earlier: _Row | None, folder: Path, extra: bool) -> str | None:
@@ -114,7 +127,7 @@ def _wrong(row: _Row, split: str, earlier: _Row | None, folder: Path, extra: boo
         return f"split must be train, val or test, not {split!r}"
     if earlier is not None:
         return f"{row.path!r} is listed twice, first on line {earlier.line}"
-    if not (folder / row.path).is_file():
+    if not os.path.isfile(folder / row.path):  # False where the name is too long for one
         return f"no such file: {str(folder / row.path)!r}"
     return None
 
@@ -145,7 +158,7 @@ def _classes(file: Path, parts: dict[str, list[_Row]]) -> tuple[tuple[str, ...],
     ]
     if len(found) == 1:
         problems.append(Problem(f"only one class, {next(iter(found))!r}, in {file}; there must be two or more"))
-    problems += twins(sorted(found), str(file))
+    problems += twins(sorted(found), str(file)) + _same_numbers(found, file)
     notes = [absent_note(name, _ordered(found), {row.label for row in parts[name]}) for name in ("val", "test")]
     return (
         _ordered(found | {row.label for part in parts.values() for row in part}),
@@ -155,7 +168,23 @@ def _classes(file: Path, parts: dict[str, list[_Row]]) -> tuple[tuple[str, ...],
 
 
 def _ordered(labels: set[str]) -> tuple[str, ...]:
-    return tuple(sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels))
+    """By number where all are numbers; what is the same number is refused, and still has one order here."""
+    return tuple(sorted(labels, key=lambda label: (int(label), label)) if _are_numbers(labels) else sorted(labels))
+
+
+def _are_numbers(labels: set[str]) -> bool:
+    return all(label.isdecimal() and len(label) <= MOST_CHARACTERS for label in labels)
+
+
+def _same_numbers(labels: set[str], file: Path) -> list[Problem]:
+    by_number: dict[int, list[str]] = {}
+    for label in sorted(labels) if _are_numbers(labels) else ():
+        by_number.setdefault(int(label), []).append(label)
+    return [
+        Problem(f"labels {' and '.join(map(repr, same))} in {file} are the same number", hint="write it in one way")
+        for same in by_number.values()
+        if len(same) > 1
+    ]
 
 
 def _split(folder: Path, rows: Sequence[_Row], classes: tuple[str, ...], channels: int) -> FileSplit:

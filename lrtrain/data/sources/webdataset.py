@@ -26,6 +26,7 @@ from lrtrain.foreign import opened, user_path
 _URL = re.compile(r"(pipe|file):|[A-Za-z][\w+.-]*://")
 _SUCH_AS = "such as shards/train-{000000..000146}.tar, a glob, or a list of these"
 
+_ENOUGH = 1_000  # shards that are not there, for their pattern to be wrong
 MOST_SHARDS = 1_000_000
 
 Patterns = str | Sequence[str]
@@ -159,6 +160,8 @@ def _matching(patterns: Sequence[str], problems: list[Problem]) -> list[str]:
                 why = "is no regular file" if os.path.exists(path) else "does not exist"
                 problems.append(Problem(f"the shard {path!r} {why}", hint="correct the pattern, or restore the file"))
             paths.append(path)
+        if len(problems) > _ENOUGH:
+            break
     return paths
 
 
@@ -172,7 +175,11 @@ def _expanded(pattern: str) -> list[str]:
         )
     try:
         names: list[str] = [pattern] if _URL.match(pattern) else expand_urls(pattern)
-    except (ValueError, AssertionError) as error:  # unbalanced braces; ${X} without WDS_X in the environment
+    except (
+        ValueError,
+        AssertionError,
+        RecursionError,
+    ) as error:  # braces; ${X} without WDS_X
         raise ConfigError(f"cannot expand {pattern!r}: {error}", hint=_SUCH_AS) from error
     if urls := [name for name in names if _URL.match(name)]:
         raise ConfigError(

@@ -1,0 +1,62 @@
+"""Whether what a checkpoint says of a run can be true of this one: numbers that no training arrives at are refused."""
+
+from __future__ import annotations
+
+from lrtrain.checkpoint.format import Checkpoint
+from lrtrain.checkpoint.manifest import COPY
+from lrtrain.engine.state import Best, TrainState
+from lrtrain.engine.train import Recipe, due
+from lrtrain.errors import CheckpointError
+
+_ROUNDING = 1e-3  # that a mean loss may lie below 0
+_GREATEST = 3.5e38  # of a loss: float32's end
+
+
+def refuse_contradictions(
+    state: TrainState, recipe: Recipe, batch_size: int, rollback_factor: float | None, checkpoint: Checkpoint
+) -> None:
+    """Hold a state that was restored against the run that it is to go on with.
+
+    Args:
+        state: restored.
+        recipe: the run's.
+        batch_size: images of a step.
+        rollback_factor: what the LR is lowered by where the run goes back; None where it never does.
+        checkpoint: where the state comes from, for errors.
+
+    Raises:
+        CheckpointError: names the field of the manifest.
+    """
+    step, losses = state.step, state.losses
+    most = step * batch_size
+    sums = losses.sums.tolist() if state.world.leads else [0.0] * len(losses.images)
+    evaluated = [best.step for best in (state.best, state.early) if best.value is not None]
+    watched = "" if recipe.early_stop is None else recipe.early_stop.monitor
+    wrong = {
+        "rollbacks: this run never goes back": bool(state.rollbacks) and rollback_factor is None,
+        f"rollbacks: the LR is lowered by {rollback_factor} at each": any(
+            back.factor != rollback_factor for back in state.rollbacks
+        ),
+        f"ema_updates: the average is updated at each of the {step} steps": state.ema is not None
+        and int(state.ema.n_averaged) != step,
+        f"loss_images: in {step} steps there are at most {most:,}": any(n > most for n in losses.images),
+        "loss_sums: no sum of that many losses": any(
+            not -_ROUNDING * n <= total <= _GREATEST * n for total, n in zip(sums, losses.images, strict=True)
+        ),
+        f"best.value: no {recipe.best}": not _possible(state.best, recipe.best),
+        "early: the run does not stop early": not watched and state.early != Best(),
+        f"early.value: no {watched}": bool(watched) and not _possible(state.early, watched),
+        "best or early: there is no evaluation at its step": any(
+            not due(at, recipe.eval_every, recipe) for at in evaluated
+        ),
+        f"pending: no evaluation is due at step {step}": state.pending and not due(step, recipe.eval_every, recipe),
+    }
+    for why, so in wrong.items():
+        if so:
+            raise CheckpointError(f"manifest.json contradicts itself or the config: {why}", str(checkpoint.path), COPY)
+
+
+def _possible(best: Best, monitor: str) -> bool:
+    if best.value is None:
+        return True
+    return best.value >= -_ROUNDING if monitor.endswith("loss") else 0 <= best.value <= 1
