@@ -33,7 +33,7 @@ def lrtrain(tmp_path: Path) -> Callable[..., Ended]:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             stdin=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", **env},
         )
@@ -90,7 +90,7 @@ def script(tmp_path: Path) -> Callable[..., Ended]:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1200,
             stdin=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "170"},
         )

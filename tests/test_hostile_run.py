@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lrtrain.checkpoint import format
 from lrtrain.engine.state import restore, snapshot
 from lrtrain.engine.train import train
 from lrtrain.errors import CheckpointError, EnvironmentFault
+from lrtrain.sinks.jsonl import refuse_other_log
 from tests.hostile import Typed, assert_clear
 from tests.test_engine import job
 from tests.test_hostile_checkpoint import rewrite, trained, typed
@@ -276,3 +278,19 @@ def test_an_optimizers_numbers_that_no_training_arrives_at_are_refused(
 
 def _saved(root: Path, parts: dict[str, dict[str, torch.Tensor]], manifest: dict[str, Any]) -> format.Checkpoint:
     return format.open_checkpoint(format.write(root, 3, parts, manifest))
+
+
+@pytest.mark.parametrize(
+    ("broken", "fits"),
+    [(None, True), (3, False), (99_990, False), (50_000, True)],
+    ids=["whole", "begin", "end", "middle"],
+)
+def test_of_a_long_log_beginning_and_end_are_looked_at(tmp_path: Path, broken: int | None, fits: bool) -> None:
+    rows = [f'{{"event": "train", "step": {step}, "loss": 1.0}}' for step in range(100_000)]
+    if broken is not None:
+        rows[broken] = rows[broken].replace('"event"', '"evil"')
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("\n".join(rows) + "\n" + "a row that was begun")
+    keep = log.stat().st_size - len("a row that was begun")
+    with nullcontext() if fits else pytest.raises(CheckpointError, match="is no row of it"):
+        refuse_other_log(log, keep, 100_000)

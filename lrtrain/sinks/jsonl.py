@@ -19,6 +19,7 @@ from lrtrain.errors import CheckpointError, EnvironmentFault
 from lrtrain.foreign import json_object, opened
 
 _ROW_BYTES = 10_000_000
+_ENDS_BYTES = 2**18  # that are looked at, of a long log's beginning and of its end
 
 
 class Metrics:
@@ -93,21 +94,24 @@ def refuse_other_log(path: Path, keep: int, step: int) -> None:
 
 
 def _refuse_other_rows(file: IO[bytes], keep: int, step: int) -> None:
-    left, latest, number = keep, 0, 0
-    while left:
-        line = file.readline(min(left, _ROW_BYTES))
-        left, number = left - len(line), number + 1
+    at_byte, latest = 0, 0
+    while at_byte < keep:
+        if _ENDS_BYTES < at_byte < keep - _ENDS_BYTES:  # a log of a million steps costs no more than one of ten
+            file.seek(keep - _ENDS_BYTES)
+            at_byte = keep - _ENDS_BYTES + len(file.readline(_ENDS_BYTES))
+        line = file.readline(min(keep - at_byte, _ROW_BYTES))
         if not line.endswith(b"\n"):
-            raise ValueError(f"a row does not end where the checkpoint's log does, after {keep} bytes")
+            raise ValueError(f"no row of it ends at byte {at_byte + len(line)}, where the checkpoint's log does")
         row = json_object(line)
         at = row.get("step")
         if row.get("event") not in ("train", "eval", "rollback") or type(at) is not int:
-            raise ValueError(f"line {number} is no row of it")
-        if row["event"] == "rollback":  # of each, where training went back to
-            continue
-        if not latest <= at <= step:
-            raise ValueError(f"line {number} is of step {at}, after step {latest}, and the checkpoint of step {step}")
-        latest = at
+            raise ValueError(f"what begins at byte {at_byte} is no row of it")
+        if row["event"] != "rollback":  # these say where training went back to, each time
+            if not latest <= at <= step:
+                what = f"is of step {at}, after step {latest}, and the checkpoint of step {step}"
+                raise ValueError(f"the row at byte {at_byte} {what}")
+            latest = at
+        at_byte += len(line)
 
 
 def append(file: io.FileIO, path: Path, row: Mapping[str, Any]) -> None:

@@ -98,5 +98,7 @@ def _moved(checkpoints: Path, step: int) -> None:
         if other != last:
             shutil.rmtree(other)
     moved = last.rename(checkpoints / f"step-{step:08d}")
-    sealed(moved, {**read_manifest(moved), "step": step})
+    said = read_manifest(moved)
+    averaged = {} if said.get("ema_updates") is None else {"ema_updates": step}
+    sealed(moved, {**said, "step": step, **averaged})
     (checkpoints / "last.json").write_text(json.dumps({"checkpoint": moved.name}))
