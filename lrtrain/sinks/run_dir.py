@@ -107,17 +107,18 @@ def check_free(out: Path | None, resume_hint: str) -> None:
     if out is None:
         return
     try:
-        taken = out.exists() and out.is_dir() and any(out.iterdir())
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
         there = next((path for path in (out, *out.parents) if path.exists()), Path())
-        if not there.is_dir():
+        if not taken and not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(there, os.W_OK | os.X_OK):
+        if not taken and not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         hint = "name another folder with --out"
         raise EnvironmentFault(f"--out cannot be used: {error.strerror}", str(out)[:200], hint) from None
     if taken:
-        raise RunDirError(f"{quoted(str(out))} is not empty", hint=f"{resume_hint}, or name another folder with --out")
+        what = "is not empty" if out.is_dir() else "is there, and is no folder"
+        raise RunDirError(f"{quoted(str(out))} {what}", hint=f"{resume_hint}, or name another folder with --out")
 
 
 def create(out: Path | None, name: str) -> RunDir:
