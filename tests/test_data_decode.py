@@ -99,23 +99,23 @@ def test_the_orientation_of_a_jpeg_is_applied(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "mode", "each", "options"),
+    ("name", "mode", "each", "column", "options"),  # bytes a pixel, and besides in three rows
     [
-        ("a.jpg", "RGB", 6, {}),
-        ("a.jpg", "RGB", 12, {"progressive": True}),
-        ("a.png", "RGBA", 8, {}),
-        ("a.png", "I;16", 5, {}),
-        ("a.png", "L", 4, {}),
-        ("a.webp", "RGB", 20, {}),
-        ("a.jp2", "RGB", 24, {}),
+        ("a.jpg", "RGB", 6, 0, {}),
+        ("a.jpg", "RGB", 12, 0, {"progressive": True}),
+        ("a.png", "RGBA", 8, 12, {}),
+        ("a.png", "I;16", 5, 6, {}),
+        ("a.png", "L", 4, 3, {}),
+        ("a.webp", "RGB", 20, 12, {}),
+        ("a.jp2", "RGB", 24, 12, {}),
     ],
 )
-def test_what_would_take_too_much_memory_is_refused(tmp_path, monkeypatch, name, mode, each, options):
+def test_what_would_take_too_much_memory_is_refused(tmp_path, monkeypatch, name, mode, each, column, options):
     path = saved(tmp_path / name, Image.new(mode, (10, 10)), **options)
-    monkeypatch.setattr(decoding, "MAX_BYTES", 100 * each - 1)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 100 * each + 10 * column - 1)
     with pytest.raises(DataError, match=rf"{name}: it has 10 x 10 pixels, which take 0 MB to decode; at most 0 MB"):
         decode(path, 3)
-    monkeypatch.setattr(decoding, "MAX_BYTES", 100 * each)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 100 * each + 10 * column)
     assert decode(path, 3).shape == (3, 10, 10)
 
 

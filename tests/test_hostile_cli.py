@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, Ended
 from tests.hostile import Typed, assert_clear
+from tests.test_hostile_checkpoint import manifest_of, rewrite
 
 GOOD = """steps: 4
 batch_size: 96
@@ -129,6 +130,9 @@ def test_weights_that_a_run_once_began_with_need_not_be_there(typed: Typed, tmp_
         config.read_text().replace("  name: small_cnn\n", "  name: small_cnn\n  weights: ~nouser/x.pth\n")
     )
     assert "~nouser" in config.read_text()
+    for step in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        made = manifest_of(step)["config"]
+        rewrite(step, config=made | {"model": made["model"] | {"weights": "~nouser/x.pth"}})
     ended = typed("evaluate", "run")
     assert (ended.code, ended.err) == (0, "")
 
