@@ -53,15 +53,16 @@ def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[
         )
         for text in sorted(missing, key=wanted.__getitem__)
     ]
-    escaped = {text for text in wanted if "\\" in text}
+    # What is printed of one name may be another's name as it is.
+    both = {text for text in wanted if "\\" in text}.intersection(names)
     problems += [
         Problem(
-            f"the skip list names {printable(name)!r}, which is {name!r} as well as another image's name",
-            f"{where}:{wanted[printable(name)]}",
+            f"the skip list names {shown!r}, which is {name!r} as well as another image's name",
+            f"{where}:{wanted[shown]}",
             "rename one of the two files",
         )
-        for name in (names if escaped else ())
-        if printable(name) in escaped and printable(name) != name and printable(name) in set(names)
+        for name in (names if both else ())
+        if (shown := printable(name)) in both and shown != name
     ]
     return chosen, problems
 
