@@ -52,6 +52,12 @@ def hostile(tmp_path: Path) -> Path:
     (b / "empty.png").write_bytes(b"")
     pixels(7, (200, 200)).save(b / "cut.jpg")
     (b / "cut.jpg").write_bytes((b / "cut.jpg").read_bytes()[:3000])
+    for seed, own in ((8, None), (9, exif.tobytes())):
+        name = a / f"bits{seed}.jpg"
+        pixels(seed, (64, 64)).save(name, **({"exif": own} if own else {}))
+        content = bytearray(name.read_bytes())
+        content[-600:-500] = bytes(range(100))
+        name.write_bytes(content)
     Path(os.fsdecode(os.path.join(os.fsencode(b), b"\xff\x1b[31m\xe2\x80\xae.png"))).write_bytes(b"no image")
     (a / ".hidden").write_bytes(b"x")
     return root
@@ -62,6 +68,7 @@ def test_every_kind_is_found_and_named(hostile):
     named = {f.kind: [name for name, _ in f.images] for f in found.findings}
     assert named.pop("unreadable")[:2] == ["train/b/cut.jpg", "train/b/empty.png"]
     assert named == {
+        "damaged": ["train/a/bits8.jpg", "train/a/bits9.jpg"],
         "extension": ["train/b/wrong.jpg"],
         "blank": ["train/b/red.png"],
         "link": ["train/a/link.png"],
@@ -73,12 +80,20 @@ def test_every_kind_is_found_and_named(hostile):
         "colour space": ["train/a/CMYK.jpg"],
         "alpha": ["train/a/RGBA.png"],
         "frames": ["train/b/frames.gif"],
-        "turned": ["train/b/turned.png"],
+        "turned": ["train/a/bits9.jpg", "train/b/turned.png"],
         "gray": ["train/a/16.png"],
     }
     train = found.splits["train"]
-    assert (train.images, train.unreadable, train.smallest, train.largest) == (23, 3, (8, 8), (16, 16))
-    assert dict(train.formats) == {"PNG": 16, "JPEG": 1, "GIF": 2, "WEBP": 1}
+    assert (train.images, train.unreadable, train.smallest, train.largest) == (25, 3, (8, 8), (64, 64))
+    assert dict(train.formats) == {"PNG": 16, "JPEG": 3, "GIF": 2, "WEBP": 1}
+
+
+def test_what_the_decoder_says_of_an_image_is_told_with_its_name_and_nowhere_else(hostile, capfd):
+    (damaged,) = [f for f in survey(unsplit(hostile), workers=0).findings if f.kind == "damaged"]
+    assert all(said.startswith("Corrupt JPEG data") for _, said in damaged.images)
+    assert capfd.readouterr() == ("", "")
+    os.write(2, b"still here")
+    assert capfd.readouterr().err == "still here"
 
 
 def test_workers_find_the_same(hostile, monkeypatch):
@@ -136,7 +151,7 @@ def test_one_command_says_it_all_and_its_skip_list_leaves_out_what_cannot_be_rea
         "val/a/leak.png = train/a/2.png",
         "train/b/wrong.jpg is PNG",
         "1 hidden or system files",
-        "28 images in 2 classes: 1 problem, 6 warnings; `lrtrain fit` would refuse",
+        "30 images in 2 classes: 1 problem, 7 warnings; `lrtrain fit` would refuse",
     ):
         assert words in ended.out
     found = json.loads((tmp_path / "found.json").read_text())
@@ -147,7 +162,7 @@ def test_one_command_says_it_all_and_its_skip_list_leaves_out_what_cannot_be_rea
     ended = lrtrain("check", "c.yaml")
     assert ended.code == 0, ended.out
     assert "left out: 3 images named in skip.txt" in ended.out
-    assert "6 warnings, no problem" in ended.out
+    assert "7 warnings, no problem" in ended.out
 
     ended = lrtrain("check", "c.yaml", "--strict", COLUMNS="40", LANG="C", LC_ALL="C", PYTHONIOENCODING="ascii")
     assert ended.code == 3

@@ -186,6 +186,13 @@ def test_a_bit_image_is_black_and_white(tmp_path):
     assert pixels(saved(tmp_path / "a.png", np.array([[True, False]])))[0, :, 0].tolist() == [255, 0]
 
 
+def test_a_name_cannot_break_the_line_that_names_it(tmp_path):
+    (tmp_path / "a\nhint b.png").write_bytes(b"no image")
+    with pytest.raises(DataError) as refused:
+        decode(tmp_path / "a\nhint b.png", 3)
+    assert "a\\nhint b.png: its content" in str(refused.value)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, suffix):
     path = saved(tmp_path / f"a{suffix}", np.array([[0, 200, 257, 40_000, 65_535]], dtype=np.uint16))

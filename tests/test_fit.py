@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+
+from lrtrain.checkpoint import format
 
 QUICK = """
 seed: 3
@@ -377,6 +380,23 @@ def test_evaluate_agrees_with_what_training_found(quick: Path, tmp_path: Path) -
     last = [row for row in rows(quick) if row["event"] == "eval"][-1]
     assert (found["loss"], found["acc1"], found["acc5"]) == (last["loss"], last["acc1"], last["acc5"])
     assert sum(part["images"] for part in found["classes"].values()) == 360
+
+
+def test_the_best_checkpoint_is_what_the_newest_says_it_is(quick: Path, tmp_path: Path) -> None:
+    """A kill may have left best.json behind, and anything else may have been written there."""
+    run = shutil.copytree(quick, tmp_path / "run")
+    newest, _ = format.newest(run / "checkpoints")
+    best = newest.manifest["best"]["step"]
+    (run / "checkpoints" / "best.json").write_text('{"checkpoint": "step-00000000"}')
+    command = [sys.executable, "-m", "lrtrain", "evaluate", str(run)]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert f"step-{best:08d} (best)" in ended.stdout
+    shutil.rmtree(run / "checkpoints")
+    assert (
+        "the run has no checkpoint yet"
+        in subprocess.run(command, env=environment(), capture_output=True, text=True).stderr
+    )
 
 
 def test_a_run_that_names_foreign_code_is_evaluated_only_with_trust(rich: Path) -> None:

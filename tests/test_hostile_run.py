@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -198,13 +199,8 @@ ROW = b'{"event": "train", "step": 9, "epoch": 0.1, "lr": {"default": 0.1}, "los
     ("edited", "words"),
     [
         (lambda log: log[:-40], "metrics.jsonl is shorter than the checkpoint says"),
-        (lambda log: ROW + log, "metrics.jsonl is not this run's"),
-        (lambda log: bytes(len(log)), "metrics.jsonl is not this run's"),
-        (
-            lambda log: log.replace(b'"step": 4', b'"step": 7'),
-            "is of step 7, after step 0, and the checkpoint of step 4",
-        ),
-        (lambda log: log.replace(b'"event": "eval"', b'"event": "evil"'), "is no row of it"),
+        (lambda log: ROW + log, "metrics.jsonl is not this run's: it was changed"),
+        (lambda log: log.replace(b'"acc1": 0.', b'"acc1": 1.'), "it was changed: the SHA-256 of its first"),
         (None, "metrics.jsonl is not there"),
     ],
 )
@@ -220,6 +216,28 @@ def test_a_log_of_something_else_is_refused_and_the_run_left_as_it_is(
     before = {file: file.read_bytes() for file in (tmp_path / "run").glob("*.*") if file.name != "status.json"}
     assert_clear(typed(*RESUME, *more), 4, words)
     assert before == {file: file.read_bytes() for file in before}
+
+
+@pytest.mark.parametrize(
+    ("edited", "words"),
+    [
+        (lambda log: log[:-9] + b" " * 9, "no row of it ends at byte"),
+        (lambda log: bytes(len(log)), "metrics.jsonl is not this run's"),
+        (
+            lambda log: log.replace(b'"step": 4', b'"step": 7'),
+            "is of step 7, after step 0, and the checkpoint of step 4",
+        ),
+        (lambda log: log.replace(b'"event": "eval"', b'"event": "evil"'), "is no row of it"),
+    ],
+)
+def test_a_log_of_something_else_is_refused_though_the_manifest_says_that_it_is_this_one(
+    typed: Typed, tmp_path: Path, edited: Callable[[bytes], bytes], words: str
+) -> None:
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_bytes(edited(log.read_bytes()))
+    digest = hashlib.sha256(log.read_bytes()).hexdigest()
+    rewrite(tmp_path / "run" / "checkpoints" / "step-00000004", log_sha256={"metrics.jsonl": digest})
+    assert_clear(typed(*RESUME), 4, words)
 
 
 @pytest.mark.parametrize(
@@ -293,4 +311,4 @@ def test_of_a_long_log_beginning_and_end_are_looked_at(tmp_path: Path, broken: i
     log.write_text("\n".join(rows) + "\n" + "a row that was begun")
     keep = log.stat().st_size - len("a row that was begun")
     with nullcontext() if fits else pytest.raises(CheckpointError, match="is no row of it"):
-        refuse_other_log(log, keep, 100_000)
+        refuse_other_log(log, keep, hashlib.sha256(log.read_bytes()[:keep]).hexdigest(), 100_000)

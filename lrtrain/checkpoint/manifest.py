@@ -69,6 +69,10 @@ class _LogBytes(_Part):
     metrics: Count = Field(alias="metrics.jsonl")
 
 
+class _LogDigest(_Part):
+    metrics: str = Field(alias="metrics.jsonl", pattern="^[0-9a-f]{64}$")
+
+
 class _Origin(_Part):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Scalar]
@@ -96,6 +100,7 @@ class _Fields(_Part):
     scaler: dict[str, Annotated[float, Field(ge=0)]] | None = None
     plateau: dict[str, Whole | float | Text] | None = None
     log_bytes: _LogBytes | None = None
+    log_sha256: _LogDigest | None = None
     classes: list[Text] = []
     channels: int = Field(1, ge=1, le=1_000)
     seed: int = Field(0, ge=0, lt=2**63)

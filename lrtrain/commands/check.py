@@ -164,7 +164,9 @@ def _words(found: Finding) -> str:
 def _example(kind: str, name: str, detail: str) -> str:
     if not detail:
         return name
-    return {"unreadable": f"{name}: {detail}", "extension": f"{name} is {detail}"}.get(kind, f"{name} = {detail}")
+    return {"unreadable": f"{name}: {detail}", "damaged": f"{name}: {detail}", "extension": f"{name} is {detail}"}.get(
+        kind, f"{name} = {detail}"
+    )
 
 
 def _table(found: Survey, source: Source) -> Table:

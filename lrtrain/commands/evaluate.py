@@ -33,13 +33,13 @@ def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None
     """Evaluate one split with one checkpoint; print, and write JSON where asked."""
     refuse_unwritable(json, "--json")
     job = build(config, load_weights=False)
-    checkpoint = _checkpoint(RunDir(path), which)
+    screen = Screen()
+    checkpoint = _checkpoint(RunDir(path), which, screen)
     refuse_edits(checkpoint, load(RunDir(path).config), RunDir(path))
     if checkpoint.manifest.get("classes") != list(job.source.classes):
         raise CheckpointError("the dataset's classes are not those that the run was trained on", str(checkpoint.path))
     load_module(job.state.evaluated, checkpoint, "model" if job.state.ema is None else "ema")
     metrics, seen, right = _measure(job, split)
-    screen = Screen()
     screen.facts(
         [
             ("run", f"{path}, {checkpoint.path.name} ({which})"),
@@ -115,15 +115,21 @@ def _exhaust(steps: Iterator[Any], bar: tqdm[Any]) -> Metrics:
             return metrics
 
 
-def _checkpoint(run_dir: RunDir, which: str) -> format.Checkpoint:
-    path = format.pointed(run_dir.checkpoints, which)
-    if path is None:
-        raise CheckpointError(
-            f"the run has no {which} checkpoint yet",
-            str(run_dir.checkpoints),
-            "--checkpoint last" if which == "best" else None,
-        )
-    return format.open_checkpoint(path)
+def _checkpoint(run_dir: RunDir, which: str, screen: Screen) -> format.Checkpoint:
+    """The newest that is whole, or the one that it names as the best: a kill may have left the pointers behind."""
+    root = run_dir.checkpoints
+    if not any(root.glob("step-*")):
+        again = f"`lrtrain fit --resume --out {run_dir}` trains it"
+        raise CheckpointError("the run has no checkpoint yet", str(root), again)
+    last, damaged = format.newest(root)
+    for name, why in damaged.items():
+        screen.print(f"warning: {name} is damaged, the one before is used: {why}", "yellow")
+    if which == "last":
+        return last
+    if last.manifest["best"]["value"] is None:
+        raise CheckpointError("the run has no best checkpoint yet", str(root), "--checkpoint last")
+    step = last.manifest["best"]["step"]
+    return last if step == last.step else format.open_checkpoint(root / f"step-{step:08d}")
 
 
 def _by_class(classes: Sequence[str], seen: Sequence[int], right: Sequence[int]) -> Table:

@@ -176,7 +176,7 @@ def follow(
     show_plan(job, screen, run_dir, drawn=drawn)
     state, config = job.state, job.config
     metrics = Metrics(run_dir.metrics, log_bytes)
-    checkpoints = Checkpoints(run_dir.checkpoints, state, config.checkpoint.keep, known, lambda: metrics.length)
+    checkpoints = Checkpoints(run_dir.checkpoints, state, config.checkpoint.keep, known, metrics.safe)
     status = Status(run_dir, state, job.recipe.best)
     progress = Progress(screen, job.recipe.total_steps, job.plan.steps_per_epoch, state.step, len(job.groups) > 1)
     patience = Patience(config.checkpoint.disk_full_wait, partial(screen.print, style="yellow"), requests)

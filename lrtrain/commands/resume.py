@@ -69,9 +69,7 @@ def find(run_dir: RunDir, screen: Screen | None, world: World) -> Checkpoint | N
 
 def _complete(found: Checkpoint) -> Checkpoint:
     """Refuse a checkpoint that does not say where it comes from; for its state, `restore` asks."""
-    missing = [key for key in FACTS if key not in found.manifest]
-    if "metrics.jsonl" not in found.manifest.get("log_bytes", {}):
-        missing.append("log_bytes")
+    missing = [key for key in (*FACTS, "log_bytes", "log_sha256") if key not in found.manifest]
     if missing:
         raise CheckpointError(f"the manifest lacks {', '.join(missing)}", str(found.path), COPY)
     return found
@@ -192,7 +190,8 @@ def continued(
     restore(job.state, job.plan, found)
     factor = ROLLBACK_FACTOR if job.config.on_nonfinite == "rollback" else None
     refuse_contradictions(job.state, job.recipe, job.config.batch_size, factor, found)
-    refuse_other_log(run_dir.metrics, found.manifest["log_bytes"]["metrics.jsonl"], found.step)
+    length, digest = (found.manifest[key][run_dir.metrics.name] for key in ("log_bytes", "log_sha256"))
+    refuse_other_log(run_dir.metrics, length, digest, found.step)
     if wishes.extend is not None and _stopped_early(job):
         rule = job.recipe.early_stop
         raise ConfigError(

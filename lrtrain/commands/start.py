@@ -115,7 +115,7 @@ def start_check(target: Path | None, overrides: Sequence[str] | None, *, trust: 
     """
     if target is None or not _is_folder(target):
         return start(target, overrides, trust=trust).config
-    if (target / "config.yaml").is_file():
+    if is_run(target) or (target / "config.yaml").is_file():
         return start_from_run(target, overrides, trust=trust)
     if overrides:
         what = f"--set changes a config, and {str(target)!r} is a folder of images"

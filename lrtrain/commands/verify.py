@@ -12,6 +12,8 @@ from lrtrain.errors import CheckpointError, printable
 from lrtrain.sinks.console import Screen
 from lrtrain.sinks.run_dir import RunDir
 
+MOST_WHOLE = 50  # that are listed
+
 
 def run(path: Path) -> None:
     """Hold every file of every checkpoint against its size and SHA-256, and both pointers against what they name.
@@ -28,12 +30,17 @@ def run(path: Path) -> None:
     table.add_column("checkpoint", no_wrap=True)
     table.add_column("MB", justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
+    shown = set(list(found)[-MOST_WHOLE:])
     for name, (size, wrong) in found.items():
+        if not wrong and name not in shown:
+            continue
         names = " ".join(
             p for p in ("last", "best") if format.pointed(run_dir.checkpoints, p) == run_dir.checkpoints / name
         )
         words = Text(f"damaged: {printable(wrong)}", style="red") if wrong else Text(f"whole  {names}".rstrip())
         table.add_row(name, f"{size / 1e6:,.1f}", words)
+    if hidden := sum(not wrong for name, (_, wrong) in found.items() if name not in shown):
+        screen.print(f"{hidden:,} older ones are whole")
     screen.print(table)
     damaged = [name for name, (_, wrong) in found.items() if wrong]
     lost = [

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lrtrain.errors import DataError
+from lrtrain.errors import DataError, printable
 
 # Of a JPEG: segments that carry no pixels but may change how they are meant (Exif and XMP, ICC and further pictures,
 # Adobe's colour space), and the beginnings of 8-bit Huffman-coded frames: baseline, extended, progressive.
@@ -68,7 +68,7 @@ def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
             return decoded(file, channels)
     except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, struct.error ...
         raise DataError(
-            f"cannot read the image {path}: {why_unreadable(error)}", hint=_hint(Path(path), error)
+            f"cannot read the image {printable(str(path))}: {why_unreadable(error)}", hint=_hint(Path(path), error)
         ) from error
 
 
@@ -90,7 +90,7 @@ def decode_bytes(content: bytes, name: str, channels: int) -> torch.Tensor:
         return decoded(BytesIO(content), channels)
     except Exception as error:
         why = why_unreadable(error) if content else EMPTY
-        raise DataError(f"cannot read the image {name}: {why}", hint="replace or remove it") from error
+        raise DataError(f"cannot read the image {printable(name)}: {why}", hint="replace or remove it") from error
 
 
 def refuse_long(size: int) -> None:
@@ -158,6 +158,19 @@ def _plain_jpeg(file: IO[bytes], channels: int) -> torch.Tensor | None:
     except RuntimeError:
         return None
     return pixels.expand(channels, -1, -1).clone(memory_format=torch.contiguous_format)
+
+
+def sound_out(content: bytes, channels: int) -> None:
+    """Have a JPEG that Pillow decoded decoded by torchvision too, whose libjpeg says on standard error what is damaged.
+
+    Pillow's is told to keep quiet.
+    """
+    data = bytearray(content)
+    if not data.startswith(b"\xff\xd8\xff") or _components(data, channels) in (1, channels):
+        return
+    if (decoder := _jpeg_decoder()) is not None:
+        with suppress(RuntimeError):
+            decoder(torch.frombuffer(data, dtype=torch.uint8), _AS_IT_IS, False)
 
 
 def refuse_junk(data: bytes | bytearray) -> None:

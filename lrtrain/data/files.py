@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lrtrain.data.decode import FORMATS, TooLarge, decode, refuse_junk, refuse_long
 from lrtrain.data.source import Split
-from lrtrain.errors import ConfigError, DataError, Problem
+from lrtrain.errors import ConfigError, DataError, Problem, printable
 from lrtrain.foreign import user_path
 
 IMAGE_SUFFIXES = frozenset(
@@ -83,9 +83,11 @@ class FileSplit:
                 refuse_long(os.fstat(file.fileno()).st_size)
                 return file.read()
         except TooLarge as error:
-            raise DataError(f"cannot read the image {path}: {error}", hint="remove it") from error
+            raise DataError(f"cannot read the image {printable(path)}: {error}", hint="remove it") from error
         except OSError as error:
-            raise DataError(f"cannot read the image {path}: {error.strerror}", hint="restore the file") from error
+            raise DataError(
+                f"cannot read the image {printable(path)}: {error.strerror}", hint="restore the file"
+            ) from error
 
     def leads_out(self, i: int) -> bool:
         """Whether a link on the way to the file leads out of `root`."""
@@ -119,7 +121,9 @@ class FileSplit:
         try:
             return os.stat(path)
         except OSError as error:
-            raise DataError(f"cannot read the image {path}: {error.strerror}", hint="restore the file") from error
+            raise DataError(
+                f"cannot read the image {printable(path)}: {error.strerror}", hint="restore the file"
+            ) from error
 
 
 @cache

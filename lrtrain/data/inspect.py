@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from lrtrain.data.decode import EMPTY, FORMATS, decoded, why_unreadable
+from lrtrain.data.decode import EMPTY, FORMATS, decoded, sound_out, why_unreadable
 from lrtrain.data.files import FileSplit
 from lrtrain.data.loader import by_workers
 from lrtrain.data.source import InFiles, Split, unwrapped
@@ -24,6 +26,7 @@ from lrtrain.errors import DataError
 
 DIGEST_BYTES = 16  # of sha256: two of a thousand million images agree by chance once in 10^20 datasets
 _AT_A_TIME = 32  # images that a worker looks at before it tells
+_MOST_SAID = 1000  # bytes
 _FEW = 300  # images are looked at sooner than workers start
 
 # What content an extension promises; of what is not here nothing is promised.
@@ -56,6 +59,7 @@ class Look:
         format: as Pillow names it; empty where there is no file.
         why: it cannot be read; empty where it can.
         remarks: what is odd, by the names in `survey.KINDS`.
+        complaint: what the decoder said of an image that it read all the same.
     """
 
     digest: bytes
@@ -63,6 +67,7 @@ class Look:
     format: str = ""
     why: str = ""
     remarks: tuple[str, ...] = ()
+    complaint: str = ""
 
 
 def looks(splits: Sequence[Split], channels: int, workers: int) -> Iterator[Look]:
@@ -118,10 +123,30 @@ def look(images: Split, i: int, channels: int) -> Look:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = _of_header(found, content, os.path.splitext(images.name(i))[1].lower(), channels)
-        pixels = decoded(BytesIO(content), channels)
+        with _overheard() as said:
+            of_pixels = _of_pixels(decoded(BytesIO(content), channels))
+            sound_out(content, channels)
+            complaint = said()
     except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, struct.error ...
         return Look(b"", why=why_unreadable(error))
-    return replace(found, remarks=(*found.remarks, *_of_pixels(pixels)))
+    damaged = ("damaged",) if complaint else ()
+    return replace(found, remarks=(*damaged, *found.remarks, *of_pixels), complaint=complaint)
+
+
+@contextmanager
+def _overheard() -> Iterator[Callable[[], str]]:
+    """What C libraries print on standard error: that an image is damaged they tell nobody else.
+
+    Only where a process decodes one image at a time.
+    """
+    with tempfile.TemporaryFile() as heard:
+        kept = os.dup(2)
+        try:
+            os.dup2(heard.fileno(), 2)
+            yield lambda: os.pread(heard.fileno(), _MOST_SAID, 0).decode(errors="replace").strip().split("\n")[0]
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _looked_at_pixels(images: Split, i: int) -> Look:

@@ -20,6 +20,11 @@ MOST_NAMED = 1000  # images of a kind that are kept by name, but for those that 
 # What one image, or several of them, may be found to be: how bad that is, in words after a count, and what to do.
 KINDS: dict[str, tuple[Level, str, str]] = {
     "unreadable": ("problem", "cannot be read", "restore or remove them; --write-skip-list FILE lists them for review"),
+    "damaged": (
+        "warning",
+        "damaged, and read as far as that goes",
+        "look at them; restore them, or leave them out with `skip_list`",
+    ),
     "extension": ("warning", "with another content than the extension says", "content decides; rename the files"),
     "blank": ("warning", "of one colour throughout", "look at them; `skip_list` leaves images out"),
     "link": ("warning", "behind links that lead out of the root", "elsewhere they may lead to other images, or none"),
@@ -127,7 +132,7 @@ def survey(source: Source, workers: int) -> Survey:
             else:
                 digests[i], read[i] = np.frombuffer(look.digest, dtype=np.uint8), True
             for remark in look.remarks:
-                findings[remark].add(called[i], look.format if remark == "extension" else "")
+                findings[remark].add(called[i], {"extension": look.format, "damaged": look.complaint}.get(remark, ""))
             bar.update()
     labels = np.concatenate([split.labels for split in splits.values()])
     for group in _equal(digests, np.flatnonzero(read)):

@@ -19,22 +19,21 @@ class Checkpoints:
         state: is read when an event says that it is consistent.
         keep: newest checkpoints that stay, besides the best.
         facts: what the manifest says besides the state: classes, versions, threads.
-        log_bytes: length of metrics.jsonl at this moment.
+        log: what the manifest says of metrics.jsonl at this moment.
     """
 
     def __init__(
-        self, root: Path, state: TrainState, keep: int, facts: Mapping[str, Any], log_bytes: Callable[[], int]
+        self, root: Path, state: TrainState, keep: int, facts: Mapping[str, Any], log: Callable[[], Mapping[str, Any]]
     ):
         self.root, self._state, self._keep = root, state, keep
-        self._facts, self._log_bytes = facts, log_bytes
+        self._facts, self._log = facts, log
         self.last: str | None = None
 
     def __call__(self, event: Event) -> None:
         if not isinstance(event, SaveDue):
             return
         parts, manifest = snapshot(self._state)
-        manifest["log_bytes"] = {"metrics.jsonl": self._log_bytes()}
-        path = format.write(self.root, event.step, parts, {**manifest, **self._facts})
+        path = format.write(self.root, event.step, parts, {**manifest, **self._log(), **self._facts})
         format.point(self.root, "last", path)
         if event.best:
             format.point(self.root, "best", path)

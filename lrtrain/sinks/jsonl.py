@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -19,30 +20,37 @@ from lrtrain.errors import CheckpointError, EnvironmentFault
 from lrtrain.foreign import json_object, opened
 
 _ROW_BYTES = 10_000_000
+_PART_BYTES = 2**20
 _ENDS_BYTES = 2**18  # that are looked at, of a long log's beginning and of its end
 
 
 class Metrics:
-    """Appends a line per logged step and evaluation; `length` bytes of it are safe on disk."""
+    """Appends a line per logged step and evaluation, and knows what of it is safe on disk."""
 
     def __init__(self, path: Path, keep: int = 0):
         """Open the file, cut back to its first `keep` bytes: what came after the checkpoint is written again."""
+        self._path = path
         try:
             self._file = path.open("ab", buffering=0)
-            self._file.truncate(keep)
+            self.cut(keep)
         except OSError as error:
             raise EnvironmentFault(f"cannot write: {error.strerror}", str(path)) from error
-        self.length = keep
-        self._path = path
 
     def cut(self, length: int) -> None:
         """Cut the file back to its first `length` bytes, as training goes back."""
         self._file.truncate(length)
-        self.length = length
+        with self._path.open("rb") as written:
+            self._digest = hashlib.file_digest(written, "sha256")
+        self._safe = length, self._digest.hexdigest()
+
+    def safe(self) -> dict[str, Any]:
+        """What a checkpoint's manifest says of the log: how long it was at the last fsync, and its SHA-256."""
+        length, digest = self._safe
+        return {"log_bytes": {self._path.name: length}, "log_sha256": {self._path.name: digest}}
 
     def note(self, row: Mapping[str, Any]) -> None:
         """Append one more object."""
-        append(self._file, self._path, row)
+        self._digest.update(append(self._file, self._path, row))
 
     def __call__(self, event: Event) -> None:
         row: dict[str, Any] | None = None
@@ -65,13 +73,13 @@ class Metrics:
                     os.fsync(self._file.fileno())
                 except OSError as error:
                     raise EnvironmentFault(f"cannot write: {error.strerror}", str(self._path)) from error
-                self.length = self._file.seek(0, os.SEEK_END)
+                self._safe = self._file.seek(0, os.SEEK_END), self._digest.hexdigest()
         if row is not None:
             self.note(row)
 
 
-def refuse_other_log(path: Path, keep: int, step: int) -> None:
-    """Refuse a metrics.jsonl whose first `keep` bytes are not the log of a run up to `step`.
+def refuse_other_log(path: Path, keep: int, digest: str, step: int) -> None:
+    """Refuse a metrics.jsonl whose first `keep` bytes are not what was written, or not the log of a run up to `step`.
 
     Raises:
         CheckpointError: it is shorter, or holds something else.
@@ -82,6 +90,7 @@ def refuse_other_log(path: Path, keep: int, step: int) -> None:
             if keep > (size := os.fstat(file.fileno()).st_size):
                 what = f"{path.name} is shorter than the checkpoint says: {keep} bytes are wanted, and it has {size}"
                 raise CheckpointError(what, str(path), whole)
+            _refuse_other_bytes(file, keep, digest)
             _refuse_other_rows(file, keep, step)
     except FileNotFoundError:
         if keep:
@@ -91,6 +100,16 @@ def refuse_other_log(path: Path, keep: int, step: int) -> None:
         raise EnvironmentFault(f"cannot read: {error.strerror}", str(path)) from error
     except ValueError as error:
         raise CheckpointError(f"{path.name} is not this run's: {error}", str(path), whole) from None
+
+
+def _refuse_other_bytes(file: IO[bytes], keep: int, digest: str) -> None:
+    found, left = hashlib.sha256(), keep
+    while left and (part := file.read(min(left, _PART_BYTES))):
+        found.update(part)
+        left -= len(part)
+    if found.hexdigest() != digest:
+        raise ValueError(f"it was changed: the SHA-256 of its first {keep:,} bytes is not the checkpoint's")
+    file.seek(0)
 
 
 def _refuse_other_rows(file: IO[bytes], keep: int, step: int) -> None:
@@ -114,13 +133,13 @@ def _refuse_other_rows(file: IO[bytes], keep: int, step: int) -> None:
         at_byte += len(line)
 
 
-def append(file: io.FileIO, path: Path, row: Mapping[str, Any]) -> None:
-    """Append a line to an unbuffered file, whole or not at all.
+def append(file: io.FileIO, path: Path, row: Mapping[str, Any]) -> bytes:
+    """Append a line to an unbuffered file, whole or not at all; the line.
 
     Raises:
         EnvironmentFault: the disk is full or refuses; the file is as it was.
     """
-    data = json.dumps(row, allow_nan=False).encode() + b"\n"
+    data = line = json.dumps(row, allow_nan=False).encode() + b"\n"
     end = file.seek(0, os.SEEK_END)
     try:
         while data:
@@ -131,6 +150,7 @@ def append(file: io.FileIO, path: Path, row: Mapping[str, Any]) -> None:
         raise EnvironmentFault(
             f"{path.name} could not be written: {error.strerror}", str(path), "make room, then `--resume`"
         ) from error
+    return line
 
 
 class Timing:

@@ -26,10 +26,9 @@ def locked(run_dir: RunDir) -> Iterator[None]:
         run_dir.checkpoints.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        status = run_dir.read_status()
-        who = f"process {status.get('pid', '?')} on {status.get('host', '?')}"
         raise RunDirError(
-            f"{str(run_dir)!r} is in use by {who}", hint="wait for it to end, or name another folder with --out"
+            f"{str(run_dir)!r} is in use by {_holder(run_dir)}",
+            hint="wait for it to end, or name another folder with --out",
         ) from None
     except OSError as error:
         what = f"the run directory cannot be written to: {error.strerror}"
@@ -40,6 +39,21 @@ def locked(run_dir: RunDir) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _holder(run_dir: RunDir) -> str:
+    """Who status.json says it is, unless that was an earlier run: the holder may not have written it yet."""
+    status = run_dir.read_status()
+    pid, host = status.get("pid"), status.get("host")
+    gone = status.get("state") != "running"
+    if isinstance(pid, int) and pid > 0 and host == socket.gethostname():
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            gone = True
+        except PermissionError:
+            pass
+    return "another process, which begins or ends" if gone else f"process {pid} on {host}"
 
 
 def here() -> dict[str, str | int]:

@@ -17,7 +17,7 @@ from torture_parts.lab import Lab
 from torture_parts.trial import Trial
 
 KILLED_AT, NEWEST = 33, "step-00000030"
-NESTED = ("best", "early", "optimizer", "scaler", "plateau", "log_bytes")
+NESTED = ("best", "early", "optimizer", "scaler", "plateau", "log_bytes", "log_sha256")
 # Which run shows that a key matters: one whose state has it.
 SHOWN_BY = {"scaler": "fp16", "early": "early stop"}
 

@@ -109,7 +109,7 @@ BUGS = (
     Bug(
         "no log truncation",
         "sinks/jsonl.py",
-        "            self._file.truncate(keep)\n",
+        "        self._file.truncate(length)\n",
         "",
         "SIGKILL at a step",
         partial(kills._at_step, 25),
