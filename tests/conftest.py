@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -25,18 +27,10 @@ class Ended:
 
 @pytest.fixture
 def lrtrain(tmp_path: Path) -> Callable[..., Ended]:
-    """Run the real command in a real process, in an empty folder."""
+    """Run the command in a process of its own, in an empty folder."""
 
     def run(*args: object, **env: str) -> Ended:
-        ended = subprocess.run(
-            [sys.executable, "-m", "lrtrain", *map(str, args)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", **env},
-        )
+        ended = forked.run(args, tmp_path, forked.environment(**{"COLUMNS": "80", **env}))
         return Ended(ended.returncode, ended.stdout, ended.stderr)
 
     return run

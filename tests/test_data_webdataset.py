@@ -28,6 +28,7 @@ from lrtrain.data.open import open_source
 from lrtrain.data.shards import Texts
 from lrtrain.data.sources.webdataset import absolute
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault, LrtrainError
+from tests import forked
 
 webdataset = pytest.importorskip("webdataset")
 
@@ -644,20 +645,12 @@ def project(tmp_path):
 
 
 def test_fit_trains_on_shards_and_its_config_repeats_the_run_from_another_folder(lrtrain, project):
-    path = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
-    ended = lrtrain("fit", "c.yaml", "--smoke", **path)
+    ended = lrtrain("fit", "c.yaml", "--smoke")
     assert ended.code == 0, ended.err
-    ended = lrtrain("fit", "c.yaml", "--out", "one", **path)
+    ended = lrtrain("fit", "c.yaml", "--out", "one")
     assert ended.code == 0, ended.err
     (project / "else").mkdir()
-    repeated = subprocess.run(
-        [sys.executable, "-m", "lrtrain", "fit", "../one/config.yaml", "--out", "two", "--set", "workers=0"],
-        cwd=project / "else",
-        env={**os.environ, **path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    repeated = forked.run(["fit", "../one/config.yaml", "--out", "two", "--set", "workers=0"], project / "else")
     assert repeated.returncode == 0, repeated.stderr
     one, two = ((project / run / "metrics.jsonl").read_text() for run in ("one", "else/two"))
     assert one == two
@@ -665,9 +658,8 @@ def test_fit_trains_on_shards_and_its_config_repeats_the_run_from_another_folder
 
 
 def test_a_mistake_is_an_error_with_its_line(lrtrain, project):
-    path = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
     cut(project / "shards" / "train-1.tar", 2000)
-    ended = lrtrain("fit", "c.yaml", **path)
+    ended = lrtrain("fit", "c.yaml")
     assert ended.code == 3
     assert "train-1.tar" in ended.err
     assert "c.yaml:8" in ended.err

@@ -29,6 +29,7 @@ from lrtrain.data.transforms import Moment
 from lrtrain.engine.heartbeat import Fault
 from lrtrain.errors import DistributedError, EnvironmentFault, Problem
 from lrtrain.world import World, from_environment
+from tests import forked
 from tests.conftest import Ended
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
@@ -364,14 +365,7 @@ def alone(folder: Path, **env: str) -> Ended:
     }
     (folder / "c.yaml").write_text(CONFIG)
     (folder / "faulty.py").write_text(NET)
-    ended = subprocess.run(
-        [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--out", "run"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        env={**environment(folder), **given},
-    )
+    ended = forked.run(["fit", "c.yaml", "--out", "run"], folder, {**environment(folder), **given})
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import safetensors.torch
 import torch
 
 from lrtrain.checkpoint import format
+from tests.forked import Forked, environment, run, until
 
 QUICK = """
 seed: 3
@@ -60,21 +60,9 @@ workers: 1
 """
 
 
-def environment() -> dict[str, str]:
-    root = str(Path(__file__).parents[1])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-
-
-def fit(folder: Path, config: str, *more: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+def fit(folder: Path, config: str, *more: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     (folder / "c.yaml").write_text(config)
-    return subprocess.run(
-        [sys.executable, "-m", "lrtrain", "fit", "c.yaml", *more],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **{"env": environment(), **kwargs},
-    )
+    return run(["fit", "c.yaml", *more], folder, env)
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -210,12 +198,6 @@ def kill_at_row(folder: Path, out: str, wanted_rows: int, signal_number: int, *m
     return kill_when(folder, RICH, out, lambda text: text.count("\n") >= wanted_rows, signal_number, *more)
 
 
-def heed_signals() -> None:
-    """What nohup and background jobs ignore is inherited; here it is to be heard."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 def kill_when(
     folder: Path,
     config: str,
@@ -226,24 +208,11 @@ def kill_when(
 ) -> int:
     """Start a run and send it a signal once its metrics.jsonl reads as wanted."""
     (folder / "c.yaml").write_text(config)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--out", out, *more],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=environment(),
-        start_new_session=True,
-        preexec_fn=heed_signals,
-    )
+    process = Forked(["fit", "c.yaml", "--out", out, *more], folder, environment(), new_session=True)
     metrics = folder / out / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if metrics.exists() and ready(metrics.read_text()):
-            os.kill(process.pid, signal_number)
-            break
-        time.sleep(0.002)
-    process.communicate(timeout=60)
-    return process.returncode
+    if until(lambda: metrics.exists() and ready(metrics.read_text()), process):
+        os.kill(process.pid, signal_number)
+    return process.wait(60)
 
 
 @pytest.mark.parametrize("wanted_rows", random.Random(11).sample(range(1, 17), 5))
@@ -358,23 +327,7 @@ def test_smoke_runs_everything_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_evaluate_agrees_with_what_training_found(quick: Path, tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "lrtrain",
-            "evaluate",
-            str(quick),
-            "--checkpoint",
-            "last",
-            "--json",
-            str(tmp_path / "e.json"),
-        ],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    ended = run(["evaluate", quick, "--checkpoint", "last", "--json", "e.json"], tmp_path)
     assert ended.returncode == 0, ended.stderr
     found = json.loads((tmp_path / "e.json").read_text())
     last = [row for row in rows(quick) if row["event"] == "eval"][-1]
@@ -384,27 +337,20 @@ def test_evaluate_agrees_with_what_training_found(quick: Path, tmp_path: Path) -
 
 def test_the_best_checkpoint_is_what_the_newest_says_it_is(quick: Path, tmp_path: Path) -> None:
     """A kill may have left best.json behind, and anything else may have been written there."""
-    run = shutil.copytree(quick, tmp_path / "run")
-    newest, _ = format.newest(run / "checkpoints")
+    checkpoints = shutil.copytree(quick, tmp_path / "run") / "checkpoints"
+    newest, _ = format.newest(checkpoints)
     best = newest.manifest["best"]["step"]
-    (run / "checkpoints" / "best.json").write_text('{"checkpoint": "step-00000000"}')
-    command = [sys.executable, "-m", "lrtrain", "evaluate", str(run)]
-    ended = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    (checkpoints / "best.json").write_text('{"checkpoint": "step-00000000"}')
+    ended = run(["evaluate", "run"], tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert f"step-{best:08d} (best)" in ended.stdout
-    shutil.rmtree(run / "checkpoints")
-    assert (
-        "the run has no checkpoint yet"
-        in subprocess.run(command, env=environment(), capture_output=True, text=True).stderr
-    )
+    shutil.rmtree(checkpoints)
+    assert "the run has no checkpoint yet" in run(["evaluate", "run"], tmp_path).stderr
 
 
 def test_a_run_that_names_foreign_code_is_evaluated_only_with_trust(rich: Path) -> None:
-    command = [sys.executable, "-m", "lrtrain", "evaluate", "whole"]
-    refused = subprocess.run(command, cwd=rich, env=environment(), capture_output=True, text=True, timeout=120)
+    refused = run(["evaluate", "whole"], rich)
     assert refused.returncode == 2
     assert "tests.nets:with_dropout" in refused.stderr
-    allowed = subprocess.run(
-        [*command, "--trust"], cwd=rich, env=environment(), capture_output=True, text=True, timeout=120
-    )
+    allowed = run(["evaluate", "whole", "--trust"], rich)
     assert allowed.returncode == 0, allowed.stderr

@@ -54,7 +54,7 @@ def test_a_traceback_a_crash_a_hang_and_greed_are_found_and_attributed(
     )
     path = f"{tmp_path}:{real['PYTHONPATH']}"
     monkeypatch.setattr(watch, "_environment", lambda: {**real, "PYTHONPATH": path})
-    monkeypatch.setattr(watch, "HANG_SECONDS", 4)
+    monkeypatch.setattr(watch, "HANG_SECONDS", 10)
     outcome = watch.watched("stub", 0, range(10), tmp_path, tmp_path / "kept")
     assert [finding.number for finding in outcome.findings] == [2, 3, 5, 7, 8]
     for finding, words in zip(

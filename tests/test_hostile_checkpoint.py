@@ -20,6 +20,7 @@ from lrtrain.checkpoint import format
 from lrtrain.errors import CheckpointError
 from lrtrain.lookup import names
 from lrtrain.tensor_header import MAX_HEADER
+from tests import forked
 from tests.hostile import Typed, assert_clear
 
 CONFIG = """steps: 4
@@ -39,14 +40,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose only checkpoint is its last, at step 4."""
-    import subprocess
-    import sys
-
     folder = tmp_path_factory.mktemp("trained")
     (folder / "c.yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--out", "run"]
-    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, env=env)
+    env = forked.environment(OMP_NUM_THREADS=str(torch.get_num_threads()))
+    forked.run(["fit", "c.yaml", "--out", "run"], folder, env).check_returncode()
     for step in (folder / "run" / "checkpoints").glob("step-0000000[0-3]"):
         shutil.rmtree(step)
     return folder

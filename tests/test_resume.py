@@ -21,15 +21,15 @@ from lrtrain.errors import EnvironmentFault
 from lrtrain.schedule.extend import extended
 from lrtrain.sinks.jsonl import append
 from lrtrain.sinks.patience import Patience
+from tests import forked
 from tests.folders import noise
+from tests.forked import Forked, environment, run, until
 from tests.schedules import plan_of
 from tests.test_fit import (
     QUICK,
     RICH,
     assert_same_bits,
-    environment,
     fit,
-    heed_signals,
     kill_at_row,
     kill_when,
     rows,
@@ -144,14 +144,12 @@ def test_a_plateau_goes_on_only_with_hold() -> None:
 
 def test_a_second_process_in_the_same_directory_is_refused_and_a_kill_frees_it(done: Path) -> None:
     (done / "c.yaml").write_text(RICH.replace("epochs: 3", "epochs: 200"))
-    command = [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--out", "busy"]
-    first = subprocess.Popen(command, cwd=done, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = ["fit", "c.yaml", "--out", "busy"]
+    first = Forked(command, done, environment())
     try:
         metrics = done / "busy" / "metrics.jsonl"
-        deadline = time.monotonic() + 60
-        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        second = subprocess.run([*command, "--resume"], cwd=done, env=environment(), capture_output=True, text=True)
+        assert until(lambda: metrics.exists() and metrics.stat().st_size, first)
+        second = run([*command, "--resume"], done)
         assert second.returncode == 7
         assert f"in use by process {first.pid}" in second.stderr
     finally:
@@ -166,12 +164,7 @@ def test_sigusr2_saves_and_training_goes_on_in_the_same_bits(tmp_path: Path) -> 
     quiet = RICH.replace("every: 5step", "every: 100%").replace("eval_every: 7step", "eval_every: 1ep")
     assert fit(tmp_path, quiet, "--out", "whole").returncode == 0
     (tmp_path / "c.yaml").write_text(quiet)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--out", "asked"],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-    )
+    process = Forked(["fit", "c.yaml", "--out", "asked"], tmp_path, environment())
     saved: set[str] = set()
     metrics = tmp_path / "asked" / "metrics.jsonl"
     while process.poll() is None:
@@ -186,18 +179,9 @@ def test_sigusr2_saves_and_training_goes_on_in_the_same_bits(tmp_path: Path) -> 
 
 def test_a_second_signal_stops_at_once_and_what_was_saved_is_whole(done: Path) -> None:
     (done / "c.yaml").write_text(RICH.replace("epochs: 3", "epochs: 50"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--out", "twice"],
-        cwd=done,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_signals,
-    )
+    process = Forked(["fit", "c.yaml", "--out", "twice"], done, environment())
     metrics = done / "twice" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 5):
-        time.sleep(0.01)
+    assert until(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 5, process)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
@@ -211,20 +195,12 @@ def test_a_second_signal_stops_at_once_and_what_was_saved_is_whole(done: Path) -
 
 def test_a_signal_before_training_ends_the_process_with_its_code(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
-        "import time\ndef data():\n    print('loading now', flush=True)\n    time.sleep(60)\n"
+        "import pathlib, time\ndef data():\n    pathlib.Path('loading').touch()\n    time.sleep(60)\n"
     )
     (tmp_path / "c.yaml").write_text(QUICK.replace("dataset: digits", 'dataset: "slow:data"'))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--out", "run"],
-        cwd=tmp_path,
-        env={**environment(), "PYTHONPATH": f"{environment()['PYTHONPATH']}{os.pathsep}{tmp_path}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_signals,
-    )
-    assert process.stdout is not None
-    assert any("loading now" in line for line in iter(process.stdout.readline, ""))
+    env = environment(PYTHONPATH=f"{environment()['PYTHONPATH']}{os.pathsep}{tmp_path}")
+    process = Forked(["fit", "c.yaml", "--out", "run"], tmp_path, env)
+    assert until((tmp_path / "loading").exists, process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 143
@@ -248,7 +224,7 @@ def test_a_run_killed_before_it_saved_anything_begins_when_resumed(tmp_path: Pat
 
 def test_other_threads_are_refused_and_said_for_ever_where_allowed(done: Path) -> None:
     assert kill_at_row(done, "threads", 8, signal.SIGKILL) == -signal.SIGKILL
-    env = {**environment(), "OMP_NUM_THREADS": "2"}
+    env = environment(OMP_NUM_THREADS="2", OMP_WAIT_POLICY="PASSIVE")  # else threads that wait are busy
     refused = fit(done, RICH, "--resume", "--out", "threads", env=env)
     assert refused.returncode == 4
     for words in ("threads: 1 then, 2 now", "set OMP_NUM_THREADS=1", "--allow-inexact"):
@@ -263,8 +239,7 @@ def test_verify_tells_whole_from_damaged(done: Path) -> None:
     run = copy_of(done, "verified")
 
     def verify() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "lrtrain", "verify", "verified"]
-        return subprocess.run(command, cwd=done, env=environment(), capture_output=True, text=True)
+        return forked.run(["verify", "verified"], done)
 
     whole = verify()
     assert whole.returncode == 0, whole.stderr
@@ -278,7 +253,7 @@ def test_verify_tells_whole_from_damaged(done: Path) -> None:
     assert damaged.returncode == 4
     assert "1 of 2 checkpoints are damaged: step-00000069" in damaged.stderr
     assert "goes on from step-00000046" in damaged.stderr
-    assert subprocess.run([sys.executable, "-m", "lrtrain", "verify", "."], cwd=done, env=environment()).returncode == 4
+    assert forked.run(["verify", "."], done).returncode == 4
 
 
 def test_a_checkpoint_written_again_changes_places_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -375,7 +350,7 @@ def started(folder: Path, *args: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
-        preexec_fn=heed_signals,
+        preexec_fn=forked.heed_signals,
     )
     if sys.platform == "linux":
         while process.poll() is None:
