@@ -14,6 +14,7 @@ Each carries one or more problems; a problem says what is wrong, where, and what
 
 from __future__ import annotations
 
+import errno
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -105,6 +106,18 @@ def about(where: str) -> Iterator[None]:
         yield
     except LrtrainError as error:
         raise type(error)([replace(problem, where=problem.where or where) for problem in error.problems]) from error
+
+
+def what_to_do(error: OSError) -> str:
+    """The fix for a file that could not be written."""
+    return {
+        errno.ENOSPC: "make room, then `--resume`",
+        errno.EDQUOT: "make room, or have the quota raised, then `--resume`",
+        errno.EFBIG: "allow longer files (ulimit -f), then `--resume`",
+        errno.ENOENT: "the folder was moved or removed meanwhile: put it back, then `--resume`",
+        errno.EISDIR: "a folder has its name: move that away, then `--resume`",
+        errno.EROFS: "allow writing to the disk, or mount it again, then `--resume`",
+    }.get(error.errno or 0, "look after the disk and its permissions, then `--resume`")
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ reads (PYTHONHASHSEED, a locale, the number of threads) is asked of `subprocess`
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -130,14 +131,15 @@ def _zygote(_: int) -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     nothing: dict[str, Any] = dict.fromkeys(("stdin", "stdout"), subprocess.DEVNULL)
     command = [sys.executable, str(SERVER), str(theirs.fileno())]
-    _servers.append(
-        subprocess.Popen(command, env=environment(), pass_fds=[theirs.fileno()], start_new_session=True, **nothing)
-    )
+    server = subprocess.Popen(command, env=environment(), pass_fds=[theirs.fileno()], start_new_session=True, **nothing)
     theirs.close()
+
+    def end() -> None:
+        ours.close()
+        server.wait()
+
+    atexit.register(end)
     return ours
-
-
-_servers: list[subprocess.Popen[bytes]] = []  # else it would be found that nobody has waited for them
 
 
 def heed_signals() -> None:

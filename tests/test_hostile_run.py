@@ -21,7 +21,7 @@ from lrtrain.errors import CheckpointError, EnvironmentFault
 from lrtrain.sinks.jsonl import refuse_other_log
 from tests.hostile import Typed, assert_clear
 from tests.test_engine import job
-from tests.test_hostile_checkpoint import rewrite, trained, typed
+from tests.test_hostile_checkpoint import manifest_of, rewrite, trained, typed
 
 __all__ = ["trained", "typed"]
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -218,6 +218,39 @@ def test_a_log_of_something_else_is_refused_and_the_run_left_as_it_is(
     assert before == {file: file.read_bytes() for file in before}
 
 
+def test_a_log_that_is_cut_after_an_earlier_checkpoint_costs_the_later_one_alone(typed: Typed, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "c.yaml").write_text((tmp_path / "c.yaml").read_text().replace("steps: 4", "steps: 8"))
+    assert (
+        typed(
+            "fit",
+            "c.yaml",
+            "--out",
+            "longer",
+            "--set",
+            "checkpoint={every: 2step, keep: 9}",
+            "--set",
+            "log_every=1step",
+        ).code
+        == 0
+    )
+    run, checkpoints = tmp_path / "longer", tmp_path / "longer" / "checkpoints"
+    log, model = run / "metrics.jsonl", checkpoints / "step-00000008" / "model.safetensors"
+    whole = log.read_bytes(), model.read_bytes()
+    earlier = sorted(checkpoints.glob("step-*"))[-2]
+    log.write_bytes(whole[0][: manifest_of(earlier)["log_bytes"]["metrics.jsonl"] + 9])
+    assert_clear(typed("verify", "longer"), 4, "1 of", f"goes on from {earlier.name}")
+    ended = typed("fit", "--resume", "--out", "longer")
+    assert ended.code == 0, ended.err
+    assert "step-00000008 is damaged, the one before is used: metrics.jsonl is shorter" in " ".join(ended.out.split())
+    assert whole == (log.read_bytes(), model.read_bytes())
+    # What was logged from the beginning is not begun again.
+    log.write_bytes(b"")
+    assert_clear(
+        typed("fit", "--resume", "--out", "longer"), 4, "every checkpoint is damaged", "metrics.jsonl is shorter"
+    )
+
+
 @pytest.mark.parametrize(
     ("edited", "words"),
     [
@@ -298,6 +331,13 @@ def _saved(root: Path, parts: dict[str, dict[str, torch.Tensor]], manifest: dict
     return format.open_checkpoint(format.write(root, 3, parts, manifest))
 
 
+def logged(root: Path, step: int, log: Path, keep: int) -> format.Checkpoint:
+    """A checkpoint from when so many bytes had been logged."""
+    digest = hashlib.sha256(log.read_bytes()[:keep]).hexdigest()
+    manifest = {"log_bytes": {log.name: keep}, "log_sha256": {log.name: digest}}
+    return format.open_checkpoint(format.write(root, step, {"model": {}}, manifest))
+
+
 @pytest.mark.parametrize(
     ("broken", "fits"),
     [(None, True), (3, False), (99_990, False), (50_000, True)],
@@ -311,4 +351,4 @@ def test_of_a_long_log_beginning_and_end_are_looked_at(tmp_path: Path, broken: i
     log.write_text("\n".join(rows) + "\n" + "a row that was begun")
     keep = log.stat().st_size - len("a row that was begun")
     with nullcontext() if fits else pytest.raises(CheckpointError, match="is no row of it"):
-        refuse_other_log(log, keep, hashlib.sha256(log.read_bytes()[:keep]).hexdigest(), 100_000)
+        refuse_other_log(log, logged(tmp_path / "checkpoints", 100_000, log, keep))

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +29,12 @@ import safetensors.torch
 import torch
 
 from lrtrain.checkpoint.manifest import COPY, VERSION, Manifest, OtherFormat, digest, read_manifest, refuse_unreadable
-from lrtrain.errors import CheckpointError, EnvironmentFault, about
+from lrtrain.errors import CheckpointError, EnvironmentFault, about, what_to_do
 from lrtrain.foreign import json_object, opened, read_bytes
 from lrtrain.tensor_header import Described, read_header
 
-_LARGE = 2**32  # bytes of a file
+_LARGE = 2**24  # bytes of a file
+_LOOKS = 20  # at a folder whose checkpoints another process replaces
 _STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,14})")
 _LEFT = re.compile(rf"\.tmp-([0-9]{{8,15}}-[0-9]+|{_STEP.pattern}|(last|best)\.json)")
 
@@ -85,7 +86,7 @@ class Checkpoint:
         size, entry = os.fstat(file.fileno()).st_size, self.files[name]
         if size != entry["bytes"]:
             raise CheckpointError(f"{name} has {size} bytes, the manifest says {entry['bytes']}", hint=COPY)
-        if size > _LARGE:  # it takes minutes to hash, and its header tells at once whether it can be true
+        if size > _LARGE:  # it takes long to hash, and its header tells at once whether it can be true
             read_header(file, name)
             file.seek(0)
         if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:  # type: ignore[arg-type]
@@ -125,7 +126,8 @@ def write(root: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]]
     temporary = root / f".tmp-{step:08d}-{os.getpid()}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        root.mkdir(exist_ok=True)  # not its parents: a run that was taken away is not to be made anew
+        temporary.mkdir()
         files = {}
         for part, tensors in parts.items():
             data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
@@ -144,7 +146,7 @@ def write(root: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]]
         raise EnvironmentFault(
             f"the checkpoint of step {step} could not be written: {error.strerror}",
             str(final),
-            "make room, then `--resume`",
+            what_to_do(error),
         ) from error
     except CheckpointError:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -194,7 +196,7 @@ def point(root: Path, name: str, checkpoint: Path) -> None:
         raise EnvironmentFault(
             f"{name}.json could not be written: {error.strerror}",
             str(root / f"{name}.json"),
-            "make room, then `--resume`",
+            what_to_do(error),
         ) from error
 
 
@@ -298,20 +300,36 @@ def drop_after(root: Path, step: int, best_step: int) -> None:
         _remove(path)
 
 
-def newest(root: Path, before: int | None = None) -> tuple[Checkpoint, dict[str, str]]:
+Also = Callable[[Checkpoint], object]
+
+
+def newest(root: Path, before: int | None = None, also: Also = lambda _: None) -> tuple[Checkpoint, dict[str, str]]:
     """The newest checkpoint that is whole, of a step less than `before`; what is wrong with each newer one, by name.
+
+    Args:
+        root: the run's `checkpoints` folder.
+        before: a step.
+        also: raises CheckpointError for one that is whole and cannot be used all the same.
 
     Raises:
         CheckpointError: there is none.
     """
     damaged: dict[str, str] = {}
-    for path in reversed(_steps(root, before=before)):
-        try:
-            return verify(path), damaged
-        except OtherFormat:
-            raise  # an older lrtrain must not undo what a newer one did
-        except CheckpointError as error:
-            damaged[path.name] = error.problems[0].what
+    for _ in range(_LOOKS):
+        paths = _steps(root, before=before)
+        for path in reversed(paths):
+            try:
+                found = verify(path)
+                also(found)
+            except OtherFormat:
+                raise  # an older lrtrain must not undo what a newer one did
+            except CheckpointError as error:
+                if path.exists():  # else a run that goes on meanwhile has deleted it
+                    damaged[path.name] = error.problems[0].what
+            else:
+                return found, damaged
+        if all(path.exists() for path in paths):
+            break
     if damaged:
         words = "; ".join(f"{name}: {why}" for name, why in damaged.items())
         what = f"every checkpoint is damaged: {words}"
@@ -319,15 +337,24 @@ def newest(root: Path, before: int | None = None) -> tuple[Checkpoint, dict[str,
     raise CheckpointError("there is no checkpoint to go on from", str(root), "leave out --resume to start a new run")
 
 
-def verify_all(root: Path) -> dict[str, tuple[int, str | None]]:
-    """Of every checkpoint, oldest first: bytes on disk, and what is wrong with it if anything."""
+def verify_all(root: Path, also: Also = lambda _: None) -> dict[str, tuple[int, str | None]]:
+    """Of every checkpoint, oldest first: bytes on disk, and what is wrong with it if anything; `also` as in `newest`.
+
+    What a run that goes on meanwhile deletes is left out.
+    """
     found: dict[str, tuple[int, str | None]] = {}
-    for path in _steps(root):
-        try:
-            size, wrong = sum(int(entry["bytes"]) for entry in verify(path).files.values()), None
-        except CheckpointError as error:
-            size, wrong = sum(p.stat().st_size for p in path.glob("*") if p.is_file()), error.problems[0].what
-        found[path.name] = (size, wrong)
+    for _ in range(_LOOKS):
+        for path in (paths := _steps(root)):
+            wrong = None
+            try:
+                also(verify(path))
+            except CheckpointError as error:
+                wrong = error.problems[0].what
+            if path.exists():
+                size = sum(p.stat().st_size for p in path.glob("*") if p.is_file())
+                found[path.name] = (size, wrong)
+        if found or not paths:
+            break
     return found
 
 

@@ -19,7 +19,7 @@ from lrtrain.foreign import json_object, read_bytes
 
 VERSION = 1
 MAX_BYTES = 8_000_000
-FILE = re.compile(r"[a-z0-9_-]{1,64}\.safetensors")
+FILE = re.compile(r"(model|optimizer|ema)\.safetensors")
 MAX_ROLLBACKS = 3
 COPY = "restore the checkpoint from a copy, or remove it: then the one before it is used"
 
@@ -90,23 +90,24 @@ class _Fields(_Part):
     step: Count
     files: dict[str, _File]
     pending: bool = False
-    best: _Best | None = None
-    early: _Best | None = None
+    best: _Best = _Best(value=None, step=0, stale=0)
+    early: _Best = best
     rollbacks: list[_Rollback] = Field([], max_length=MAX_ROLLBACKS)
     loss_sums: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.0] * 3
     loss_images: Annotated[list[Count], Field(min_length=3, max_length=3)] = [0] * 3
     optimizer: dict[str, Scalar] = {}
+    optimizer_parameters: Count = 0
     ema_updates: Count | None = None
     scaler: dict[str, Annotated[float, Field(ge=0)]] | None = None
     plateau: dict[str, Whole | float | Text] | None = None
-    log_bytes: _LogBytes | None = None
-    log_sha256: _LogDigest | None = None
+    log_bytes: _LogBytes = _LogBytes.model_validate({"metrics.jsonl": 0})
+    log_sha256: _LogDigest = _LogDigest.model_validate({"metrics.jsonl": "0" * 64})
     classes: list[Text] = []
     channels: int = Field(1, ge=1, le=1_000)
     seed: int = Field(0, ge=0, lt=2**63)
     total_steps: int = Field(1, ge=1, le=10**9)
     steps_per_epoch: int = Field(1, ge=1, le=10**9)
-    origin: _Origin | None = None
+    origin: _Origin = _Origin(threads=1, processes=1)
     config: dict[str, Any] = {}
     written_by: dict[str, Text] = {}
     exact: bool = True
@@ -154,7 +155,7 @@ def _refuse_other_fields(manifest: dict[str, Any], path: Path) -> None:
         place = ".".join(map(str, first["loc"]))
         what = f"manifest.json is not what lrtrain writes: {place:.120}: {first['msg']}; got {quoted(first['input'])}"
         raise CheckpointError(what, str(path), COPY) from None
-    step, bests = fields.step, [best for best in (fields.best, fields.early) if best is not None]
+    step, bests = fields.step, (fields.best, fields.early)
     names = [name for name in fields.files if not FILE.fullmatch(name)]
     last = fields.rollbacks[-1].to if fields.rollbacks else 0
     wrong = {

@@ -119,8 +119,7 @@ def _checkpoint(run_dir: RunDir, which: str, screen: Screen) -> format.Checkpoin
     """The newest that is whole, or the one that it names as the best: a kill may have left the pointers behind."""
     root = run_dir.checkpoints
     if not any(root.glob("step-*")):
-        again = f"`lrtrain fit --resume --out {run_dir}` trains it"
-        raise CheckpointError("the run has no checkpoint yet", str(root), again)
+        raise CheckpointError("the run has no checkpoint yet", str(root), "train it first: lrtrain fit CONFIG")
     last, damaged = format.newest(root)
     for name, why in damaged.items():
         screen.print(f"warning: {name} is damaged, the one before is used: {why}", "yellow")
@@ -129,7 +128,13 @@ def _checkpoint(run_dir: RunDir, which: str, screen: Screen) -> format.Checkpoin
     if last.manifest["best"]["value"] is None:
         raise CheckpointError("the run has no best checkpoint yet", str(root), "--checkpoint last")
     step = last.manifest["best"]["step"]
-    return last if step == last.step else format.open_checkpoint(root / f"step-{step:08d}")
+    try:
+        return last if step == last.step else format.verify(root / f"step-{step:08d}")
+    except CheckpointError as error:
+        what = f"the best checkpoint, step-{step:08d}, cannot be used: {error.problems[0].what}"
+        raise CheckpointError(
+            what, str(root), "--checkpoint last takes the newest; or restore it from a copy"
+        ) from error
 
 
 def _by_class(classes: Sequence[str], seen: Sequence[int], right: Sequence[int]) -> Table:

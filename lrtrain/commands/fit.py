@@ -94,9 +94,9 @@ def run(
         run_dir = RunDir(Path(told_by_the_leader(str(run_dir), world)))
         if screen is None:
             return _train_silently(job, run_dir, requests)
-        if resumed is None or wishes.extend is not None:
+        if found is None or wishes.extend is not None:
             write_plan(job, run_dir, printable(start.label))
-        elif job.state.rollbacks:
+        elif job.state.rollbacks or job.config.extended:  # a kill may have come before it was written
             write_curve(job, run_dir)
         log_bytes = 0 if found is None else found.manifest["log_bytes"]["metrics.jsonl"]
         drawn = wishes.extend is not None
@@ -122,8 +122,8 @@ def write_plan(job: Job, run_dir: RunDir, label: str) -> None:
         label = run_dir.config.read_text(encoding="utf-8").split("\n")[0].removeprefix("# ").split(", as lrtrain")[0]
     origin = f"# {printable(label)}, as lrtrain {lrtrain.__version__} resolved it"
     header = f"{origin}: `lrtrain fit` on this file repeats the run.\n"
-    write_curve(job, run_dir)
     write_atomically(run_dir.config, header + yaml.dump(job.config.dump()))
+    write_curve(job, run_dir)
 
 
 def write_curve(job: Job, run_dir: RunDir) -> None:

@@ -14,7 +14,15 @@ from lrtrain.build import Job
 from lrtrain.data.fingerprint import fingerprint
 
 # What may differ between a run and its continuation, because no result depends on it.
-FREE_TO_CHANGE = ("workers", "cache", "log_every", "checkpoint.every", "checkpoint.keep", "checkpoint.disk_full_wait")
+FREE_TO_CHANGE = (
+    "workers",
+    "cache",
+    "log_every",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "checkpoint.disk_full_wait",
+    "dataset.download",
+)
 # The keys of `facts`, without which nothing is resumed.
 FACTS = (
     "config",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from lrtrain.build import Job
@@ -15,13 +16,13 @@ from lrtrain.config.load import load, resolve
 from lrtrain.config.schema import Extension, RunConfig
 from lrtrain.config.yaml import Document
 from lrtrain.data.fingerprint import differences
-from lrtrain.engine.consistent import refuse_contradictions
+from lrtrain.engine.consistent import refuse_contradictions, refuse_other_evaluations
 from lrtrain.engine.distributed import told_by_the_leader
 from lrtrain.engine.state import ROLLBACK_FACTOR, restore
 from lrtrain.errors import CheckpointError, ConfigError, Problem, quoted
 from lrtrain.schedule.plan import Plan, make_plan, run_steps
 from lrtrain.sinks.console import Screen
-from lrtrain.sinks.jsonl import refuse_other_log
+from lrtrain.sinks.jsonl import evaluation, refuse_other_log
 from lrtrain.sinks.plan_view import show_extension
 from lrtrain.sinks.run_dir import RunDir
 from lrtrain.world import World
@@ -81,7 +82,18 @@ def _newest(run_dir: RunDir, screen: Screen) -> str | None:
     if not began and not any(run_dir.checkpoints.glob("*step-*")):
         screen.print("nothing had been saved yet: this run begins at its first step")
         return None
-    checkpoint, damaged = format.newest(run_dir.checkpoints)
+    odd: list[CheckpointError] = []
+
+    def fits_the_log(checkpoint: Checkpoint) -> None:
+        try:
+            if odd and checkpoint.step == 0:
+                raise CheckpointError("nothing of the log fits, and from here the run would begin from scratch")
+            refuse_other_log(run_dir.metrics, checkpoint)
+        except CheckpointError as error:
+            odd.append(error)
+            raise
+
+    checkpoint, damaged = format.newest(run_dir.checkpoints, also=fits_the_log)
     for name, why in damaged.items():
         screen.print(f"warning: {name} is damaged, the one before is used: {why}", "yellow")
     return checkpoint.path.name
@@ -117,7 +129,7 @@ def lengthened(config: RunConfig, run_dir: RunDir, found: Checkpoint | None, wis
             raise ConfigError(what, config.where(key), hint)
         extension = Extension(policy=wishes.extend, at=found.step, steps=wanted)
         return config.model_copy(update={**kept, "extended": (*(made.extended or ()), extension)})
-    if wanted in (total, first):
+    if wanted in (total, first) or (last is not None and wanted == last.steps):
         return config.model_copy(update=kept)
     if wanted > total:
         raise ConfigError(
@@ -190,8 +202,7 @@ def continued(
     restore(job.state, job.plan, found)
     factor = ROLLBACK_FACTOR if job.config.on_nonfinite == "rollback" else None
     refuse_contradictions(job.state, job.recipe, job.config.batch_size, factor, found)
-    length, digest = (found.manifest[key][run_dir.metrics.name] for key in ("log_bytes", "log_sha256"))
-    refuse_other_log(run_dir.metrics, length, digest, found.step)
+    refuse_other_evaluations(job.state, job.recipe, partial(evaluation, run_dir.metrics, found), found)
     if wishes.extend is not None and _stopped_early(job):
         rule = job.recipe.early_stop
         raise ConfigError(

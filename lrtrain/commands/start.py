@@ -16,7 +16,7 @@ from lrtrain.config.load import DEFAULT, load
 from lrtrain.config.schema import RunConfig
 from lrtrain.errors import CheckpointError, ConfigError, quoted
 from lrtrain.lookup import is_path
-from lrtrain.sinks.run_dir import RunDir, check_free, is_run, latest, refuse_other_files
+from lrtrain.sinks.run_dir import RunDir, check_free, is_run, latest, refuse_lost_link, refuse_other_files
 from lrtrain.world import ALONE, World
 
 
@@ -77,10 +77,11 @@ def start_fit(
         raise CheckpointError(
             f"{quoted(str(run_dir))} is no run directory: it has no config.yaml", hint="name one with --out"
         )
+    refuse_lost_link(run_dir)
     refuse_other_files(run_dir)
     if config_path is not None:
         return start(config_path, overrides, trust=trust), run_dir
-    config = load(run_dir.config, overrides or ())
+    config = _of_a_run(run_dir, overrides or ())
     if not trust:
         own = (
             f"name your own config: `lrtrain fit CONFIG --resume --out {run_dir}`; or if you know the code, say --trust"
@@ -101,9 +102,20 @@ def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool) 
         raise CheckpointError(
             f"{quoted(str(path))} is no run directory: it has no config.yaml", hint="such as runs/quickstart"
         )
-    config = load(run_dir.config, overrides or ())
+    refuse_lost_link(run_dir)
+    if not run_dir.config.is_file():
+        raise CheckpointError("config.yaml is a pipe, socket or device", str(run_dir.config), "restore it from a copy")
+    config = _of_a_run(run_dir, overrides or ())
     if not trust:
         _refuse_foreign_code(config, "if you know the code, say --trust")
+    return config
+
+
+def _of_a_run(run_dir: RunDir, overrides: Sequence[str]) -> RunConfig:
+    """A run's config. What it was to download it has, and a directory from elsewhere shall not have it put anywhere."""
+    config = load(run_dir.config, overrides)
+    if getattr(config.dataset, "download", None) is True and not any("download" in text for text in overrides):
+        config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"download": False})})
     return config
 
 

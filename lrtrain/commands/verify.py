@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
@@ -10,22 +11,24 @@ from rich.text import Text
 from lrtrain.checkpoint import format
 from lrtrain.errors import CheckpointError, printable
 from lrtrain.sinks.console import Screen
-from lrtrain.sinks.run_dir import RunDir
+from lrtrain.sinks.jsonl import refuse_other_log
+from lrtrain.sinks.run_dir import RunDir, refuse_lost_link
 
 MOST_WHOLE = 50  # that are listed
 
 
 def run(path: Path) -> None:
-    """Hold every file of every checkpoint against its size and SHA-256, and both pointers against what they name.
+    """Hold each checkpoint's files, and the log up to it, against size and SHA-256; look where the pointers point.
 
     Raises:
         CheckpointError: not a run, no checkpoint, or one that is damaged.
     """
     run_dir, screen = RunDir(path), Screen()
+    refuse_lost_link(run_dir)
     if not run_dir.checkpoints.is_dir():
         what = f"{str(path)!r} is no run directory: it has no checkpoints/"
         raise CheckpointError(what, hint="name one, such as runs/quickstart")
-    found = format.verify_all(run_dir.checkpoints)
+    found = format.verify_all(run_dir.checkpoints, partial(refuse_other_log, run_dir.metrics))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("checkpoint", no_wrap=True)
     table.add_column("MB", justify="right", no_wrap=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from lrtrain.checkpoint.format import Checkpoint
 from lrtrain.checkpoint.manifest import COPY
 from lrtrain.engine.state import Best, TrainState
@@ -54,6 +57,43 @@ def refuse_contradictions(
     for why, so in wrong.items():
         if so:
             raise CheckpointError(f"manifest.json contradicts itself or the config: {why}", str(checkpoint.path), COPY)
+
+
+# How a row of metrics.jsonl calls what is watched; the mean training loss is in none.
+_LOGGED = {"val_loss": "loss", "val_acc1": "acc1", "val_acc5": "acc5"}
+
+
+def refuse_other_evaluations(
+    state: TrainState, recipe: Recipe, row: Callable[[int], Mapping[str, Any] | None], checkpoint: Checkpoint
+) -> None:
+    """Hold what a state says of the run's evaluations against the log of them.
+
+    Args:
+        state: restored.
+        recipe: the run's.
+        row: of the evaluation after a step, where the log has one.
+        checkpoint: where the state comes from, for errors.
+
+    Raises:
+        CheckpointError: names what the log says otherwise.
+    """
+    watched = {"best": (state.best, recipe.best)}
+    if recipe.early_stop is not None:
+        watched["early"] = (state.early, recipe.early_stop.monitor)
+    what = ""
+    for name, (best, monitor) in watched.items():
+        if best.value is None or monitor not in _LOGGED:
+            continue
+        found = row(best.step)
+        if found is None or found.get(_LOGGED[monitor]) != best.value:
+            said = "has no evaluation" if found is None else f"says {found.get(_LOGGED[monitor])}"
+            what = f"{name}: {monitor} is {best.value} at step {best.step} in the manifest, and metrics.jsonl {said}"
+    if state.step and due(state.step, recipe.eval_every, recipe) and (row(state.step) is None) != state.pending:
+        what = (
+            f"pending: {state.pending}, and metrics.jsonl has {'an' if state.pending else 'no'} evaluation of its step"
+        )
+    if what:
+        raise CheckpointError(f"the checkpoint contradicts the log: {what}", str(checkpoint.path), COPY)
 
 
 def _possible(best: Best, monitor: str) -> bool:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrtrain.checkpoint.format import Checkpoint
+from lrtrain.checkpoint.manifest import COPY
 from lrtrain.errors import CheckpointError, quoted
+from lrtrain.models.weights import NEVER_NEGATIVE
 from lrtrain.tensor_header import Described, described
 
 
@@ -44,6 +46,9 @@ def refuse_other_optimizer(optimizer: Optimizer, names: tuple[str, ...], checkpo
     if unknown := theirs.keys() - set(names):
         what = f"the checkpoint's optimizer has a parameter {quoted(min(unknown))} that the model has not"
         raise CheckpointError(what, str(checkpoint.path), _CONFIG)
+    if len(theirs) != (said := checkpoint.manifest["optimizer_parameters"]):
+        what = f"the checkpoint's optimizer keeps something for {len(theirs)} parameters, and its manifest says {said}"
+        raise CheckpointError(what, str(checkpoint.path), COPY)
     if not type(optimizer).__module__.startswith("torch.optim"):
         return
     known: dict[Any, dict[str, Described | str]] = {}
@@ -153,12 +158,13 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, par
     """Refuse values that training cannot go on from.
 
     Raises:
-        CheckpointError: names the first tensor with infinities or NaN, or a BatchNorm's variance below 0.
+        CheckpointError: names the first tensor with infinities or NaN, or a variance or count of BatchNorm below 0.
     """
     for name, tensor in tensors.items():
-        if name.endswith("running_var") and bool((tensor < 0).any()):
+        below = next((what for end, what in NEVER_NEGATIVE.items() if name.endswith(end)), None)
+        if below is not None and bool((tensor < 0).any()):
             raise CheckpointError(
-                f"the checkpoint's {part} holds a variance below 0, in {quoted(name)}",
+                f"the checkpoint's {part} holds a {below} below 0, in {quoted(name)}",
                 str(checkpoint.path / f"{part}.safetensors"),
                 f"remove {checkpoint.path.name}: then the one before it is used",
             )

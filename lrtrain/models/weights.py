@@ -26,6 +26,7 @@ from lrtrain.torch_archive import refuse_other_archives
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 MAX_NAME = 1_000
+NEVER_NEGATIVE = {"running_var": "variance", "num_batches_tracked": "count of batches"}  # of BatchNorm, by a name's end
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO)
 _DENSENET_2017 = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
 _DAMAGED = (
@@ -61,7 +62,7 @@ def load_weights_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, st
         Tensors by parameter or buffer name, and the safetensors file's metadata.
 
     Raises:
-        CheckpointError: no such file, damaged, more than plain tensors, or values that are not finite.
+        CheckpointError: no such file, damaged, more than plain tensors, or values that no training makes.
         EnvironmentFault: the file cannot be read.
     """
     file = Path(os.path.expanduser(path))  # a Path's own raises where there is no such user
@@ -88,6 +89,10 @@ def load_weights_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, st
                 f"{str(file)!r} holds values that are not finite, in {quoted(name)}",
                 hint="take a checkpoint from before that training diverged",
             )
+        for end, what in NEVER_NEGATIVE.items():
+            if name.endswith(end) and bool((tensor < 0).any()):
+                hint = "no training makes that: take the file from where it was published"
+                raise CheckpointError(f"{str(file)!r} holds a {what} below 0, in {quoted(name)}", hint=hint)
     return state, metadata
 
 

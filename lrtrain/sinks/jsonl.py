@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import mmap
 import os
 import resource
 import sys
@@ -15,8 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from lrtrain.checkpoint.format import Checkpoint
 from lrtrain.engine.events import Evaluated, Event, Logged, SaveDue, Stepped
-from lrtrain.errors import CheckpointError, EnvironmentFault
+from lrtrain.errors import CheckpointError, EnvironmentFault, what_to_do
 from lrtrain.foreign import json_object, opened
 
 _ROW_BYTES = 10_000_000
@@ -42,6 +44,19 @@ class Metrics:
         with self._path.open("rb") as written:
             self._digest = hashlib.file_digest(written, "sha256")
         self._safe = length, self._digest.hexdigest()
+
+    def _refuse_replaced(self) -> None:
+        """An editor puts another file in a file's place, and what is written to the old one is lost."""
+        try:
+            same = os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise EnvironmentFault(
+                f"{self._path.name} was replaced or removed while training wrote to it",
+                str(self._path),
+                "leave a run's files alone while it trains; go on from the last checkpoint with `--resume`",
+            )
 
     def safe(self) -> dict[str, Any]:
         """What a checkpoint's manifest says of the log: how long it was at the last fsync, and its SHA-256."""
@@ -71,6 +86,7 @@ class Metrics:
             case SaveDue():
                 try:
                     os.fsync(self._file.fileno())
+                    self._refuse_replaced()
                 except OSError as error:
                     raise EnvironmentFault(f"cannot write: {error.strerror}", str(self._path)) from error
                 self._safe = self._file.seek(0, os.SEEK_END), self._digest.hexdigest()
@@ -78,12 +94,14 @@ class Metrics:
             self.note(row)
 
 
-def refuse_other_log(path: Path, keep: int, digest: str, step: int) -> None:
-    """Refuse a metrics.jsonl whose first `keep` bytes are not what was written, or not the log of a run up to `step`.
+def refuse_other_log(path: Path, checkpoint: Checkpoint) -> None:
+    """Refuse a metrics.jsonl that does not begin with what had been logged when a checkpoint was saved.
 
     Raises:
         CheckpointError: it is shorter, or holds something else.
+        EnvironmentFault: it cannot be read.
     """
+    keep, digest = (checkpoint.manifest[key][path.name] for key in ("log_bytes", "log_sha256"))
     whole = "restore the whole run directory from a copy"
     try:
         with opened(path) as file:
@@ -91,7 +109,7 @@ def refuse_other_log(path: Path, keep: int, digest: str, step: int) -> None:
                 what = f"{path.name} is shorter than the checkpoint says: {keep} bytes are wanted, and it has {size}"
                 raise CheckpointError(what, str(path), whole)
             _refuse_other_bytes(file, keep, digest)
-            _refuse_other_rows(file, keep, step)
+            _refuse_other_rows(file, keep, checkpoint.step)
     except FileNotFoundError:
         if keep:
             what = f"{path.name} is not there, and {keep} bytes of it are wanted"
@@ -133,6 +151,25 @@ def _refuse_other_rows(file: IO[bytes], keep: int, step: int) -> None:
         at_byte += len(line)
 
 
+def evaluation(path: Path, checkpoint: Checkpoint, step: int) -> dict[str, Any] | None:
+    """The row of a step's evaluation, if there is one in what had been logged when a checkpoint was saved.
+
+    Raises:
+        CheckpointError: there is, and it is none.
+        EnvironmentFault: the log cannot be read.
+    """
+    keep = checkpoint.manifest["log_bytes"][path.name]
+    try:
+        with opened(path) as file, mmap.mmap(file.fileno(), keep, access=mmap.ACCESS_READ) as log:
+            begin = log.rfind(b'{"event": "eval", "step": %d, ' % step)
+            return None if begin < 0 else json_object(log[begin : log.find(b"\n", begin)])
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read: {error.strerror}", str(path)) from error
+    except ValueError as error:
+        what = f"{path.name} is not this run's: {error}"
+        raise CheckpointError(what, str(path), "restore the whole run directory from a copy") from None
+
+
 def append(file: io.FileIO, path: Path, row: Mapping[str, Any]) -> bytes:
     """Append a line to an unbuffered file, whole or not at all; the line.
 
@@ -148,7 +185,7 @@ def append(file: io.FileIO, path: Path, row: Mapping[str, Any]) -> bytes:
         with suppress(OSError):
             file.truncate(end)
         raise EnvironmentFault(
-            f"{path.name} could not be written: {error.strerror}", str(path), "make room, then `--resume`"
+            f"{path.name} could not be written: {error.strerror}", str(path), what_to_do(error)
         ) from error
     return line
 

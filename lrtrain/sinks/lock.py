@@ -45,15 +45,17 @@ def _holder(run_dir: RunDir) -> str:
     """Who status.json says it is, unless that was an earlier run: the holder may not have written it yet."""
     status = run_dir.read_status()
     pid, host = status.get("pid"), status.get("host")
-    gone = status.get("state") != "running"
-    if isinstance(pid, int) and pid > 0 and host == socket.gethostname():
+    another = "another process, which begins or ends"
+    if status.get("state") != "running" or not isinstance(pid, int) or pid < 1 or not isinstance(host, str):
+        return another
+    if host == socket.gethostname():
         try:
             os.kill(pid, 0)
         except (ProcessLookupError, OverflowError):
-            gone = True
+            return another
         except PermissionError:
             pass
-    return "another process, which begins or ends" if gone else f"process {pid} on {host}"
+    return f"process {pid} on {host:.80}"
 
 
 def here() -> dict[str, str | int]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, RunDirError, quoted
+from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, RunDirError, quoted, what_to_do
 from lrtrain.foreign import json_object, read_bytes
 
 
@@ -107,18 +107,39 @@ def check_free(out: Path | None, resume_hint: str) -> None:
     if out is None:
         return
     try:
-        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+        taken = out.exists() and not _is_empty(out)
         there = next((path for path in (out, *out.parents) if path.exists()), Path())
         if not taken and not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if not taken and not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            why = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
+            raise PermissionError(why, os.strerror(why))
     except OSError as error:
         hint = "name another folder with --out"
         raise EnvironmentFault(f"--out cannot be used: {error.strerror}", str(out)[:200], hint) from None
     if taken:
         what = "is not empty" if out.is_dir() else "is there, and is no folder"
         raise RunDirError(f"{quoted(str(out))} {what}", hint=f"{resume_hint}, or name another folder with --out")
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing, or what a run has left that could not even write its config."""
+    return folder.is_dir() and all(
+        path.name == ".config.yaml.tmp"
+        or (path.name == "checkpoints" and path.is_dir() and {inner.name for inner in path.iterdir()} <= {".lock"})
+        for path in folder.iterdir()
+    )
+
+
+def refuse_lost_link(run: RunDir) -> None:
+    """Refuse a run whose checkpoints are on a disk that is not there.
+
+    Raises:
+        EnvironmentFault: names where they should be.
+    """
+    if run.checkpoints.is_symlink() and not run.checkpoints.exists():
+        what = f"the run's checkpoints are a link to {quoted(os.readlink(run.checkpoints))}, which is not there"
+        raise EnvironmentFault(what, str(run.checkpoints), "mount or restore it")
 
 
 def create(out: Path | None, name: str) -> RunDir:
@@ -206,4 +227,4 @@ def write_atomically(path: Path, text: str) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         what = f"{path.name} could not be written: {error.strerror}"
-        raise EnvironmentFault(what, str(path), "make room, then `--resume`") from error
+        raise EnvironmentFault(what, str(path), what_to_do(error)) from error
