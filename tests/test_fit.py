@@ -326,6 +326,13 @@ def test_smoke_runs_everything_and_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_smoke_takes_the_steps_that_there_are(tmp_path: Path, steps: int) -> None:
+    ended = fit(tmp_path, QUICK.replace("epochs: 3", f"steps: {steps}"), "--smoke")
+    assert ended.returncode == 0, ended.stderr
+    assert f"{steps} step" in ended.stdout.partition("smoke test passed")[2]
+
+
 def test_evaluate_agrees_with_what_training_found(quick: Path, tmp_path: Path) -> None:
     ended = run(["evaluate", quick, "--checkpoint", "last", "--json", "e.json"], tmp_path)
     assert ended.returncode == 0, ended.stderr
