@@ -83,7 +83,7 @@ CASES: list[tuple[str, Make, list[str], int, tuple[str, ...]]] = [
     *((f"a {name} to {how}", lambda p: None, ["--set", TRANSFORMS.format(name=name, how=how)],
        code, (f"{name} would make", "pixels, more than"))
       for name, how, code in (("CenterCrop", "size: 100000", 2), ("RandomCrop", "size: 100000", 2), ("Resize", "size: [99999, 9999]", 2),
-                              ("RandomResizedCrop", "size: 20000", 2), ("Pad", "padding: 100000", 3), ("Pad", "padding: [1, 100000, 9000, 2]", 3))),
+                              ("RandomResizedCrop", "size: 20000", 2), ("Pad", "padding: 100000", 2), ("Pad", "padding: [1, 100000, 9000, 2]", 2))),
     *((f"a home of nobody as {key}", lambda p: None, ["--set", f"{key}=~nobody-such/x", *more], 2, ("is no path", "~/ for your own"))
       for key, more in (("dataset.root", []), ("dataset.skip_list", []), ("dataset.manifest", CSV[:2]))),
     *((f"a name of 300 characters as {key}", lambda p: None, ["--set", f"{key}={LONG}{end}", *more], 2, ("File name too long",))

@@ -9,6 +9,7 @@ from typing import Any
 from lrtrain import lookup
 from lrtrain.config.messages import belongs, number_hint, shortened, such_as
 from lrtrain.config.schema import Dataset, Group, Model, Named, Optimizer, Phase, RunConfig
+from lrtrain.config.transform_checks import check_transform
 from lrtrain.config.yaml import Document, Loc, scalar
 from lrtrain.errors import Problem, quoted
 
@@ -53,8 +54,16 @@ def _sections(data: dict[str, Any]) -> Iterator[tuple[lookup.Kind, type[Named], 
     dataset = data.get("dataset")
     transforms = dataset.get("transforms") if isinstance(dataset, dict) else None
     for split, items in (transforms if isinstance(transforms, dict) else {}).items():
-        for loc, item in _mappings(items, ("dataset", "transforms", split)):
+        for loc, item in _transforms(items, ("dataset", "transforms", split)):
             yield "transform", Named, loc, item
+
+
+def _transforms(items: Any, loc: Loc) -> Iterator[tuple[Loc, dict[str, Any]]]:
+    """The transforms of a list, and those that they hold."""
+    for inner, item in _mappings(items, loc):
+        yield inner, item
+        if isinstance(item.get("transforms"), list):
+            yield from _transforms(item["transforms"], (*inner, "transforms"))
 
 
 def _mappings(value: Any, loc: Loc) -> list[tuple[Loc, dict[str, Any]]]:
@@ -88,6 +97,8 @@ def _check_section(
         for key, value in given.items()
         for problem in _check_kind(key, value, takes.defaults.get(key), (*loc, key), document)
     ]
+    if kind == "transform":
+        problems += check_transform(name, given, takes.defaults, loc, document)
     if kind == "optimizer":
         problems += [
             Problem(f"{name}'s {key} cannot be used: {why}", document.where(*loc, key), "leave it out")

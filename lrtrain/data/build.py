@@ -17,6 +17,7 @@ from lrtrain.data.default_transforms import (
     train_default,
     val_default,
 )
+from lrtrain.data.known_transforms import Size, TooLarge, draws, nested, refuse_huge, size_after
 from lrtrain.data.loader import SAME_SIZE
 from lrtrain.data.open import Where, place_of
 from lrtrain.data.source import Source, Split
@@ -24,10 +25,8 @@ from lrtrain.data.transforms import (
     TO_FLOAT,
     Entry,
     Moment,
-    Size,
     Stages,
     Step,
-    TooLarge,
     build_steps,
     completed,
     final_size,
@@ -110,6 +109,8 @@ def make_pipeline(
     train, val = _with_defaults(source, written, size, photo_size, made)
     _refuse_random(val[1])
     with about(place):
+        for name, (_, steps) in {"train": train, "val": val}.items():
+            _refuse_huge(name, steps, size)
         shape = _tried(source.train, "train", train[1], seed, where)
         _tried(source.val, "val", val[1], seed, where)
     resolved = {"train": train[0], "val": val[0]}
@@ -163,34 +164,33 @@ def _with_defaults(
 
 
 def _refuse_random(steps: Sequence[Step]) -> None:
-    drawn = [
-        s
-        for s in steps
-        if s.name.startswith("Random")
-        or s.name in ("AugMix", "AutoAugment", "ColorJitter", "RandAugment", "TrivialAugmentWide")
-    ]
-    if drawn:
-        raise ConfigError(
-            [
-                Problem(
-                    f"evaluation must not be random, and {s.name} is",
-                    s.where,
-                    "move it to transforms.train; val usually has Resize and CenterCrop",
-                )
-                for s in drawn
-            ]
-        )
+    problems = []
+    for step in steps:
+        drawn = next(filter(draws, nested(step.transform)), None)
+        if drawn is not None:
+            inside = "" if drawn is step.transform else f", in {step.name},"
+            what = f"evaluation must not be random, and {type(drawn).__name__}{inside} is"
+            hint = "move it to transforms.train; val usually has Resize and CenterCrop"
+            problems.append(Problem(what, step.where, hint))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _refuse_huge(name: str, steps: Sequence[Step], size: Size | None) -> None:
+    """Refuse what makes too large an image of any, or of those of `size` where all are of one."""
+    for step in steps:
+        try:
+            for part in nested(step.transform):
+                refuse_huge(part, size if part is step.transform else None)
+        except TooLarge as error:
+            raise ConfigError(f"the {name} transform {error}", step.where, "a smaller size") from error
+        size = size_after(step.transform, step.name, size)
 
 
 def _tried(split: Split, name: str, steps: Sequence[Step], seed: int, where: Where) -> tuple[int, int, int]:
     """Run a list on a few images, so that what fails is known before training; the shape they end with."""
     if len(split) == 0:
         raise DataError(f"the {name} split has no images")
-    for step in steps:
-        try:
-            step.refuse_huge(None)
-        except TooLarge as error:
-            raise ConfigError(f"the {name} transform {error}", step.where, "a smaller size") from error
     shapes: dict[tuple[int, ...], int] = {}
     moment = Moment(seed, "try")
     for i in np.unique(np.linspace(0, len(split) - 1, _TRIED).astype(int)).tolist():
@@ -206,7 +206,7 @@ def _tried(split: Split, name: str, steps: Sequence[Step], seed: int, where: Whe
                         f"the {name} transform {step.name} fails on {split.path(i)}, {_described(image)}: {error}",
                         step.where,
                     ) from error
-                if not isinstance(image, torch.Tensor) or image.ndim != 3:
+                if not isinstance(image, torch.Tensor) or image.ndim != 3 or not image.numel():
                     raise ConfigError(
                         f"the {name} transform {step.name} must make one image of one; it made {_described(image)}",
                         step.where,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,50 +15,16 @@ from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 
 from lrtrain import lookup
 from lrtrain.data.augment import BatchOp, batch_op
+from lrtrain.data.known_transforms import Size, TooLarge, is_theirs, refuse_huge, size_after
 from lrtrain.errors import ConfigError
 from lrtrain.random import key, torch_seeded, uniforms
 
-Size = tuple[int, int]
 Entry = dict[str, Any]
 Located = tuple[int | None, Entry]
 
 TO_FLOAT: Entry = {"name": "ToDtype", "dtype": "float32", "scale": True}
 # uint8 in, uint8 out, nothing drawn: done once per image, and kept.
-MOST_PIXELS = 61_000_000  # that a transform may make, as few as `decode` reads of colour
 _ONCE = frozenset(("Resize", "CenterCrop", "Pad", "Grayscale", "RGB"))
-_SETS_SIZE = frozenset(("CenterCrop", "RandomCrop", "RandomResizedCrop"))
-# A name missing here costs speed only: batched ops after it run sample by sample.
-_KEEPS_SIZE = frozenset(
-    (
-        "AugMix",
-        "AutoAugment",
-        "ColorJitter",
-        "ElasticTransform",
-        "GaussianBlur",
-        "GaussianNoise",
-        "Grayscale",
-        "JPEG",
-        "Normalize",
-        "RGB",
-        "RandAugment",
-        "RandomAdjustSharpness",
-        "RandomAffine",
-        "RandomAutocontrast",
-        "RandomChannelPermutation",
-        "RandomEqualize",
-        "RandomErasing",
-        "RandomGrayscale",
-        "RandomHorizontalFlip",
-        "RandomInvert",
-        "RandomPerspective",
-        "RandomPhotometricDistort",
-        "RandomPosterize",
-        "RandomSolarize",
-        "RandomVerticalFlip",
-        "ToDtype",
-        "TrivialAugmentWide",
-    )
-)
 # Images are tensors from the start.
 _NOTHING_TO_DO = frozenset(("ToImage", "PILToTensor", "ToPureTensor", "Identity"))
 _REFUSED = {
@@ -96,12 +62,6 @@ class Moment:
             np.random.set_state(legacy)
 
 
-class TooLarge(ValueError):
-    """A transform would make an image that takes more memory than any that is decoded."""
-
-    hint = "give both sides, such as `size: [224, 224]`, or leave the image out"
-
-
 @dataclass(frozen=True)
 class Step:
     """One transform: torchvision's object, and the op that does the same to a batch where there is one."""
@@ -118,18 +78,8 @@ class Step:
         """Transform one image (C, H, W), by the batched op where there is one."""
         if self.batched is None:
             return self.alone(image)
-        self.refuse_huge((image.shape[-2], image.shape[-1]))
+        refuse_huge(self.transform, (image.shape[-2], image.shape[-1]))
         return self.to_batch(image[None], np.array([index]), moment)[0]
-
-    def refuse_huge(self, size: Size | None) -> None:
-        """Refuse to make an image larger than any that is decoded, of one of a height and width.
-
-        Raises:
-            TooLarge: says how large.
-        """
-        after = _size_after(self, size)
-        if after is not None and after[0] * after[1] > MOST_PIXELS:
-            raise TooLarge(f"{self.name} would make {after[0]:,} x {after[1]:,} pixels, more than {MOST_PIXELS:,}")
 
     def alone(self, image: torch.Tensor) -> torch.Tensor:
         """Transform one image (C, H, W), by torchvision's object.
@@ -137,7 +87,6 @@ class Step:
         Raises:
             TooLarge: it would become larger than any image that is decoded.
         """
-        self.refuse_huge((image.shape[-2], image.shape[-1]))
         made: torch.Tensor = self.transform(image)
         return made
 
@@ -224,7 +173,8 @@ def build_steps(entries: Sequence[Entry], places: Sequence[str]) -> list[Step]:
     for i, entry in enumerate(entries):
         transform = _construct(entry, places[i])
         after = entries[i + 1]["name"] if i + 1 < len(entries) else None
-        batched = batch_op(entry["name"], transform)
+        with _taken_by(entry["name"], places[i]):
+            batched = batch_op(entry["name"], transform)
         if batched is not None and entry["name"] == "ToDtype" and after == "Normalize":
             continue  # Normalize takes uint8, and does both in one
         steps.append(Step(i, entry["name"], transform, batched, places[i], dict(entry)))
@@ -240,7 +190,7 @@ def stages(steps: Sequence[Step], size: Size | None) -> Stages:
     """
     sizes = [size]
     for step in steps:
-        sizes.append(_size_after(step, sizes[-1]))
+        sizes.append(size_after(step.transform, step.name, sizes[-1]))
     first = 0
     while first < len(steps) and steps[first].name in _ONCE:
         first += 1
@@ -253,29 +203,19 @@ def stages(steps: Sequence[Step], size: Size | None) -> Stages:
 def final_size(steps: Sequence[Step], size: Size | None) -> Size | None:
     """Height and width after the whole list, where that is known beforehand."""
     for step in steps:
-        size = _size_after(step, size)
+        size = size_after(step.transform, step.name, size)
     return size
 
 
-def _size_after(step: Step, size: Size | None) -> Size | None:
-    if step.name in _KEEPS_SIZE or (step.name == "RandomRotation" and not step.transform.expand):
-        return size
-    if step.name in _SETS_SIZE:
-        height, width = step.transform.size
-        return int(height), int(width)
-    if step.name == "Pad" and size is not None:
-        sides = step.transform.padding
-        left, top, *others = [sides] * 4 if isinstance(sides, int) else list(sides) * (4 // len(sides))
-        return size[0] + top + others[1], size[1] + left + others[0]
-    if step.name == "Resize" and step.transform.max_size is None and step.transform.size:
-        wanted = step.transform.size
-        sides = [wanted] if isinstance(wanted, int) else list(wanted)
-        if len(sides) == 2:
-            return int(sides[0]), int(sides[1])
-        if size is not None:  # the shorter side is given, and the longer one in proportion
-            longer = int(sides[0] * max(size) / max(1, min(size)))
-            return (longer, int(sides[0])) if size[0] > size[1] else (int(sides[0]), longer)
-    return None
+@contextmanager
+def _taken_by(name: str, where: str | None) -> Iterator[None]:
+    """What fails inside fails by the arguments of the transform."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(error.problems[0].what, where, error.problems[0].hint) from error
+    except Exception as error:
+        raise ConfigError(f"the transform {name} does not take these arguments: {error}", where) from error
 
 
 def _construct(entry: Mapping[str, Any], where: str | None) -> Any:
@@ -283,12 +223,18 @@ def _construct(entry: Mapping[str, Any], where: str | None) -> Any:
     if name in _REFUSED:
         raise ConfigError(f"the transform {name} cannot be used in a list: {_REFUSED[name]}", where)
     arguments = {k: _argument(k, v, where) for k, v in entry.items() if k != "name"}
-    try:
-        return lookup.find("transform", name)(**arguments)
-    except ConfigError as error:
-        raise ConfigError(error.problems[0].what, where, error.problems[0].hint) from error
-    except Exception as error:
-        raise ConfigError(f"the transform {name} does not take these arguments: {error}", where) from error
+    with _taken_by(name, where):
+        made = lookup.find("transform", name)(**arguments)
+        with suppress(TooLarge):  # that is said of the images
+            refuse_huge(made, (1, 1))
+    if is_theirs(made):
+        made.register_forward_pre_hook(_refuse_huge)  # wherever it stands: in a Compose nobody else looks
+    return made
+
+
+def _refuse_huge(transform: Any, images: tuple[Any, ...]) -> None:
+    if images and isinstance(images[0], torch.Tensor) and images[0].ndim >= 2:
+        refuse_huge(transform, (images[0].shape[-2], images[0].shape[-1]))
 
 
 def _argument(name: str, value: Any, where: str | None) -> Any:
