@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -99,13 +99,28 @@ def listed(problems: Sequence[Problem]) -> str:
     return "\n".join(shown + [f"error: and {more:,} problems more"] * (more > 0))
 
 
+class Key(str):
+    """The `where` of a problem that knows only the key of its section, such as skip_list or splits.train."""
+
+
 @contextmanager
-def about(where: str) -> Iterator[None]:
-    """Errors from inside that do not say where they belong are about the config's line `where`."""
+def about(where: str, key: Callable[[Key], str] | None = None) -> Iterator[None]:
+    """Errors from inside that do not say where they belong are about the config's line `where`.
+
+    Args:
+        where: the line.
+        key: the line of a key that an error names.
+    """
     try:
         yield
     except LrtrainError as error:
-        raise type(error)([replace(problem, where=problem.where or where) for problem in error.problems]) from error
+        raise type(error)([_placed(problem, where, key) for problem in error.problems]) from error
+
+
+def _placed(problem: Problem, where: str, key: Callable[[Key], str] | None) -> Problem:
+    if isinstance(problem.where, Key) and key is not None:
+        return replace(problem, where=key(problem.where))
+    return replace(problem, where=problem.where or where)
 
 
 def what_to_do(error: OSError) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lrtrain import lookup
@@ -85,6 +85,8 @@ plain = st.recursive(
 
 
 @given(plain.filter(lambda value: value is not None))
+@example("a\x85b")
+@example("\u2028")
 def test_what_is_dumped_reads_back_as_the_same_data(value: Any) -> None:
     again = yaml.parse(yaml.dump(value), "x").data
     assert again == value

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from lrtrain.data.classes import unfit
+from lrtrain.data.decode import header
 from tests.folders import tree
 from tests.hostile import Typed, assert_clear
 
@@ -124,3 +125,41 @@ def test_shards_without_end_are_refused_before_they_are_counted_up(typed: Typed,
 def test_more_names_than_a_checkpoint_can_hold_are_refused() -> None:
     assert not unfit([f"n{i:08}" for i in range(21_841)])
     assert "take 5,400,000 bytes; at most 3,000,000" in unfit([f"{i:048}" for i in range(100_000)])[0].what
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("a" * 60_000, "in at most 10,000 characters"),
+        ("{a,b}" * 19 + ".tar", "stands for up to 524,288 shards by 19 braces each"),
+        ("{a,b}" * 17 + ".tar", "stands for up to 131,072 shards by 17 braces each"),
+        ("a" * 10_000, "the shard"),
+    ],
+)
+def test_a_pattern_that_takes_long_to_read_is_not_read(typed: Typed, pattern: str, words: str) -> None:
+    pytest.importorskip("webdataset")
+    ended = typed("fit", "c.yaml", SHARDS[0], SHARDS[1] % pattern)
+    assert ended.code in (2, 3), ended.err
+    assert "bug" not in ended.err
+    assert words in ended.err
+
+
+def test_ranges_in_a_pattern_are_found_where_they_begin() -> None:
+    from lrtrain.data.sources.webdataset import _at_most
+
+    found = [_at_most(p) for p in ("{0..9}", "{-3..5}", "a-{00..09}x{a..c}", "x-{-1..1}", "a..b{1..2}", "{0..9}{0..9}")]
+    assert found == [10, 9, 30, 3, 4, 100]
+    assert _at_most("a" * 10_000) == 1
+
+
+def test_a_jpeg_of_zeros_is_not_looked_through_byte_by_byte(typed: Typed, tmp_path: Path) -> None:
+    """And check, fit and a header in a shard say the same of it."""
+    junk = b"\xff\xd8\xff\xe0\0\x10JFIF\0" + b"\0" * 40_000_000
+    (tmp_path / "data" / "a" / "0.jpg").write_bytes(junk)
+    words = "it has more than 65,536 bytes or segments that are no image"
+    for command in ("check", "fit"):
+        ended = typed(command, "c.yaml")
+        assert ended.code == 3, ended.err
+        assert words in " ".join((ended.out + ended.err).split())
+    with pytest.raises(ValueError, match=words):
+        header(junk)

@@ -205,6 +205,7 @@ def _shown(node: yaml.Node) -> str:
 
 
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # no file name and no UTF-8 file can hold these
+_BREAKS = re.compile("[\x85\u2028\u2029]")  # which YAML reads as a space, unless they are escaped
 PLAIN_TAGS = {
     f"tag:yaml.org,2002:{kind}"
     for kind in ("str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merge", "value")
@@ -217,7 +218,7 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     tag = dumper.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
-    plain = scalar(text) == text and tag == dumper.DEFAULT_SCALAR_TAG
+    plain = scalar(text) == text and tag == dumper.DEFAULT_SCALAR_TAG and not _BREAKS.search(text)
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, None if plain else '"')
 
 

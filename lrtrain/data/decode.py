@@ -173,6 +173,12 @@ def sound_out(content: bytes, channels: int) -> None:
             decoder(torch.frombuffer(data, dtype=torch.uint8), _AS_IT_IS, False)
 
 
+def header(content: bytes) -> Image.Image:
+    """An image file as Pillow opens it, not decoded; any exception where it cannot be read."""
+    refuse_junk(content)
+    return Image.open(BytesIO(content), formats=FORMATS)
+
+
 def refuse_junk(data: bytes | bytearray) -> None:
     """Refuse what begins as a JPEG and would be looked through byte by byte before Pillow says that it is no image.
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from lrtrain.data.decode import EMPTY, FORMATS, decoded, sound_out, why_unreadable
+from lrtrain.data.decode import EMPTY, decoded, header, sound_out, why_unreadable
 from lrtrain.data.files import FileSplit
 from lrtrain.data.loader import by_workers
 from lrtrain.data.source import InFiles, Split, unwrapped
@@ -161,7 +161,7 @@ def _looked_at_pixels(images: Split, i: int) -> Look:
 
 def _of_header(found: Look, content: bytes, suffix: str, channels: int) -> Look:
     """What Pillow knows before it decodes."""
-    with Image.open(BytesIO(content), formats=FORMATS) as image:
+    with header(content) as image:
         known = image.format or ""
         remarks = list(found.remarks)
         if known not in _PROMISED.get(suffix, (known,)):

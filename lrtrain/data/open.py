@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lrtrain import lookup
+from lrtrain.config.messages import such_as
 from lrtrain.config.schema import Dataset
 from lrtrain.data.classes import unfit
 from lrtrain.data.files import shortened
 from lrtrain.data.order import steps_per_epoch
 from lrtrain.data.source import Source
 from lrtrain.data.torchvision_source import pairs_source, torchvision_source
-from lrtrain.errors import ConfigError, DataError, LrtrainError, about
+from lrtrain.errors import ConfigError, DataError, Key, LrtrainError, Problem, about, quoted
 from lrtrain.foreign import user_path
 
 Where = Callable[..., str]
@@ -57,7 +58,11 @@ def _found(dataset: Dataset, seed: int, where: Where) -> Source:
             arguments["root"] = str(user_path(dataset.root))
     if dataset.val_fraction is not None:
         arguments["val_fraction"] = dataset.val_fraction
-    with about(place_of(dataset, where)):
+
+    def of_key(key: Key) -> str:
+        return where("dataset", *key.split("."))
+
+    with about(place_of(dataset, where), of_key):
         found = lookup.find("dataset", dataset.name)
         if lookup.is_path(dataset.name):
             return _own(dataset.name, found, arguments, seed)
@@ -81,7 +86,21 @@ def _ours(name: str, source: Callable[..., Source], arguments: dict[str, Any], s
     ]
     if missing:
         raise ConfigError(f"{name} needs {' and '.join(missing)}", hint=f"add `{missing[0]}: ...` to dataset")
+    if problems := list(_wrong_kinds(arguments, get_type_hints(source))):
+        raise ConfigError(problems)
     return source(**arguments, **({"seed": seed} if "seed" in parameters else {}))
+
+
+def _wrong_kinds(arguments: dict[str, Any], hints: dict[str, Any]) -> Iterator[Problem]:
+    """Text that is none, and words that are not allowed; what may be a list too is looked at by the source."""
+    for key, value in arguments.items():
+        kinds = [kind for kind in get_args(hints[key]) or (hints[key],) if kind is not type(None)]
+        allowed = get_args(hints[key]) if get_origin(hints[key]) is Literal else ()
+        if kinds == [str] and not isinstance(value, str) and not (value is None and len(get_args(hints[key])) > 1):
+            yield Problem(f"{key} must be text; got {quoted(value)}", Key(key), such_as(key) or "name a file")
+        elif allowed and value not in allowed:
+            what = f"{key} must be {' or '.join(allowed)}; got {quoted(value)}"
+            yield Problem(what, Key(key), f"such as {key}: {allowed[0]}")
 
 
 def _own(name: str, function: Any, arguments: dict[str, Any], seed: int) -> Source:

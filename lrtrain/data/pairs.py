@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lrtrain.data.decode import from_pil
-from lrtrain.errors import DataError
+from lrtrain.errors import DataError, LrtrainError
 
 LOOKED_AT = 64  # images from which a common size is concluded
 
@@ -55,6 +56,19 @@ class PairSplit:
         return tensor.expand(self.channels, -1, -1).contiguous()
 
 
+@contextmanager
+def usable(name: str) -> Iterator[None]:
+    """What a dataset raises that was opened and then fails when it is used is said of it by its name."""
+    try:
+        yield
+    except LrtrainError:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        hint = "correct its arguments under dataset, or its files"
+        raise DataError(f"{name} was opened, but cannot be used: {why}", hint=hint) from error
+
+
 def channels_of(pairs: Any) -> int:
     """1 where the first image is gray, else 3."""
     image = pairs[0][0]
@@ -67,8 +81,13 @@ def labels_of(name: str, pairs: Any) -> NDArray[np.int64]:
     """The target of every item, from the dataset's own list where it has one, else by reading every item.
 
     Raises:
-        DataError: the dataset is empty, or a target is no single integer.
+        DataError: the dataset is empty or fails, or a target is no single integer.
     """
+    with usable(name):
+        return _labels_of(name, pairs)
+
+
+def _labels_of(name: str, pairs: Any) -> NDArray[np.int64]:
     if len(pairs) == 0:
         raise DataError(f"{name} is empty")
     target = pairs[0][1]

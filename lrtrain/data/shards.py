@@ -8,14 +8,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from io import BytesIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from lrtrain.data.decode import FORMATS, MOST_FILE_BYTES, decode_bytes
+from lrtrain.data.decode import MOST_FILE_BYTES, decode_bytes, header
 from lrtrain.errors import DataError
 
 # Files that a process keeps open: a quarter of what it may, which is most often 1024.
@@ -188,10 +186,10 @@ class ShardSplit:
         """Width and height, by the image's header."""
         shard, j = self._place(i)
         try:
-            with Image.open(BytesIO(shard.content(j, _HEADER_BYTES)), formats=FORMATS) as image:
+            with header(shard.content(j, _HEADER_BYTES)) as image:
                 return image.size
         except Exception:  # what tells the size may lie further on
-            with Image.open(BytesIO(shard.content(j)), formats=FORMATS) as image:
+            with header(shard.content(j)) as image:
                 return image.size
 
     def stamp(self, i: int) -> str:

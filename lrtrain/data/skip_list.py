@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lrtrain.data.files import FileSplit
-from lrtrain.errors import DataError, Problem, printable
+from lrtrain.data.files import MAX_PROBLEMS, FileSplit
+from lrtrain.errors import DataError, Key, Problem, printable
 from lrtrain.foreign import read_bytes, user_path
 
 _MOST_BYTES = 200_000_000
@@ -49,9 +49,11 @@ def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[
                     missing -= meant[alias]
     problems = [
         Problem(
-            f"the skip list names {text!r}, which is not in the dataset", f"{where}:{wanted[text]}", _hint(text, names)
+            f"the skip list names {text!r}, which is not in the dataset",
+            f"{where}:{wanted[text]}",
+            _hint(text, names) if i < MAX_PROBLEMS else None,  # which takes long, and more are not shown
         )
-        for text in sorted(missing, key=wanted.__getitem__)
+        for i, text in enumerate(sorted(missing, key=wanted.__getitem__))
     ]
     # What is printed of one name may be another's name as it is.
     both = {text for text in wanted if "\\" in text}.intersection(names)
@@ -125,7 +127,8 @@ def _read(file: Path) -> dict[str, int]:
     except OSError as error:
         raise DataError(
             f"cannot read `dataset.skip_list`, {str(file)!r}: {error.strerror}",
-            hint="`lrtrain check CONFIG --write-skip-list FILE` writes one to start from",
+            Key("skip_list"),
+            "`lrtrain check CONFIG --write-skip-list FILE` writes one to start from",
         ) from error
     lines = enumerate(text.split("\n"), 1)
     return {line.rstrip("\r"): i for i, line in lines if line.strip() and not line.lstrip().startswith("#")}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lrtrain.data.pairs import PairSplit, channels_of, labels_of, numbered, side_of
+from lrtrain.config.messages import shortened
+from lrtrain.data.pairs import PairSplit, channels_of, labels_of, numbered, side_of, usable
 from lrtrain.data.source import Source, Split, with_notes
 from lrtrain.data.stratify import hold_out
-from lrtrain.errors import ConfigError, DataError, EnvironmentFault, LrtrainError, Problem
+from lrtrain.errors import ConfigError, DataError, EnvironmentFault, Key, LrtrainError, Problem
 
 # What torchvision keeps in these files is no classification of single images.
 _OTHER_TASKS = {
@@ -99,8 +101,9 @@ def torchvision_source(
 def pairs_source(name: str, opened: Mapping[str, Any], val_fraction: float | None, seed: int) -> Source:
     """Opened datasets of (image, class) pairs, by split, as a source."""
     labels = [labels_of(f"{name} ({split})", pairs) for split, pairs in opened.items()]
-    classes, indices = numbered(name, opened["train"], labels)
-    channels = channels_of(opened["train"])
+    with usable(name):
+        classes, indices = numbered(name, opened["train"], labels)
+        channels = channels_of(opened["train"])
     parts = {
         split: PairSplit(f"{name} ({split})", pairs, index, channels)
         for (split, pairs), index in zip(opened.items(), indices, strict=True)
@@ -132,9 +135,17 @@ def pairs_source(name: str, opened: Mapping[str, Any], val_fraction: float | Non
 
 
 def _explicit(cls: type, splits: Mapping[str, Mapping[str, Any]], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    such = "such as splits: {train: {split: train}, val: {split: test}}"
+    if not isinstance(splits, Mapping):
+        raise ConfigError(f"splits must be a mapping; got {shortened(splits)}", Key("splits"), such)
     if "train" not in splits or set(splits) - {"train", "val", "test"}:
-        raise ConfigError(f"splits must name train, and may name val and test; it names {', '.join(map(str, splits))}")
-    return {split: _open(cls, {**arguments, **own}) for split, own in splits.items()}
+        names = f"splits must name train, and may name val and test; it names {', '.join(map(str, splits))}"
+        raise ConfigError(names, Key("splits"), such)
+    for split, own in splits.items():
+        if not isinstance(own, Mapping):
+            what = f"splits.{split} must be a mapping of arguments; got {shortened(own)}"
+            raise ConfigError(what, Key(f"splits.{split}"), such)
+    return {split: _open(cls, arguments, own, f"splits.{split}") for split, own in splits.items()}
 
 
 def _found(cls: type, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -143,26 +154,27 @@ def _found(cls: type, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str
     default = parameters["split"].default if "split" in parameters else None
     by = "train" if "train" in parameters else "split" if str(default).startswith("train") else None
     if by is None:
-        return {"train": _open(cls, arguments)}, ""
+        return {"train": _open(cls, arguments, {})}, ""
     if by in arguments:
         raise ConfigError(
             f"{by}: {arguments[by]!r} picks one split, and training needs two",
-            hint=f"leave it out, or write splits: {{train: {{{by}: ...}}, val: {{{by}: ...}}}}",
+            Key(by),
+            f"leave it out, or write splits: {{train: {{{by}: ...}}, val: {{{by}: ...}}}}",
         )
     if by == "train":
-        train, val = (_open(cls, {**arguments, "train": value}) for value in (True, False))
+        train, val = (_open(cls, arguments, {"train": value}) for value in (True, False))
         return {"train": train, "val": val}, ""
-    opened = {"train": _open(cls, {**arguments, "split": default})}
+    opened = {"train": _open(cls, arguments, {"split": default})}
     for value in _VAL_NAMES:
         if _is_value(cls, arguments, value):
-            opened["val"] = _open(cls, {**arguments, "split": value})
+            opened["val"] = _open(cls, arguments, {"split": value})
             break
     if not _is_value(cls, arguments, "test"):
         return opened, ""
     if "val" not in opened:
-        return {**opened, "val": _open(cls, {**arguments, "split": "test"})}, ""
+        return {**opened, "val": _open(cls, arguments, {"split": "test"})}, ""
     try:  # held back: training does without it
-        test = _open(cls, {**arguments, "split": "test"})
+        test = _open(cls, arguments, {"split": "test"})
         labels_of(cls.__name__, test)
     except LrtrainError as error:
         return opened, f"no test split: {error.problems[0].what}"
@@ -192,18 +204,22 @@ def _is_value(cls: type, arguments: Mapping[str, Any], value: str) -> bool:
     return True
 
 
-def _open(cls: type, arguments: Mapping[str, Any]) -> Any:
-    name = cls.__name__
+def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place: str = "") -> Any:
+    """The dataset opened with the section's arguments and the split's own, which stand at `place` in the section."""
+    name, given = cls.__name__, {**arguments, **own}
     try:
-        return cls(**arguments)
+        return cls(**given)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} does not take these arguments: {error}") from error
+        said = re.search(r"argument '?(\w+)", str(error))
+        key = said[1] if said else ""
+        where = Key(f"{place}.{key}") if place and key in own else Key(key) if key in arguments else None
+        raise ConfigError(f"{name} does not take these arguments: {error}", where) from error
     except ImportError as error:
         raise EnvironmentFault(
             f"{name} needs a package that is missing: {error}", hint=f"pip install {error.name or 'it'}"
         ) from error
     except Exception as error:
-        can_download = "download" in _parameters(cls) and not arguments.get("download")
+        can_download = "download" in _parameters(cls) and not given.get("download")
         hint = "add `download: true` to dataset, or correct root" if can_download else None
-        what = f"cannot open {name} in {str(arguments.get('root'))!r}: {str(error) or type(error).__name__}"
+        what = f"cannot open {name} in {str(given.get('root'))!r}: {str(error) or type(error).__name__}"
         raise DataError(what, hint=hint) from error

@@ -20,14 +20,16 @@ from lrtrain.data.shards import Shard, ShardSplit
 from lrtrain.data.skip_list import emptied, left_out, named
 from lrtrain.data.source import Source, absent_note, with_notes
 from lrtrain.data.stratify import arranged
-from lrtrain.errors import ConfigError, DataError, Problem
-from lrtrain.foreign import opened, user_path
+from lrtrain.errors import ConfigError, DataError, Problem, quoted
+from lrtrain.foreign import read_bytes, user_path
 
 _URL = re.compile(r"(pipe|file):|[A-Za-z][\w+.-]*://")
 _SUCH_AS = "such as shards/train-{000000..000146}.tar, a glob, or a list of these"
 
 _ENOUGH = 1_000  # shards that are not there, for their pattern to be wrong
 MOST_SHARDS = 1_000_000
+_MOST_CHARACTERS = 10_000  # of a pattern
+_MOST_CLASS_BYTES = 50_000_000
 
 Patterns = str | Sequence[str]
 
@@ -123,6 +125,9 @@ def _listed(name: str, value: Any) -> list[str]:
     patterns = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
     if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise ConfigError(f"{name} must name tar files, not {value!r:.80}", hint=_SUCH_AS)
+    if long := [pattern for pattern in patterns if len(pattern) > _MOST_CHARACTERS]:
+        what = f"{name} must name tar files in at most {_MOST_CHARACTERS:,} characters; {quoted(long[0])} has"
+        raise ConfigError(f"{what} {len(long[0]):,}", hint=f"name more files in a list: {_SUCH_AS}")
     return patterns
 
 
@@ -173,6 +178,9 @@ def _expanded(pattern: str) -> list[str]:
             f"{pattern!r:.200} stands for up to {count:,} shards; at most {MOST_SHARDS:,} are looked for",
             hint=f"name those that are there: {_SUCH_AS}",
         )
+    if (work := count * pattern.count("{")) > MOST_SHARDS:  # webdataset copies a name for each of its braces
+        what = f"{quoted(pattern)} stands for up to {count:,} shards by {pattern.count('{')} braces each"
+        raise ConfigError(f"{what}, {work:,}; at most {MOST_SHARDS:,} are expanded", hint=_SUCH_AS)
     try:
         names: list[str] = [pattern] if _URL.match(pattern) else expand_urls(pattern)
     except (
@@ -192,7 +200,8 @@ def _expanded(pattern: str) -> list[str]:
 def _at_most(pattern: str) -> int:
     """How many names a pattern's braces can stand for, or more, without making them."""
     count = 1
-    for first, last in re.findall(r"(-?\w+)\.\.(-?\w+)", pattern):
+    # Only where a word begins: from each of its letters, a long one would be read to its end.
+    for first, last in re.findall(r"(?:(?<!\w)|(?=-))(-?\w+)\.\.(-?\w+)", pattern):
         numbers = [int(end) if re.fullmatch(r"-?\d{1,18}", end) else None for end in (first, last)]
         if None not in numbers:
             count *= abs((numbers[1] or 0) - (numbers[0] or 0)) + 1
@@ -224,13 +233,11 @@ def _repeated(paths: Mapping[str, Sequence[str]]) -> list[Problem]:
     return problems
 
 
-def _class_file(classes: Any) -> tuple[str, ...]:
-    if not isinstance(classes, str):
-        raise ConfigError(f"classes must be a text file, one name a line, not {classes!r:.80}")
+def _class_file(classes: str) -> tuple[str, ...]:
     file = user_path(classes)
     try:
-        with opened(file, links=True) as content:
-            names = tuple(line.strip() for line in content.read().decode("utf-8-sig").splitlines())
+        content = read_bytes(file, _MOST_CLASS_BYTES, links=True)
+        names = tuple(line.strip() for line in content.decode("utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise DataError(f"cannot read the class names in {str(file)!r}: {why}", hint="one name a line") from error

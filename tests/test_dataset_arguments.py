@@ -1,0 +1,102 @@
+"""Arguments of datasets that are of the wrong kind, or fail only when the dataset is used, and where errors point to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from lrtrain.data import skip_list
+from lrtrain.data.skip_list import named
+from lrtrain.data.sources import webdataset
+from tests.folders import opened, tree
+from tests.hostile import Typed, assert_clear
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+CONFIG = """steps: 2
+batch_size: 4
+model: {name: small_cnn, width: 4}
+optimizer: {name: SGD, lr: 0.05}
+workers: 0
+dataset:
+  %s
+"""
+FOLDER = "name: imagefolder\n  root: data\n  val_fraction: 0.5\n  "
+FAKE = "name: FakeData\n  "
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Typed:
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path / "data", {"a": 4, "b": 4})
+    return Typed(monkeypatch, capfd)
+
+
+# the section, the exit code, words of the error
+CASES: list[tuple[str, int, tuple[str, ...]]] = [
+    (FOLDER + "skip_list: 3", 2, ("skip_list must be text; got 3", "c.yaml:10 dataset.skip_list")),
+    (FOLDER + "skip_list: [a.txt]", 2, ("skip_list must be text; got ['a.txt']",)),
+    (FOLDER + "skip_list: {a: 1}", 2, ("skip_list must be text",)),
+    (FOLDER + "color: 3", 2, ("color must be rgb or gray; got 3", "c.yaml:10 dataset.color")),
+    (FOLDER + "skip_list: none.txt", 3, ("cannot read `dataset.skip_list`", "c.yaml:10 dataset.skip_list")),
+    ("name: csv\n  manifest: 3", 2, ("manifest must be text; got 3", "c.yaml:8 dataset.manifest")),
+    ("name: csv\n  manifest: null", 2, ("manifest must be text; got None",)),
+    ("name: csv\n  manifest: [m.csv]\n  color: 1\n  skip_list: 2", 2, ("manifest must", "color must", "skip_list must")),
+    ("name: webdataset\n  train: a.tar\n  val_fraction: 0.5\n  classes: 3", 2, ("classes must be text; got 3",)),
+    ("name: webdataset\n  train: a.tar\n  val_fraction: 0.5\n  skip_list: 3", 2, ("skip_list must be text",)),
+    (FAKE + "splits: {train: 3}", 2, ("splits.train must be a mapping of arguments; got 3", "dataset.splits.train")),
+    (FAKE + "splits: [train]", 2, ("splits must be a mapping; got ['train']", "c.yaml:8 dataset.splits")),
+    (FAKE + "splits: 3", 2, ("splits must be a mapping; got 3",)),
+    (FAKE + "splits: {train: {}, val: {foo: 1}}", 2, ("argument 'foo'", "dataset.splits.val.foo")),
+    ("name: MNIST\n  root: data\n  train: true", 2, ("picks one split", "c.yaml:9 dataset.train")),
+    ("name: SVHN\n  root: data\n  splits: {train: {split: foo}}", 2, ("'foo' for argument split", "dataset.splits.train.split")),
+    (FAKE + 'size: "x"\n  val_fraction: 0.3', 3, ("FakeData (train) was opened, but cannot be used: TypeError",)),
+    (FAKE + "size: 1.5\n  val_fraction: 0.3", 3, ("FakeData (train) was opened, but cannot be used: TypeError",)),
+    (FAKE + "size: 3\n  num_classes: 0\n  val_fraction: 0.3", 3, ("FakeData (train) was opened, but cannot be used",)),
+    (FAKE + "size: 30\n  image_size: [a]\n  val_fraction: 0.3", 3, ("FakeData (train) was opened, but cannot be used",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "code", "words"), CASES, ids=[row[0] for row in CASES])
+def test_it_is_refused_where_it_stands(
+    typed: Typed, tmp_path: Path, section: str, code: int, words: tuple[str, ...]
+) -> None:
+    if "webdataset" in section:
+        pytest.importorskip("webdataset")
+    (tmp_path / "c.yaml").write_text(CONFIG % section)
+    ended = typed("preview", "c.yaml")
+    assert "bug in lrtrain" not in ended.err
+    assert ended.code == code, ended.err
+    for word in words:
+        assert word in " ".join(ended.err.split()), ended.err
+
+
+def test_what_is_absent_may_be_said_to_be(tmp_path: Path) -> None:
+    tree(tmp_path, {"a": 4, "b": 4})
+    assert len(opened(name="imagefolder", root=str(tmp_path), val_fraction=0.5, skip_list=None).train) == 4
+
+
+def test_of_names_that_are_not_there_only_those_shown_are_compared(typed: Typed, tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text("".join(f"a/no-{i}.png\n" for i in range(1000)))
+    (tmp_path / "c.yaml").write_text(CONFIG % (FOLDER + "skip_list: s.txt"))
+    with patch.object(skip_list, "_hint", wraps=skip_list._hint) as hint:
+        ended = typed("fit", "c.yaml")
+    assert ended.code == 3
+    assert "names 'a/no-0.png', which is not in the dataset" in ended.err
+    assert "and 980 more" in ended.err
+    assert hint.call_count == 20
+    with patch.object(skip_list, "_hint", return_value="x"):
+        chosen, problems = named(str(tmp_path / "s.txt"), ["a/0.png"], lambda i: "a/0.png")
+    assert not chosen.any()
+    assert len(problems) == 1000
+
+
+def test_a_class_file_without_end_is_not_read(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("webdataset")
+    (tmp_path / "a.tar").write_bytes(b"")
+    with open(tmp_path / "names.txt", "wb") as file:
+        file.truncate(10**11)  # a hole
+    section = "name: webdataset\n  train: a.tar\n  val_fraction: 0.5\n  classes: names.txt"
+    (tmp_path / "c.yaml").write_text(CONFIG % section)
+    assert_clear(typed("fit", "c.yaml"), 3, "names.txt", f"longer than {webdataset._MOST_CLASS_BYTES:,} bytes")
