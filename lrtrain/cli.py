@@ -306,6 +306,7 @@ def range_test(
             hint="--start 1e-7 --end 10",
         )
     started = starting.start(config, set, trust=trust)
+    starting.refuse_overwriting({"--json": json}, config, started.config)
     from lrtrain.commands.range_test import run
     from lrtrain.range_test.sweep import sweep_lrs
 
@@ -331,9 +332,10 @@ def preview(
     debug: Debug = False,
 ) -> None:
     """Show the LR of every group at every step, without training."""
-    from lrtrain.commands.start import start
+    from lrtrain.commands.start import refuse_overwriting, start
 
     started = start(config, set, trust=trust)
+    refuse_overwriting({"--csv": csv, "--plot": plot}, config, started.config)
     from lrtrain.commands.preview import run
 
     run(started.config, csv, plot, at or [])
@@ -350,9 +352,10 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Loss and accuracy of a trained run, in total and by class."""
-    from lrtrain.commands.start import start_from_run
+    from lrtrain.commands.start import refuse_overwriting, start_from_run
 
     config = start_from_run(run_dir, set, trust=trust)
+    refuse_overwriting({"--json": json}, run_dir, config)
     from lrtrain.commands.evaluate import run
 
     run(run_dir, config, split.value, checkpoint.value, json)
@@ -392,9 +395,10 @@ def check(
     debug: Debug = False,
 ) -> int:
     """Look at every image, and say everything that is wrong with a dataset."""
-    from lrtrain.commands.start import start_check
+    from lrtrain.commands.start import refuse_overwriting, start_check
 
     started = start_check(target, set, trust=trust)
+    refuse_overwriting({"--json": json, "--write-skip-list": write_skip_list}, target, started)
     from lrtrain.commands.check import run
 
     return run(started, json, write_skip_list, strict=strict)

@@ -100,6 +100,7 @@ def names(kind: Kind) -> tuple[str, ...]:
     return (*_theirs(kind), *ours(kind))
 
 
+@lru_cache
 def ours(kind: Kind) -> tuple[str, ...]:
     """The names that are files of ours."""
     package = _HOMES[kind].ours
@@ -126,8 +127,8 @@ def is_path(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name) is not None
 
 
-def why_unknown(kind: Kind, name: str) -> tuple[str, str] | None:
-    """What is wrong with a name and the hint, or None where it can be found."""
+def why_unknown(kind: Kind, name: str, *, guess: bool = True) -> tuple[str, str] | None:
+    """What is wrong with a name and the hint, or None where it can be found; to `guess` takes long."""
     from_timm = kind == "model" and name.startswith("timm/")
     package = "timm" if from_timm else _EXTRAS.get((kind, name))
     if package is not None and importlib.util.find_spec(package) is None:
@@ -139,8 +140,8 @@ def why_unknown(kind: Kind, name: str) -> tuple[str, str] | None:
             f"{kind} {name!r} cannot be used here: {_NOT_OFFERED[kind][name]}",
             f"`lrtrain list {PLURALS[kind]}` shows all",
         )
-    guess = closest(name, names(kind))
-    hint = f"did you mean {guess!r}? " if guess else ""
+    meant = closest(name, names(kind)) if guess else None
+    hint = f"did you mean {meant!r}? " if meant else ""
     return (
         f"there is no {kind} {quoted(name)}",
         f"{hint}`lrtrain list {PLURALS[kind]}` shows all; pkg.mod:attr names code of yours",
@@ -149,8 +150,8 @@ def why_unknown(kind: Kind, name: str) -> tuple[str, str] | None:
 
 def closest(word: str, known: tuple[str, ...] | list[str]) -> str | None:
     """The known name that `word` was probably meant to be."""
-    folded = {re.sub(r"[\W_]", "", name).lower(): name for name in known}
-    plain = re.sub(r"[\W_]", "", word).lower()
+    folded = _folded(tuple(known))
+    plain = _plain(word)
     if plain in folded:
         return folded[plain]
     match = difflib.get_close_matches(plain, folded, 1, 0.7)
@@ -158,6 +159,15 @@ def closest(word: str, known: tuple[str, ...] | list[str]) -> str | None:
     if not match and len(stem) >= 4:
         match = [name for name in folded if name.startswith(stem)][:1]
     return folded[match[0]] if match else None
+
+
+@lru_cache
+def _folded(known: tuple[str, ...]) -> dict[str, str]:
+    return {_plain(name): name for name in known}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 @lru_cache

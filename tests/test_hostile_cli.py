@@ -52,6 +52,8 @@ LINES: list[tuple[str, list[str], int, tuple[str, ...]]] = [
     ("a control character in a value", ["fit", "c.yaml", "--set", "model=\x1b[2J"], 2, ("\\x1b",)),
     ("--set without a value", ["fit", "c.yaml", "--set", "optimizer.lr"], 2, ("is not KEY=VALUE",)),
     ("--set without a key", ["fit", "c.yaml", "--set", "=1"], 2, ("is not KEY=VALUE",)),
+    *((f"--set {key}", ["fit", "c.yaml", "--set", f"{key}=1"], 2, ("is not KEY=VALUE", "such as --set optimizer.lr=0.05"))
+      for key in ("optimizer..lr", ".optimizer.lr", "optimizer.lr.", "optimizer[lr", "optimizer.groups[0]lr", "optimizer[]lr")),
     ("--set of no YAML", ["fit", "c.yaml", "--set", "model=[1"], 2, ("--set model=[1", "bracket")),
     ("--set of an alias", ["fit", "c.yaml", "--set", "model=*a"], 2, ("aliases",)),
     ("--set of a tag", ["fit", "c.yaml", "--set", "model=!!python/name:os.system"], 2, ("tags are not allowed",)),
@@ -313,3 +315,39 @@ def test_code_pickled_into_weights_is_not_run(typed: Typed, tmp_path: Path) -> N
     words = ("more than tensors and plain values, and is not unpickled", "module.state_dict()")
     assert_clear(typed("fit", "c.yaml", "--set", "model.weights=w.pth"), 4, *words)
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["preview", "c.yaml", "--csv", "c.yaml"], "--csv would write over the config: 'c.yaml'"),
+        (["preview", "c.yaml", "--csv", "./link.yaml"], "--csv would write over the config"),
+        (["preview", "c.yaml", "--csv", "same.png", "--plot", "./same.png"], "--plot would write over --csv"),
+        (["check", "c.yaml", "--json", "x", "--write-skip-list", "x"], "--write-skip-list would write over --json"),
+        (["check", "c.yaml", "--json", "c.yaml"], "--json would write over the config"),
+        (["check", "c.yaml", "--json", "m.csv"], "--json would write over a file that the config names"),
+        (["range-test", "c.yaml", "--json", "c.yaml"], "--json would write over the config"),
+    ],
+)
+def test_no_output_is_written_over_another_or_over_what_is_read(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, args: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = "{epochs: 1, batch_size: 64, model: small_cnn, dataset: {name: csv, manifest: m.csv}, optimizer: {name: SGD, lr: 0.1}}"
+    (tmp_path / "c.yaml").write_text(config)
+    (tmp_path / "m.csv").write_text("path,label\n")
+    (tmp_path / "link.yaml").symlink_to("c.yaml")
+    assert_clear(Typed(monkeypatch, capfd)(*args), 2, words, "name another file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml", "link.yaml", "m.csv"]
+    assert (tmp_path / "c.yaml").read_text() == config
+
+
+def test_an_output_of_ones_own_may_be_written_again(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(
+        "{epochs: 1, batch_size: 64, model: small_cnn, dataset: digits, optimizer: {name: SGD, lr: 0.1}}"
+    )
+    for _ in range(2):
+        assert Typed(monkeypatch, capfd)("preview", "c.yaml", "--csv", "digits").code == 0

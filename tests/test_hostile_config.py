@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lrtrain import lookup
 from lrtrain.config import yaml
 from lrtrain.errors import ConfigError
 from tests.conftest import Ended
@@ -55,6 +56,8 @@ FILES: list[tuple[str, bytes, tuple[str, ...]]] = [
     ("C32 nested 10,000 deep", b"a: " + b"[" * 10_000, ("nested more than 20 deep",)),
     ("mappings nested 10,000 deep", b"a: " + b"{a: " * 10_000, ("nested more than 20 deep",)),
     ("400,000 values", b"a: [" + b"1," * 400_000 + b"]", ("more than 20,000 values",)),
+    ("blank lines without end", b"\n" * 999_000, ("999,000 lines; at most 50,000",)),
+    ("directives without end", b"%A\n" * 300_000, ("300,000 lines; at most 50,000",)),
     ("more than a megabyte", b"# " + b"x" * 1_000_000, ("at most 1,000,000",)),
     ("an escape beyond Unicode", b'a: "\\UFFFFFFFF"', ("an escape names no character",)),
     ("half a surrogate pair", b'a: "\\ud800"', ("text cannot hold the character",)),
@@ -261,3 +264,25 @@ def test_the_same_holds_for_a_real_process(
     ended = lrtrain("fit", "c.yaml")
     assert_clear(ended, 2, words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dataset: {name: digits, transforms: {train: [" + ", ".join(f"RandomCrapp{i}" for i in range(9000)) + "]}}",
+        "dataset: digits\n" + "\n".join(f"precison{i}: 1" for i in range(9000)),
+        "dataset: digits\nschedule: [" + ", ".join(f"StepLRR{i}" for i in range(9000)) + "]",
+    ],
+    ids=["transforms", "keys", "phases"],
+)
+def test_what_was_meant_is_guessed_only_where_it_is_shown(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    compared = []
+    closest = lookup.closest
+    monkeypatch.setattr(lookup, "closest", lambda word, known: compared.append(word) or closest(word, known))
+    good = "epochs: 1\nbatch_size: 8\nmodel: small_cnn\noptimizer: {name: SGD, lr: 0.1}\n"
+    (tmp_path / "c.yaml").write_text(good + text)
+    ended = typed("fit", "c.yaml")
+    assert_clear(ended, 2, "problems more", "did you mean")
+    assert len(compared) <= 100

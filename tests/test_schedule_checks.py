@@ -83,6 +83,11 @@ AT_LOAD = [
     ),
     ("{name: ReduceLROnPlateau, factor: 1}", "factor must be greater than 0 and less than 1; got 1", None),
     ("{name: StepLR, step_size: 1ep, monitor: val_loss}", "StepLR watches no metric", "leave it out"),
+    (
+        "{name: ReduceLROnPlateau, cooldown: 3.5}",
+        "cooldown must be a whole number of evaluations",
+        "such as cooldown: 2",
+    ),
     ("{name: wsd, cooldown: 20}", "cooldown: 20 has no unit", "write 20ep or 20step"),
     ("{name: wsd, cooldown: 20%, shape: sqrt}", "shape cannot be the text 'sqrt'", "linear, cosine, 1-sqrt"),
     ("{name: rex, floor: 2}", "floor must be at least 0 and at most 1; got 2", None),

@@ -6,8 +6,9 @@ the user says `--trust`; a config of the user's own may name what it likes.
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,38 @@ def start_check(target: Path | None, overrides: Sequence[str] | None, *, trust: 
         what = f"--set changes a config, and {str(target)!r} is a folder of images"
         raise ConfigError(what, hint="leave --set out, or name a config")
     return target
+
+
+def refuse_overwriting(
+    written: Mapping[str, Path | None], config_path: Path | None, config: RunConfig | Path | None
+) -> None:
+    """Refuse to write two files in one, or over the config or a file that it names, such as a manifest.
+
+    Args:
+        written: the files to be written, by their options.
+        config_path: the config, or the run directory that it lies in; ./lrtrain.yaml when None.
+        config: what it says; a folder of images says nothing.
+
+    Raises:
+        ConfigError: names both.
+    """
+    path = config_path or DEFAULT
+    named = _files_of(config) if isinstance(config, RunConfig) else ()
+    taken = {os.path.realpath(path / "config.yaml" if path.is_dir() else path): "the config"}
+    taken |= {os.path.realpath(file): "a file that the config names" for file in named}
+    for option, file in written.items():
+        if file is None:
+            continue
+        other = taken.setdefault(os.path.realpath(file), option)
+        if other != option:
+            what = f"{option} would write over {other}: {quoted(str(file))}"
+            raise ConfigError(what, f"{option} {quoted(str(file))}", "name another file")
+
+
+def _files_of(config: RunConfig) -> list[str]:
+    """The files that a config names: its weights, and a dataset's manifest, skip list and the like."""
+    named = _texts({"model": config.model.weights, "dataset": config.dataset.args})
+    return [file for file in map(os.path.expanduser, named) if os.path.isfile(file)]
 
 
 def _is_folder(path: Path) -> bool:

@@ -11,7 +11,7 @@ from lrtrain.config.messages import belongs, number_hint, shortened, such_as
 from lrtrain.config.schema import Dataset, Group, Model, Named, Optimizer, Phase, RunConfig
 from lrtrain.config.transform_checks import check_transform
 from lrtrain.config.yaml import Document, Loc, scalar
-from lrtrain.errors import Problem, quoted
+from lrtrain.errors import MOST_PROBLEMS, Problem, quoted
 
 # Lengths that the phase determines, filled in when absent.
 HORIZONS = {
@@ -37,7 +37,8 @@ def check_names(document: Document) -> list[Problem]:
     for kind, section, loc, data in _sections(document.data):
         name = data.get("name")
         if isinstance(name, str):
-            problems += _check_section(kind, section, loc, name, data, document)
+            guess = len(problems) < MOST_PROBLEMS  # what the others might have meant is not shown
+            problems += _check_section(kind, section, loc, name, data, document, guess=guess)
     return problems
 
 
@@ -76,9 +77,16 @@ def _mappings(value: Any, loc: Loc) -> list[tuple[Loc, dict[str, Any]]]:
 
 
 def _check_section(
-    kind: lookup.Kind, section: type[Named], loc: Loc, name: str, data: dict[str, Any], document: Document
+    kind: lookup.Kind,
+    section: type[Named],
+    loc: Loc,
+    name: str,
+    data: dict[str, Any],
+    document: Document,
+    *,
+    guess: bool,
 ) -> list[Problem]:
-    unknown = lookup.why_unknown(kind, name)
+    unknown = lookup.why_unknown(kind, name, guess=guess)
     if unknown is not None:
         return [Problem(unknown[0], document.where(*loc), unknown[1])]
     fields = {field.alias or key for key, field in section.model_fields.items()}

@@ -153,6 +153,8 @@ def _named(name: str, variable: str) -> Function:
         return lambda t: t
     if name not in _NAMES:
         raise ValueError(f"{quoted(name)} is not known in a formula; known: {variable}, {', '.join(_NAMES)}")
+    if name in _FUNCTIONS:
+        raise ValueError(f"{name} is a function, and stands alone in the formula; call it, such as {name}({variable})")
     value = _NAMES[name]
     return lambda t: value
 

@@ -19,6 +19,7 @@ from lrtrain.config.yaml import Document, Loc
 from lrtrain.errors import ConfigError, Problem, quoted
 
 DEFAULT = Path("lrtrain.yaml")
+_KEYS = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[[^.\[\]]+\])*")  # optimizer.groups[0].lr
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -135,8 +136,9 @@ def _override(document: Document, override: str) -> None:
     parts: Loc = tuple(
         int(part) if re.fullmatch(r"[0-9]{1,6}", part) else part for part in re.split(r"[.\[\]]+", key.strip()) if part
     )
-    if not separator or not parts:
-        raise ConfigError(f"{quoted(override)} is not KEY=VALUE", where, "such as --set optimizer.lr=0.05")
+    if not separator or not _KEYS.fullmatch(key.strip()):
+        hint = "such as --set optimizer.lr=0.05 or --set schedule[0].gamma=0.5"
+        raise ConfigError(f"{quoted(override)} is not KEY=VALUE", where, hint)
     try:
         value = yaml.parse(text, where).data if text.strip() else None
     except ConfigError as error:

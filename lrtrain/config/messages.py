@@ -10,7 +10,7 @@ from pydantic_core import PydanticUndefined
 from lrtrain import lookup
 from lrtrain.config.schema import Checkpoint, Dataset, EarlyStop, Group, Model, Optimizer, Phase, RunConfig, Transforms
 from lrtrain.config.yaml import Document, Loc, dotted, scalar
-from lrtrain.errors import Problem, quoted
+from lrtrain.errors import MOST_PROBLEMS, Problem, quoted
 
 SECTIONS: dict[str, type[BaseModel]] = {"model": Model, "dataset": Dataset, "optimizer": Optimizer, "schedule": Phase}
 
@@ -102,7 +102,7 @@ def problems_of(error: ValidationError, document: Document) -> list[Problem]:
     found: dict[Loc, Problem] = {}
     for item in error.errors(include_url=False):
         loc = _real(item["loc"], document)
-        found.setdefault(loc, _problem(item, loc, document))
+        found.setdefault(loc, _problem(item, loc, document, compare=len(found) < MOST_PROBLEMS))
     return list(found.values())
 
 
@@ -120,14 +120,14 @@ def _real(loc: Loc, document: Document) -> Loc:
     return tuple(real)
 
 
-def _problem(item: Any, loc: Loc, document: Document) -> Problem:
+def _problem(item: Any, loc: Loc, document: Document, *, compare: bool) -> Problem:
     kind, name, value = item["type"], dotted(loc) or "the config", item["input"]
     context = item.get("ctx", {})
     where = document.where(*loc)
     if kind == "missing":
         return Problem(f"{name} is required", document.where(*loc[:-1]), such_as(loc[-1]))
     if kind == "extra_forbidden":
-        return unknown_key(loc, document)
+        return unknown_key(loc, document, compare=compare)
     if kind == "duration":
         return Problem(
             f"{name}: {context['why']}", where, "a duration is epochs (5ep), steps (300step) or a part of the run (10%)"
@@ -179,12 +179,12 @@ def number_hint(value: Any) -> str | None:
     return None
 
 
-def unknown_key(loc: Loc, document: Document) -> Problem:
-    """A key that nothing takes: what was probably meant, and where it belongs."""
+def unknown_key(loc: Loc, document: Document, *, compare: bool = True) -> Problem:
+    """A key that nothing takes: what was probably meant, which takes long to `compare`, and where it belongs."""
     *parents, key = loc
     section = _section(tuple(parents))
     known = [field.alias or name for name, field in section.model_fields.items() if name != "extended"]
-    guess = lookup.closest(str(key), known)
+    guess = lookup.closest(str(key), known) if compare else None
     if not parents and (guess is None or key in ELSEWHERE):
         home = belongs(str(key))
         if home is not None:

@@ -217,7 +217,8 @@ def _check_value(name: str, key: str, value: Any) -> Iterator[tuple[str, str | N
         low = _WHOLE.get(both, _WHOLE.get(key, 0))
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             unit = " of evaluations" if name == "ReduceLROnPlateau" else ""
-            yield f"{key} must be a whole number{unit}, at least {low}; got {shortened(value)}", None
+            hint = f"such as {key}: {max(low, 2)}"
+            yield f"{key} must be a whole number{unit}, at least {low}; got {shortened(value)}", hint
     elif both in _RANGES or key in _RANGES:
         reason = _REASONS.get(both, _REASONS.get(key))
         yield from _check_numbers(key, value, Interval(_RANGES.get(both, _RANGES.get(key, ""))), reason)

@@ -15,6 +15,7 @@ import yaml
 from lrtrain.errors import ConfigError, Problem, quoted
 
 MAX_BYTES = 1_000_000
+MAX_LINES = 50_000  # empty ones take time too
 MAX_DEPTH = 20
 MAX_VALUES = 20_000
 MAX_DIGITS = 250  # of a whole number; more are read as a float, and every whole number can become one
@@ -129,6 +130,9 @@ def parse(text: str, name: str) -> Document:
     """
     if len(text) > MAX_BYTES:
         raise too_large(name)
+    if (lines := len(text.splitlines())) > MAX_LINES:
+        what = f"the config has {lines:,} lines; at most {MAX_LINES:,} are read"
+        raise ConfigError(what, name, "is it the right file? Lists of files belong into a file of their own")
     try:
         node = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
