@@ -398,9 +398,10 @@ def check(
     from lrtrain.commands.start import refuse_overwriting, start_check
 
     started = start_check(target, set, trust=trust)
-    refuse_overwriting({"--json": json, "--write-skip-list": write_skip_list}, target, started)
-    from lrtrain.commands.check import run
+    from lrtrain.commands.check import refuse_taken, run
 
+    refuse_taken(write_skip_list)
+    refuse_overwriting({"--json": json, "--write-skip-list": write_skip_list}, target, started)
     return run(started, json, write_skip_list, strict=strict)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 
 from lrtrain.errors import DistributedError
@@ -17,6 +18,8 @@ class World:
     local_rank: int = 0
     restarts: int = 0
     """How often torchrun has started the processes again."""
+    launch: str = ""
+    """Which torchrun: the same after a restart, another one the next time."""
 
     @property
     def leads(self) -> bool:
@@ -41,7 +44,11 @@ def from_environment() -> World:
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # RANK alone is set by other launchers too
         return ALONE
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
-    world = World(*(_number(name) for name in names))
+    run_id = os.environ["TORCHELASTIC_RUN_ID"]
+    # Without --rdzv-id or --standalone every launch is called none; then the launcher is known by its process.
+    launch = f"{socket.gethostname()}-{os.getppid()}" if run_id in ("", "none") else run_id
+    rank, size, local_rank, restarts = (_number(name) for name in names)
+    world = World(rank, size, local_rank, restarts, launch)
     if not world.local_rank <= world.rank < world.size:
         raise DistributedError(
             f"of WORLD_SIZE={world.size} processes, this one has RANK={world.rank} and LOCAL_RANK={world.local_rank}: "

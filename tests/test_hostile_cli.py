@@ -221,13 +221,15 @@ def test_a_config_of_ones_own_may_name_code_and_trust_allows_the_rest(
 def test_processes_started_again_go_on_by_their_own_config(typed: Typed, elsewhere: Path, tmp_path: Path) -> None:
     from lrtrain.commands.start import start_fit
     from lrtrain.errors import ConfigError
+    from lrtrain.sinks.run_dir import RunDir, mark_begun
     from lrtrain.world import World
 
     own = GOOD.replace("{name: small_cnn, width: 4}", "{name: 'canary:net', width: 4}")
     (tmp_path / "lrtrain.yaml").write_text(own)
     (elsewhere / "config.yaml").write_text(own)
     (elsewhere / "checkpoints" / "last.json").write_text("{}")
-    again = World(0, 2, 0, restarts=1)
+    again = World(0, 2, 0, restarts=1, launch="x")
+    mark_begun(RunDir(elsewhere), World(0, 2, 0, launch="x"))
     for config in (None, tmp_path / "lrtrain.yaml"):
         started, resumed = start_fit(config, None, elsewhere, resume=False, world=again)
         assert resumed is not None

@@ -352,3 +352,14 @@ def test_of_a_long_log_beginning_and_end_are_looked_at(tmp_path: Path, broken: i
     keep = log.stat().st_size - len("a row that was begun")
     with nullcontext() if fits else pytest.raises(CheckpointError, match="is no row of it"):
         refuse_other_log(log, logged(tmp_path / "checkpoints", 100_000, log, keep))
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "curve.csv", "timing.jsonl", "status.json", "checkpoints/last.json", "checkpoints/x"]
+)
+def test_what_a_run_has_written_is_not_written_over(typed: Typed, tmp_path: Path, name: str) -> None:
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    for command in (("evaluate", "run", "--json"), ("preview", "run/config.yaml", "--csv")):
+        assert_clear(typed(*command, f"run/{name}"), 2, "would write over the run's own")
+    assert before == {file: file.read_bytes() for file in before}
+    assert typed("evaluate", "run", "--json", "run/mine.json").code == 0

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from lrtrain.checkpoint import format
-from lrtrain.commands import verify
+from lrtrain.checkpoint import format, manifest
+from lrtrain.commands import rollback, verify
 from lrtrain.commands.start import start_fit, start_from_run
 from lrtrain.engine.events import SaveDue
+from lrtrain.engine.finite import NotFinite, Trouble
 from lrtrain.errors import CheckpointError, EnvironmentFault, RunDirError
-from lrtrain.sinks.jsonl import Metrics
+from lrtrain.sinks.checkpoints import point_again
+from lrtrain.sinks.console import Screen
+from lrtrain.sinks.jsonl import Metrics, evaluation
 from lrtrain.sinks.lock import locked
-from lrtrain.sinks.run_dir import RunDir, check_free
+from lrtrain.sinks.patience import Patience
+from lrtrain.sinks.run_dir import RunDir, check_free, mark_begun
+from lrtrain.world import World, from_environment
+from tests.test_engine import job
 
 # The command leaves it to the end of its process to close files.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -139,3 +148,120 @@ def test_a_run_from_elsewhere_downloads_nothing(tmp_path: Path) -> None:
     ):
         assert config.dataset.model_dump()["download"] is False
     assert start_from_run(tmp_path, ["dataset.download=true"], trust=False).dataset.model_dump()["download"] is True
+
+
+def test_what_torchrun_starts_again_goes_on_with_its_own_run_alone(tmp_path: Path) -> None:
+    config = "{epochs: 1, batch_size: 8, model: small_cnn, optimizer: {name: SGD, lr: 0.1}, dataset: digits}"
+    (tmp_path / "c.yaml").write_text(config)
+    run = RunDir(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    begun, again = World(0, 2, 0, 0, "x"), World(0, 2, 0, 1, "x")
+
+    def resumed() -> RunDir | None:
+        return start_fit(tmp_path / "c.yaml", None, run.path, resume=False, world=again)[1]
+
+    mark_begun(run, begun)
+    assert resumed() is None  # it was killed before it wrote its config, and begins
+    run.config.write_text(config)
+    assert resumed() == run
+    for other in (World(0, 2, 0, 0, "y"), again):  # another torchrun's, and what this start has just begun itself
+        mark_begun(run, other)
+        with pytest.raises(RunDirError, match="is not empty"):
+            resumed()
+
+
+@pytest.mark.parametrize("run_id", ["none", ""])
+def test_launches_that_torchrun_gives_no_name_are_told_apart(monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
+    numbers = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RESTART_COUNT": "0"}
+    for name, value in {**numbers, "TORCHELASTIC_RUN_ID": run_id}.items():
+        monkeypatch.setenv(name, value)
+    assert from_environment().launch == f"{HERE}-{os.getppid()}"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job7")
+    assert from_environment().launch == "job7"
+
+
+def test_an_evaluation_is_looked_for_in_what_was_logged_before_the_checkpoint(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"event": "eval", "step": 3, "loss": 1.0}\n')
+    for length, found in ((0, None), (log.stat().st_size, {"event": "eval", "step": 3, "loss": 1.0})):
+        path = format.write(tmp_path, 3, {"model": {}}, {"log_bytes": {log.name: length}})
+        assert evaluation(log, format.open_checkpoint(path), 3) == found
+        assert evaluation(log, format.open_checkpoint(path), 2) is None
+
+
+def test_a_wish_to_save_does_not_end_the_wait_for_room() -> None:
+    full = [errno.ENOSPC, errno.ENOSPC]
+
+    def write() -> None:
+        if full:
+            raise EnvironmentFault("full") from OSError(full.pop(), "")
+
+    Patience(60, lambda _: None, lambda: "SIGUSR2")(write)
+    full.append(errno.ENOSPC)
+    with pytest.raises(EnvironmentFault, match="full"):
+        Patience(60, lambda _: None, lambda: "SIGTERM")(write)
+
+
+def test_the_best_is_pointed_to_where_it_is_there_and_nowhere_else(tmp_path: Path) -> None:
+    best = {"value": 0.5, "step": 2, "stale": 0}
+    path = format.write(tmp_path, 2, {"model": {}}, {"best": best})
+    point_again(tmp_path, format.open_checkpoint(path))
+    assert (format.pointed(tmp_path, "last"), format.pointed(tmp_path, "best")) == (path, path)
+    path = format.write(tmp_path, 3, {"model": {}}, {"best": {**best, "step": 1}})
+    point_again(tmp_path, format.open_checkpoint(path))
+    assert (format.pointed(tmp_path, "last"), format.pointed(tmp_path, "best")) == (path, None)
+
+
+def test_what_cannot_be_read_now_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = format.write(tmp_path, 1, {"model": {}}, {})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for module, name in ((manifest, "read_bytes"), (format, "opened"), (format.os, "listdir")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, refuse)
+            for look in (lambda: format.newest(tmp_path), lambda: format.verify_all(tmp_path)):
+                with pytest.raises(EnvironmentFault, match="Permission denied"):
+                    look()
+    assert format.newest(tmp_path)[0].path == path
+
+
+def test_a_pointer_that_moved_while_verify_looked_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.touch()
+    said = {"log_bytes": {log.name: 0}, "log_sha256": {log.name: hashlib.sha256().hexdigest()}}
+    root, real = tmp_path / "checkpoints", format.verify_all
+    format.write(root, 1, {"model": {}}, said)
+
+    def then_saved(*arguments: Any) -> Any:
+        found = real(*arguments)
+        format.point(root, "last", format.write(root, 2, {"model": {}}, said))
+        return found
+
+    monkeypatch.setattr(format, "verify_all", then_saved)
+    verify.run(tmp_path)
+    assert "it is whole" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("path", "typed"), [("runs/c", "runs/c"), ("my run", "'my run'"), ("--z", "./--z")])
+def test_a_run_is_named_as_it_is_typed(path: str, typed: str) -> None:
+    assert RunDir(Path(path)).typed == typed
+
+
+def test_that_training_diverged_is_said_though_the_report_finds_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, run = job(steps=3), RunDir(tmp_path)
+    run.checkpoints.mkdir()
+    format.write(run.checkpoints, 0, {"model": {}}, {})
+
+    def full(*_: object) -> None:
+        raise EnvironmentFault("nonfinite.json could not be written: No space left on device")
+
+    monkeypatch.setattr(rollback, "write_atomically", full)
+    trouble = NotFinite(Trouble(1, {"default": 0.1}, math.nan, {}, "why", ()))
+    with pytest.raises(NotFinite, match="step-00000000; no report: nonfinite"):
+        rollback.roll_back(made, run, trouble, Screen())

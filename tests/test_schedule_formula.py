@@ -54,6 +54,7 @@ def test_a_formula_is_plain_arithmetic(text: str, t: int, value: float) -> None:
         "t if min else 1",
         "t and sqrt",
         "max",
+        "sqrt",
     ],
 )
 def test_a_formula_that_is_not_arithmetic_is_refused(text: str) -> None:
@@ -61,9 +62,7 @@ def test_a_formula_that_is_not_arithmetic_is_refused(text: str) -> None:
         Expression.parse(text, "t")
 
 
-@pytest.mark.parametrize(
-    "text", ["9 ** 9 ** 9 ** 9", "10 ** 400", "(0 - 8) ** 0.5", "1 / t", "log(t)", "sqrt", "sqrt(1, 2)"]
-)
+@pytest.mark.parametrize("text", ["9 ** 9 ** 9 ** 9", "10 ** 400", "(0 - 8) ** 0.5", "1 / t", "log(t)", "sqrt(1, 2)"])
 def test_a_formula_never_computes_without_bound(text: str) -> None:
     with pytest.raises(ValueError, match="at t = 0"):
         Expression.parse(text, "t")(0)

@@ -28,7 +28,17 @@ import safetensors
 import safetensors.torch
 import torch
 
-from lrtrain.checkpoint.manifest import COPY, VERSION, Manifest, OtherFormat, digest, read_manifest, refuse_unreadable
+from lrtrain.checkpoint.manifest import (
+    COPY,
+    NO_DAMAGE,
+    VERSION,
+    Manifest,
+    OtherFormat,
+    digest,
+    read_manifest,
+    refuse_unreadable,
+    unreadable,
+)
 from lrtrain.errors import CheckpointError, EnvironmentFault, about, what_to_do
 from lrtrain.foreign import json_object, opened, read_bytes
 from lrtrain.tensor_header import Described, read_header
@@ -103,6 +113,8 @@ class Checkpoint:
                 with opened(self.path / name) as file:
                     yield file
             except OSError as error:
+                if error.errno in NO_DAMAGE:
+                    raise unreadable(error, self.path / name) from error
                 raise CheckpointError(f"{name} cannot be read: {error.strerror}", hint=COPY) from None
 
 
@@ -198,6 +210,16 @@ def point(root: Path, name: str, checkpoint: Path) -> None:
             str(root / f"{name}.json"),
             what_to_do(error),
         ) from error
+
+
+def point_nowhere(root: Path, name: str) -> None:
+    """Remove `root/<name>.json`, if it is there.
+
+    Raises:
+        EnvironmentFault: the file system refuses.
+    """
+    with _mending(root):
+        (root / f"{name}.json").unlink(missing_ok=True)
 
 
 def prune(root: Path, keep: int) -> None:
@@ -300,6 +322,15 @@ def drop_after(root: Path, step: int, best_step: int) -> None:
         _remove(path)
 
 
+def there_are(root: Path) -> bool:
+    """Whether there is any checkpoint, whole or not.
+
+    Raises:
+        EnvironmentFault: the folder cannot be read.
+    """
+    return bool(_steps(root))
+
+
 Also = Callable[[Checkpoint], object]
 
 
@@ -378,7 +409,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _steps(root: Path, after: int = -1, before: int | None = None) -> list[Path]:
     """The checkpoint directories, oldest first, by number."""
-    found = {int(match[1]): path for path in root.glob("step-*") if (match := _STEP.fullmatch(path.name))}
+    try:
+        names = os.listdir(root)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unreadable(error, root) from error
+    found = {int(match[1]): root / name for name in names if (match := _STEP.fullmatch(name))}
     return [found[step] for step in sorted(found) if after < step and (before is None or step < before)]
 
 

@@ -5,6 +5,7 @@ The digest finds damage, not intent: who writes a manifest can write its digest 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lrtrain.errors import CheckpointError, quoted
+from lrtrain.errors import CheckpointError, EnvironmentFault, quoted
 from lrtrain.foreign import json_object, read_bytes
 
 VERSION = 1
@@ -27,6 +28,15 @@ Count = Annotated[int, Field(ge=0, le=10**15)]
 Text = Annotated[str, Field(max_length=10_000)]
 Whole = Annotated[int, Field(ge=-(10**15), le=10**15)]
 Scalar = bool | Whole | float | Text | None
+
+
+# What says nothing of a file: it may be whole.
+NO_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+
+
+def unreadable(error: OSError, path: Path) -> EnvironmentFault:
+    """The error for a checkpoint that this process may or can not read now."""
+    return EnvironmentFault(f"cannot read: {error.strerror}", str(path), "allow reading it, and try again")
 
 
 class Manifest(dict[str, Any]):
@@ -128,6 +138,8 @@ def read_manifest(path: Path) -> Manifest:
     except FileNotFoundError:
         raise CheckpointError("not a checkpoint: it has no manifest.json", str(path), COPY) from None
     except OSError as error:
+        if error.errno in NO_DAMAGE:
+            raise unreadable(error, path / "manifest.json") from error
         raise CheckpointError(f"manifest.json cannot be read: {error.strerror}", str(path), COPY) from None
     except ValueError as error:
         raise CheckpointError(f"manifest.json cannot be read: {error}", str(path), COPY) from None

@@ -54,7 +54,6 @@ class Checked:
 
 def run(target: RunConfig | Path, json: Path | None, skip_list: Path | None, *, strict: bool) -> int:
     """Look at every image of a config's dataset, or of a folder, and say all that was found; the exit code."""
-    _refuse_taken(skip_list)
     refuse_unwritable(json, "--json")
     refuse_unwritable(skip_list, "--write-skip-list")
     screen = Screen()
@@ -74,7 +73,12 @@ def run(target: RunConfig | Path, json: Path | None, skip_list: Path | None, *, 
     return code
 
 
-def _refuse_taken(skip_list: Path | None) -> None:
+def refuse_taken(skip_list: Path | None) -> None:
+    """Refuse to write a skip list where a file is.
+
+    Raises:
+        ConfigError: names it.
+    """
     if skip_list is not None and skip_list.exists():
         what = f"{str(skip_list)!r} is there already, and somebody may have reviewed it"
         raise ConfigError(what, hint="name another file: --write-skip-list FILE")

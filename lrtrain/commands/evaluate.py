@@ -27,6 +27,7 @@ from lrtrain.sinks.console import Screen
 from lrtrain.sinks.run_dir import RunDir, refuse_unwritable, write_atomically
 
 MOST_CLASSES = 50
+_TRIES = 5  # to load from a run that trains meanwhile
 
 
 def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None) -> None:
@@ -34,11 +35,13 @@ def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None
     refuse_unwritable(json, "--json")
     job = build(config, load_weights=False)
     screen = Screen()
-    checkpoint = _checkpoint(RunDir(path), which, screen)
-    refuse_edits(checkpoint, load(RunDir(path).config), RunDir(path))
-    if checkpoint.manifest.get("classes") != list(job.source.classes):
-        raise CheckpointError("the dataset's classes are not those that the run was trained on", str(checkpoint.path))
-    load_module(job.state.evaluated, checkpoint, "model" if job.state.ema is None else "ema")
+    for left in reversed(range(_TRIES)):
+        try:
+            checkpoint = _loaded(job, RunDir(path), which, screen)
+            break
+        except CheckpointError:
+            if not left or RunDir(path).read_status().get("state") != "running":
+                raise  # else the run may have deleted it meanwhile, and has a newer one
     metrics, seen, right = _measure(job, split)
     screen.facts(
         [
@@ -115,10 +118,20 @@ def _exhaust(steps: Iterator[Any], bar: tqdm[Any]) -> Metrics:
             return metrics
 
 
+def _loaded(job: Job, run_dir: RunDir, which: str, screen: Screen) -> format.Checkpoint:
+    """The checkpoint that is evaluated, its weights in the job's network."""
+    checkpoint = _checkpoint(run_dir, which, screen)
+    refuse_edits(checkpoint, load(run_dir.config), run_dir)
+    if checkpoint.manifest.get("classes") != list(job.source.classes):
+        raise CheckpointError("the dataset's classes are not those that the run was trained on", str(checkpoint.path))
+    load_module(job.state.evaluated, checkpoint, "model" if job.state.ema is None else "ema")
+    return checkpoint
+
+
 def _checkpoint(run_dir: RunDir, which: str, screen: Screen) -> format.Checkpoint:
     """The newest that is whole, or the one that it names as the best: a kill may have left the pointers behind."""
     root = run_dir.checkpoints
-    if not any(root.glob("step-*")):
+    if not format.there_are(root):
         raise CheckpointError("the run has no checkpoint yet", str(root), "train it first: lrtrain fit CONFIG")
     last, damaged = format.newest(root)
     for name, why in damaged.items():

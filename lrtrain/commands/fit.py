@@ -35,7 +35,7 @@ from lrtrain.sinks.jsonl import Metrics, Timing
 from lrtrain.sinks.lock import locked
 from lrtrain.sinks.patience import Patience
 from lrtrain.sinks.plan_view import show_plan
-from lrtrain.sinks.run_dir import RunDir, create, refuse_small_disk, write_atomically
+from lrtrain.sinks.run_dir import RunDir, create, mark_begun, refuse_small_disk, write_atomically
 from lrtrain.sinks.status import Status
 from lrtrain.world import ALONE, World
 
@@ -90,6 +90,7 @@ def run(
         if run_dir is None and screen is not None:
             refuse_small_disk(out, _checkpoint_bytes(job))
             run_dir = create(out, start.name)
+            mark_begun(run_dir, world)
             held.enter_context(locked(run_dir))
         run_dir = RunDir(Path(told_by_the_leader(str(run_dir), world)))
         if screen is None:
@@ -110,7 +111,7 @@ def _already_complete(job: Job, run_dir: RunDir, screen: Screen) -> int:
         total, per_epoch = job.recipe.total_steps, job.plan.steps_per_epoch
         key, length = ("steps", total) if job.config.steps else ("epochs", -(-total // per_epoch))
         longer = f"--set {key}={2 * length} --extend hold"
-        screen.print(f"for longer: lrtrain fit --resume --out {run_dir} {longer}", whole=True)
+        screen.print(f"for longer: lrtrain fit --resume --out {run_dir.typed} {longer}", whole=True)
     if run_dir.read_status().get("state") != "done":  # killed after the last checkpoint, before it said so
         Status(run_dir, job.state, job.recipe.best).write("done", 0, "stopped early: no improvement" if early else None)
     return 0
@@ -199,7 +200,7 @@ def follow(
                 break
             except NotFinite as error:
                 progress.close()
-                job = roll_back(job, run_dir, error, screen, metrics)
+                job = roll_back(job, run_dir, error, screen, metrics, patience)
                 patience(partial(write_curve, job, run_dir))
                 # What is decided is saved, so that a kill does not make it anew from another checkpoint.
                 _hand(SaveDue(state.step, best=False), sinks)
@@ -247,7 +248,7 @@ def _note(error: E, status: Status) -> E:
 def _conclude(end: Event | None, job: Job, run_dir: RunDir, screen: Screen, status: Status) -> int:
     code = 0
     trust = " --trust" if code_of(job.config) else ""
-    again = f"lrtrain fit --resume --out {run_dir}{trust}"
+    again = f"lrtrain fit --resume --out {run_dir.typed}{trust}"
     screen.print()
     if isinstance(end, Stopped) and end.reason in EXIT_CODES:
         code = EXIT_CODES[end.reason]
@@ -271,7 +272,7 @@ def _conclude(end: Event | None, job: Job, run_dir: RunDir, screen: Screen, stat
         rows.append(("best", f"{job.recipe.best} {best.value:.4f} at epoch {epoch:g} (step {best.step:,})"))
     rows += [
         ("run", f"{run_dir}  (config.yaml, curve.csv, metrics.jsonl, checkpoints/)"),
-        ("next", again if code else f"lrtrain evaluate {run_dir}{trust}"),
+        ("next", again if code else f"lrtrain evaluate {run_dir.typed}{trust}"),
     ]
     screen.facts(rows)
     return code

@@ -28,7 +28,7 @@ def with_kept(error: E, run_dir: RunDir) -> E:
     last = format.pointed(run_dir.checkpoints, "last")
     if last is None:
         return error
-    kept = f"{last.name} is kept: `lrtrain fit --resume --out {run_dir}` goes on from it"
+    kept = f"{last.name} is kept: `lrtrain fit --resume --out {run_dir.typed}` goes on from it"
     if isinstance(error, DataError):
         kept += ", as long as names and sizes of the images are those that the run began with; else begin a new run"
     first, *rest = error.problems

@@ -193,7 +193,7 @@ def continued(
         () if extended is None else _LENGTH,
         "{key} was {old} when the run began and is {new} now",
         f"a run is continued as it began (only {', '.join(FREE_TO_CHANGE)} may change): "
-        f"lrtrain fit --resume --out {run_dir}",
+        f"lrtrain fit --resume --out {run_dir.typed}",
     )
     if found is None:
         return job

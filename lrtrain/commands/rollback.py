@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lrtrain.build import Job
@@ -12,14 +14,19 @@ from lrtrain.checkpoint import format
 from lrtrain.checkpoint.manifest import MAX_ROLLBACKS
 from lrtrain.engine.finite import Gate, NotFinite
 from lrtrain.engine.state import ROLLBACK_FACTOR, Rollback, restore
-from lrtrain.errors import CheckpointError, Problem
+from lrtrain.errors import CheckpointError, EnvironmentFault, Problem
 from lrtrain.sinks.console import Screen, lr_words
 from lrtrain.sinks.jsonl import Metrics
 from lrtrain.sinks.run_dir import RunDir, write_atomically
 
 
 def roll_back(
-    job: Job, run_dir: RunDir, error: NotFinite, screen: Screen | None = None, metrics: Metrics | None = None
+    job: Job,
+    run_dir: RunDir,
+    error: NotFinite,
+    screen: Screen | None = None,
+    metrics: Metrics | None = None,
+    patience: Callable[[Callable[[], None]], None] = lambda write: write(),
 ) -> Job:
     """The job as its last good checkpoint holds it, with the LR halved from there on.
 
@@ -29,6 +36,7 @@ def roll_back(
         error: what happened.
         screen: of the leading process, which alone writes.
         metrics: is cut back to the checkpoint, and says that training went back.
+        patience: does what writes, as soon as there is room.
 
     Raises:
         NotFinite: the config says `stop`, or training went back too often already.
@@ -52,7 +60,7 @@ def roll_back(
         # Going back further than the last time has cut away what was said then.
         for said in (*(one for one in earlier if one.to > rollback.to), rollback):
             row = {"event": "rollback", "step": said.to, "failed": said.failed, "factor": said.factor}
-            metrics.note({**row, "lr": lr} if said is rollback else row)
+            patience(partial(metrics.note, {**row, "lr": lr} if said is rollback else row))
         screen.print(f"{error.problems[0].what}", "yellow")
         screen.print(
             f"went back to {checkpoint.path.name}; every LR is halved from there ({lr_words(lr)} at first); {report}",
@@ -80,7 +88,10 @@ def _write_report(job: Job, run_dir: RunDir, error: NotFinite) -> str:
         "rollbacks_before": [{"failed": r.failed, "to": r.to, "factor": r.factor} for r in job.state.rollbacks],
     }
     path = run_dir.path / f"nonfinite-{trouble.step:08d}.json"
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
+    try:
+        write_atomically(path, json.dumps(content, indent=1) + "\n")
+    except EnvironmentFault as fault:  # that training has diverged matters more
+        return f"no report: {fault.problems[0].what}"
     return f"report in {path}"
 
 

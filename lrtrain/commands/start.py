@@ -17,7 +17,7 @@ from lrtrain.config.load import DEFAULT, load
 from lrtrain.config.schema import RunConfig
 from lrtrain.errors import CheckpointError, ConfigError, quoted
 from lrtrain.lookup import is_path
-from lrtrain.sinks.run_dir import RunDir, check_free, is_run, latest, refuse_lost_link, refuse_other_files
+from lrtrain.sinks.run_dir import RunDir, check_free, is_run, latest, refuse_lost_link, refuse_other_files, was_begun
 from lrtrain.world import ALONE, World
 
 
@@ -59,9 +59,9 @@ def start_fit(
     """
     if world.restarts:
         began = RunDir(out) if out is not None else latest((config_path or DEFAULT).stem)
-        config_path = config_path if resume else config_path or DEFAULT
-        resume = began is not None and (began.checkpoints / "last.json").exists()
-    elif not resume and world.leads:  # by the time that the others look, it may have begun to write
+        if began is not None and was_begun(began, world) and began.config.exists():
+            config_path, resume = config_path if resume else config_path or DEFAULT, True
+    if not resume and world.leads:  # by the time that the others look, it may have begun to write
         check_free(out, "`--resume` continues the run in it")
     if not resume:
         return start(config_path, overrides, trust=trust), None
@@ -84,9 +84,8 @@ def start_fit(
         return start(config_path, overrides, trust=trust), run_dir
     config = _of_a_run(run_dir, overrides or ())
     if not trust:
-        own = (
-            f"name your own config: `lrtrain fit CONFIG --resume --out {run_dir}`; or if you know the code, say --trust"
-        )
+        again = f"lrtrain fit CONFIG --resume --out {run_dir.typed}"
+        own = f"name your own config: `{again}`; or if you know the code, say --trust"
         _refuse_foreign_code(config, own)
     return Start(config, str(run_dir.config), run_dir.config.stem, run_dir.config), run_dir
 
@@ -153,10 +152,16 @@ def refuse_overwriting(
     named = _files_of(config) if isinstance(config, RunConfig) else ()
     taken = {os.path.realpath(path / "config.yaml" if path.is_dir() else path): "the config"}
     taken |= {os.path.realpath(file): "a file that the config names" for file in named}
+    folder = RunDir(path if path.is_dir() else path.parent)
+    if is_run(folder.path):
+        own = (folder.curve, folder.metrics, folder.timing, folder.status)
+        taken |= {os.path.realpath(file): "the run's own" for file in own}
     for option, file in written.items():
         if file is None:
             continue
         other = taken.setdefault(os.path.realpath(file), option)
+        if os.path.realpath(file).startswith(os.path.join(os.path.realpath(folder.checkpoints), "")):
+            other = "the run's own"
         if other != option:
             what = f"{option} would write over {other}: {quoted(str(file))}"
             raise ConfigError(what, f"{option} {quoted(str(file))}", "name another file")

@@ -49,13 +49,16 @@ def run(path: Path) -> None:
     lost = [
         f"{pointer}.json names {target.name}, which is not there"
         for pointer in ("last", "best")
-        if (target := format.pointed(run_dir.checkpoints, pointer)) is not None and target.name not in found
+        if (target := format.pointed(run_dir.checkpoints, pointer)) is not None
+        # A run that goes on meanwhile moves the pointer before it deletes.
+        and not target.exists()
+        and format.pointed(run_dir.checkpoints, pointer) == target
     ]
     if not found:
         raise CheckpointError(f"{str(path)!r} has no checkpoint", hint="it ended before its first one")
     if damaged or lost:
         whole = [name for name in found if name not in damaged]
-        kept = f"`lrtrain fit --resume --out {path}` goes on from {whole[-1]}" if whole else "none is whole"
+        kept = f"`lrtrain fit --resume --out {run_dir.typed}` goes on from {whole[-1]}" if whole else "none is whole"
         what = f"{len(damaged)} of {len(found)} checkpoints are damaged: {', '.join(damaged)}" if damaged else ""
         raise CheckpointError("\n".join(filter(None, (what, *lost))), str(run_dir.checkpoints), kept)
     screen.print(f"\nall {len(found)} are whole" if len(found) > 1 else "\nit is whole")

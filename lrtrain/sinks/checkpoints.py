@@ -49,9 +49,12 @@ def point_again(root: Path, checkpoint: format.Checkpoint) -> None:
         checkpoint: the one that the run goes on from.
     """
     best = checkpoint.manifest["best"]
-    wanted = {"last": checkpoint.path}
-    if best["value"] is not None:
-        wanted["best"] = root / f"step-{best['step']:08d}"
+    wanted = {"last": checkpoint.path, "best": root / f"step-{best['step']:08d}"}
+    if best["value"] is None:
+        del wanted["best"]
+        format.point_nowhere(root, "best")
     for name, path in wanted.items():
-        if format.pointed(root, name) != path and path.exists():
+        if not path.exists():
+            format.point_nowhere(root, name)
+        elif format.pointed(root, name) != path:
             format.point(root, name, path)

@@ -159,6 +159,8 @@ def evaluation(path: Path, checkpoint: Checkpoint, step: int) -> dict[str, Any] 
         EnvironmentFault: the log cannot be read.
     """
     keep = checkpoint.manifest["log_bytes"][path.name]
+    if not keep:
+        return None
     try:
         with opened(path) as file, mmap.mmap(file.fileno(), keep, access=mmap.ACCESS_READ) as log:
             begin = log.rfind(b'{"event": "eval", "step": %d, ' % step)

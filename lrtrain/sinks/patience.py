@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from lrtrain.engine.events import Event
+from lrtrain.engine.train import SAVE_ONLY
 from lrtrain.errors import EnvironmentFault, Problem
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -39,7 +40,7 @@ class Patience:
             except EnvironmentFault as fault:
                 waited = time.monotonic() - began
                 full = isinstance(fault.__cause__, OSError) and fault.__cause__.errno in FULL
-                if not full or waited >= self._seconds or self._stop():
+                if not full or waited >= self._seconds or self._stop() not in (None, SAVE_ONLY):
                     raise _gave_up(fault, waited) from fault.__cause__
                 if waited - said >= SAY_EVERY_SECONDS:
                     said = waited

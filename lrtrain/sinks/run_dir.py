@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import glob
+import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import tempfile
@@ -16,6 +18,9 @@ from typing import Any
 
 from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, RunDirError, quoted, what_to_do
 from lrtrain.foreign import json_object, read_bytes
+from lrtrain.world import World
+
+_LAUNCH = ".launch.json"
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,12 @@ class RunDir:
             return json_object(read_bytes(self.status, 100_000))
         except (OSError, ValueError):
             return {}
+
+    @property
+    def typed(self) -> str:
+        """The path as it is typed in a shell."""
+        text = str(self.path)
+        return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -122,10 +133,26 @@ def check_free(out: Path | None, resume_hint: str) -> None:
         raise RunDirError(f"{quoted(str(out))} {what}", hint=f"{resume_hint}, or name another folder with --out")
 
 
+def mark_begun(run: RunDir, world: World) -> None:
+    """Note which torchrun begins a run, so that the processes that it starts again go on with no other."""
+    if world.launch:
+        write_atomically(run.path / _LAUNCH, json.dumps({"launch": world.launch, "restarts": world.restarts}) + "\n")
+
+
+def was_begun(run: RunDir, world: World) -> bool:
+    """Whether an earlier start by the same torchrun began a run, far enough to go on with it."""
+    try:
+        said = json_object(read_bytes(run.path / _LAUNCH, 10_000))
+    except (OSError, ValueError):
+        return False
+    before = said.get("restarts")
+    return said.get("launch") == world.launch and isinstance(before, int) and before < world.restarts
+
+
 def _is_empty(folder: Path) -> bool:
     """Whether a folder holds nothing, or what a run has left that could not even write its config."""
     return folder.is_dir() and all(
-        path.name == ".config.yaml.tmp"
+        path.name in (".config.yaml.tmp", _LAUNCH, f".{_LAUNCH}.tmp")
         or (path.name == "checkpoints" and path.is_dir() and {inner.name for inner in path.iterdir()} <= {".lock"})
         for path in folder.iterdir()
     )
