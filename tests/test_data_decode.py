@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import struct
+import time
+import zlib
+from io import BytesIO
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from lrtrain.data import decode as decoding
-from lrtrain.data.decode import decode
+from lrtrain.data.decode import TooManyPieces, decode, decode_bytes, decoded, header
+from lrtrain.data.files import FileSplit
+from lrtrain.data.inspect import look
 from lrtrain.errors import DataError
 
 # 2 rows of 3 pixels, all different, and away from what lossy formats blur.
@@ -236,3 +243,125 @@ def test_an_unreadable_file_is_named_and_the_reason_said(tmp_path, content, why)
         decode(path, 3)
     assert str(path) in caught.value.problems[0].what
     assert caught.value.problems[0].hint
+
+
+# files that Pillow reads in many small pieces
+
+
+def png_of(before=b"", after=b""):
+    """A gray PNG of 8 x 8 pixels with further chunks."""
+    start, pixels, end = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0), zlib.compress(bytes(72)), b""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", start) + before + chunk(b"IDAT", pixels) + after + chunk(b"IEND", end)
+
+
+def chunk(name, content=b""):
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def encoded(kind):
+    file = BytesIO()
+    Image.new("L", (8, 8)).save(file, kind)
+    return file.getvalue()
+
+
+GIF = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0)
+BOXES = encoded("JPEG2000")
+PIECES = {
+    "JPEG: a marker without length, then zeros": b"\xff\xd8\xff\xd0\xff\xfe\xff\xff"
+    + bytes(65530)
+    + b"\xff\xda\0"
+    + bytes(300_000),
+    "JPEG: zeros behind 196 KB of segments": b"\xff\xd8" + 3 * (b"\xff\xe1\xff\xff" + bytes(65533)) + bytes(300_000),
+    "JPEG: empty comments": b"\xff\xd8" + b"\xff\xfe\0\2" * 100_000,
+    "GIF: zeros": GIF + bytes(300_000),
+    "GIF: comments": GIF + b"!\xfe\x01a\0" * 100_000,
+    "PPM: a long comment": b"P6 #" + b"a" * 300_000 + b"\n8 8 255\n" + bytes(192),
+    "PPM: blanks": b"P6 " + b" " * 300_000 + b"\n8 8 255\n" + bytes(192),
+    **{
+        f"PNG: {name} {where}": png_of(**{where: chunk(name.encode()) * 100_000})
+        for name in ("tEXt", "prIv", "IDAT")
+        for where in ("before", "after")
+    },
+    "JPEG 2000: empty boxes": BOXES[:32] + struct.pack(">I4s", 8, b"free") * 300_000 + BOXES[32:],
+}
+
+
+class Counting(BytesIO):
+    """A file that counts how often it is read."""
+
+    reads = 0
+
+    def read(self, size=-1):
+        self.reads += 1
+        return super().read(size)
+
+
+@pytest.mark.parametrize("content", PIECES.values(), ids=PIECES)
+def test_a_file_of_very_many_pieces_is_refused_before_all_are_read(tmp_path, content):
+    file = Counting(content)
+    with pytest.raises(TooManyPieces, match="more than 200,000 pieces"):
+        decoded(file, 3)
+    assert file.reads <= 200_010
+    (tmp_path / "a").write_bytes(content)
+    files = FileSplit(tmp_path, ["a"], np.zeros(1, np.int64), 3)
+    assert "more than 200,000 pieces" in look(files, 0, 3).why
+    if not content.startswith(b"\x89PNG") or b"tEXt" in content[:60] or b"prIv" in content[:60]:
+        with pytest.raises(TooManyPieces):
+            files.size_of(0)
+
+
+def test_what_follows_the_first_frame_is_looked_through_up_to_as_many_pieces(tmp_path):
+    (tmp_path / "a.gif").write_bytes(encoded("GIF")[:-1] + b"!\xfe\x01a\0" * 100_000)
+    files = FileSplit(tmp_path, ["a.gif"], np.zeros(1, np.int64), 1)
+    assert files.read(0).shape == (1, 8, 8)
+    found = look(files, 0, 1)
+    assert not found.why
+    assert "frames" not in found.remarks
+
+
+def test_a_png_of_as_many_chunks_as_there_are_in_200_MB_is_read():
+    chunks = b"".join(chunk(b"IDAT", part) for part in (zlib.compress(bytes(72)), *[b""] * 25_000))
+    content = png_of().replace(chunk(b"IDAT", zlib.compress(bytes(72))), chunks)
+    assert decode_bytes(content, "a.png", 1).shape == (1, 8, 8)
+
+
+def tiff_of(strips, order, big):
+    """A gray TIFF of 8 x 8 pixels that says it has so many strips, all in one place."""
+    place, number, head = (
+        ("Q", "Q", struct.pack(f"{order}HHHQ", 43, 8, 0, 16)) if big else ("L", "H", struct.pack(f"{order}HL", 42, 8))
+    )
+    values = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: None, 277: 1, 278: 1, 279: None}
+    field = struct.calcsize("<" + place)
+    start = 2 + len(head)
+    behind = start + struct.calcsize("<" + number) + len(values) * (4 + 2 * field) + field
+    directory = struct.pack(f"{order}{number}", len(values))
+    for tag, value in values.items():
+        count, kind = (strips, 4) if value is None else (1, 3)
+        at = (
+            struct.pack(f"{order}{place}", behind)
+            if value is None
+            else struct.pack(f"{order}H", value).ljust(field, b"\0")
+        )
+        directory += struct.pack(f"{order}HH{place}", tag, kind, count) + at
+    return (
+        (b"II" if order == "<" else b"MM")
+        + head
+        + directory
+        + bytes(field)
+        + struct.pack(f"{order}L", 64) * strips
+        + bytes(64)
+    )
+
+
+@pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
+def test_a_tiff_of_a_million_strips_is_refused(order, big):
+    assert decode_bytes(tiff_of(8, order, big), "a.tif", 1).shape == (1, 8, 8)
+    before = time.process_time()
+    with pytest.raises(ValueError, match="it has 1,000,000 strips or tiles; at most 65,536 are read"):
+        header(BytesIO(tiff_of(1_000_000, order, big)))
+    assert time.process_time() - before < 5
+
+
+def test_a_file_of_the_disk_is_still_one_to_pillow(tmp_path):
+    with open(saved(tmp_path / "a.tif", PIXELS), "rb") as file, header(file) as image:
+        assert image.fp.fileno() == file.fileno()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
+import struct
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import PREFIXES
 
 from lrtrain.errors import DataError, printable
 
@@ -23,16 +25,18 @@ from lrtrain.errors import DataError, printable
 # Adobe's colour space), and the beginnings of 8-bit Huffman-coded frames: baseline, extended, progressive.
 _APP1, _APP2, _APP14 = 0xE1, 0xE2, 0xEE
 _FRAMES = (0xC0, 0xC1, 0xC2)
-_SCAN = 0xDA
 EMPTY = "it is empty (0 bytes)"
 # JPEG's plugin reads MPO too. Others that Pillow has may start programs (EPS), or have never been seen in a dataset.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
 MAX_BYTES = 490_000_000
 MOST_FILE_BYTES = 200_000_000  # of an image file: 61 million pixels of colour, uncompressed
 _STRIP = 1_000_000  # pixels that are converted at a time
-_JUNK = 2**16  # bytes between the segments of a JPEG, in all, and the number of these
+# Of a file: a PNG of 200 MB in chunks of 8 KB takes 75,000. Of a JPEG: segments that are no pixels; most have ten.
+_MOST_READS, _MOST_SEGMENTS = 200_000, 1000
 _DECODER = {"WEBP": 12, "JPEG2000": 16}  # bytes a pixel that the decoder keeps besides what Pillow does
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
+_PLACES = (273, 279, 324, 325)  # where a TIFF's strips or tiles are, and their bytes
+_MOST_PLACES = 2**16
 _AS_IT_IS = 0  # torchvision.io.ImageReadMode.UNCHANGED
 
 
@@ -110,10 +114,9 @@ def decoded(file: IO[bytes], channels: int) -> torch.Tensor:
 
 
 def _by_pillow(file: IO[bytes], channels: int) -> torch.Tensor:
-    file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(file, formats=FORMATS) as image:
+        with header(file) as image:
             _refuse_large(image, channels)
             return from_pil(image, channels)
 
@@ -149,7 +152,6 @@ def _plain_jpeg(file: IO[bytes], channels: int) -> torch.Tensor | None:
     data = bytearray(file.seek(0, os.SEEK_END))
     file.seek(0)
     file.readinto(data)  # type: ignore[attr-defined]
-    refuse_junk(data)
     decoder = _jpeg_decoder()
     if decoder is None or _components(data, channels) not in (1, channels):
         return None
@@ -173,39 +175,71 @@ def sound_out(content: bytes, channels: int) -> None:
             decoder(torch.frombuffer(data, dtype=torch.uint8), _AS_IT_IS, False)
 
 
-def header(content: bytes) -> Image.Image:
+def header(file: IO[bytes]) -> Image.Image:
     """An image file as Pillow opens it, not decoded; any exception where it cannot be read."""
-    refuse_junk(content)
-    return Image.open(BytesIO(content), formats=FORMATS)
+    _refuse_many_places(file)
+    file.seek(0)
+    return Image.open(cast(IO[bytes], _Pieces(file)), formats=FORMATS)
 
 
-def refuse_junk(data: bytes | bytearray) -> None:
-    """Refuse what begins as a JPEG and would be looked through byte by byte before Pillow says that it is no image.
+class TooManyPieces(ValueError):
+    """A file is read in more than `_MOST_READS` pieces."""
+
+
+class _Pieces:
+    """A file as Pillow reads it, up to a number of reads: what is walked through bit by bit would not end in time.
+
+    Pillow walks through chunks, segments, boxes, comments and junk, in whichever format; the count goes on from one
+    format that it tries to the next, and while it decodes.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self._reads = file, 0
+
+    def read(self, size: int = -1) -> bytes:
+        self._reads += 1
+        if self._reads > _MOST_READS:
+            raise TooManyPieces(f"it is made of more than {_MOST_READS:,} pieces, and no image needs so many")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)  # libtiff reads by fileno() or getvalue(), where the file has it
+
+
+def _refuse_many_places(file: IO[bytes]) -> None:
+    """Refuse a TIFF of more strips or tiles than images have: the time that Pillow takes goes by their square.
 
     Raises:
-        ValueError: among its first segments are more than 65,536 bytes, or there are more than 65,536 of them.
+        ValueError: the first directory counts more than `_MOST_PLACES` of them.
     """
-    if not data.startswith(b"\xff\xd8\xff"):
+    file.seek(0)
+    start = file.read(16)
+    if len(start) < 16 or start[:4] not in PREFIXES:
         return
-    at, passed_over = 2, 0
-    while at + 3 < len(data):
-        if data[at] != 0xFF or data[at + 1] in (0x00, 0xFF):
-            found = data.find(b"\xff", at + 1)
-            passed_over += (found if found > 0 else len(data)) - at
-            at = found if found > 0 else len(data)
-        elif data[at + 1] == _SCAN:
-            return
-        else:
-            passed_over += 1
-            at += 2 + (data[at + 2] << 8 | data[at + 3])
-        if passed_over > _JUNK:
-            raise ValueError(f"it has more than {_JUNK:,} bytes or segments that are no image")
+    order = "<" if start.startswith(b"II") else ">"
+    # As Pillow tells BigTIFF: where the version's first byte is 43.
+    big = start[2] == 43
+    number, entry = (f"{order}Q", f"{order}HHQ8x") if big else (f"{order}H", f"{order}HHL4x")
+    (first,) = struct.unpack(f"{order}Q", start[8:]) if big else struct.unpack(f"{order}L", start[4:8])
+    if first > MOST_FILE_BYTES:
+        return
+    file.seek(first)
+    found = file.read(struct.calcsize(number))
+    if len(found) < struct.calcsize(number):
+        return
+    size = struct.calcsize(entry)
+    entries = file.read(min(struct.unpack(number, found)[0], _MOST_READS) * size)
+    for tag, _, count in struct.iter_unpack(entry, entries[: len(entries) // size * size]):
+        if tag in _PLACES and count > _MOST_PLACES:
+            raise ValueError(f"it has {count:,} strips or tiles; at most {_MOST_PLACES:,} are read")
 
 
 def _components(data: bytearray, channels: int) -> int:
     """Of a JPEG's pixels, 1 or 3; 0 where metadata, coding or size are more than `_plain_jpeg` deals with."""
     at = 2
-    while at + 10 < len(data) and data[at] == 0xFF:
+    for _ in range(_MOST_SEGMENTS):
+        if at + 10 >= len(data) or data[at] != 0xFF:
+            return 0
         marker = data[at + 1]
         if marker in _FRAMES:
             bits, height, width = data[at + 4], data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]

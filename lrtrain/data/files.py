@@ -13,10 +13,9 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
-from lrtrain.data.decode import FORMATS, TooLarge, decode, refuse_junk, refuse_long
+from lrtrain.data.decode import TooLarge, decode, header, refuse_long
 from lrtrain.data.source import Split
 from lrtrain.errors import ConfigError, DataError, Problem, printable
 from lrtrain.foreign import user_path
@@ -26,7 +25,6 @@ IMAGE_SUFFIXES = frozenset(
 )
 ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar"))
 MAX_PROBLEMS = 20
-_HEAD_BYTES = 2**17
 ALL_HEADERS_UP_TO = 10_000  # images; a second or two
 
 
@@ -98,11 +96,8 @@ class FileSplit:
 
     def size_of(self, i: int) -> tuple[int, int]:
         """Width and height, by the file's header."""
-        with open(self.path(i), "rb") as file:
-            refuse_junk(file.read(_HEAD_BYTES))
-            file.seek(0)
-            with Image.open(file, formats=FORMATS) as image:
-                return image.size
+        with open(self.path(i), "rb") as file, header(file) as image:
+            return image.size
 
     def stamp(self, i: int) -> str:
         """Where the file lies, its bytes, and when it was written.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from lrtrain.data.decode import EMPTY, decoded, header, sound_out, why_unreadable
+from lrtrain.data.decode import EMPTY, TooManyPieces, decoded, header, sound_out, why_unreadable
 from lrtrain.data.files import FileSplit
 from lrtrain.data.loader import by_workers
 from lrtrain.data.source import InFiles, Split, unwrapped
@@ -161,7 +161,7 @@ def _looked_at_pixels(images: Split, i: int) -> Look:
 
 def _of_header(found: Look, content: bytes, suffix: str, channels: int) -> Look:
     """What Pillow knows before it decodes."""
-    with header(content) as image:
+    with header(BytesIO(content)) as image:
         known = image.format or ""
         remarks = list(found.remarks)
         if known not in _PROMISED.get(suffix, (known,)):
@@ -170,7 +170,7 @@ def _of_header(found: Look, content: bytes, suffix: str, channels: int) -> Look:
             remarks.append(_MODES[image.mode])
         if "alpha" not in remarks and ("transparency" in image.info or image.mode == "PA"):
             remarks.append("alpha")
-        if getattr(image, "is_animated", False):
+        if _is_animated(image):
             remarks.append("frames")
         if channels == 1 and image.mode in ("RGB", "RGBA", "P", "CMYK", "YCbCr", "LAB", "HSV"):
             remarks.append("colour")
@@ -179,6 +179,13 @@ def _of_header(found: Look, content: bytes, suffix: str, channels: int) -> Look:
         if _is_turned(image):
             remarks.append("turned")
         return replace(found, size=image.size, format=known, remarks=tuple(remarks))
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except TooManyPieces:  # behind a GIF's first frame, which is all that is read of it; 25 MB are as many pieces
+        return False
 
 
 def _is_turned(image: Image.Image) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from io import BytesIO
 
 import numpy as np
 import torch
@@ -186,10 +187,10 @@ class ShardSplit:
         """Width and height, by the image's header."""
         shard, j = self._place(i)
         try:
-            with header(shard.content(j, _HEADER_BYTES)) as image:
+            with header(BytesIO(shard.content(j, _HEADER_BYTES))) as image:
                 return image.size
         except Exception:  # what tells the size may lie further on
-            with header(shard.content(j)) as image:
+            with header(BytesIO(shard.content(j))) as image:
                 return image.size
 
     def stamp(self, i: int) -> str:
