@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,9 @@ from lrtrain.optim.groups import ParamGroup, make_groups
 from lrtrain.schedule.extend import former_ends
 from lrtrain.schedule.plan import GroupLR, Plan, make_plan, run_steps
 from lrtrain.world import ALONE, World
+
+# What errors say that are about the shape of the images, not about how the model was made.
+_OF_SIZES = re.compile("size|shape|dim|height|width|resolution|channel|pixel|image", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -198,8 +202,12 @@ def _try_forward(config: RunConfig, built: BuiltModel, pipeline: Pipeline, class
     except Exception as error:
         if out_of_memory(error):
             raise
-        what = f"{config.model.name} cannot take images of {size}: {str(error).strip().splitlines()[0][:200]}"
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        what = f"{config.model.name} cannot take images of {size}: {why}"
         hint = "make them larger with dataset.transforms, or take another model"
+        if config.model.args and (isinstance(error, TypeError) or not _OF_SIZES.search(why)):
+            what = f"{config.model.name} fails when it is given images: {why}"
+            hint = f"look after the arguments that it was made with: {', '.join(config.model.args)}"
         raise ConfigError(what, config.where("model"), hint) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__

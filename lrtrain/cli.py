@@ -305,12 +305,19 @@ def range_test(
             f"the LR must rise from above 0 to at most 1000: --start {start:g} --end {end:g}",
             hint="--start 1e-7 --end 10",
         )
+    if mode is Sweep.exp and end / start > sys.float_info.max:
+        what = f"the LR rises by more than a float can hold: --start {start:g} --end {end:g}"
+        raise ConfigError(what, hint="--start 1e-7, or --mode linear")
     started = starting.start(config, set, trust=trust)
-    starting.refuse_overwriting({"--json": json}, config, started.config)
+    folder = out or Path("runs") / f"{started.name}-range-test"
+    written = {f"{name} in --out": folder / name for name in ("range-test.png", "range-test.json")}
+    # The same evidence goes into both.
+    own = json is not None and os.path.realpath(json) == os.path.realpath(folder / "range-test.json")
+    starting.refuse_overwriting(written | {"--json": None if own else json}, config, started.config)
     from lrtrain.commands.range_test import run
     from lrtrain.range_test.sweep import sweep_lrs
 
-    run(started, sweep_lrs(start, end, steps, mode.value), mode.value, out, json)
+    run(started, sweep_lrs(start, end, steps, mode.value), mode.value, folder, json)
 
 
 @command("preview")

@@ -396,6 +396,29 @@ def test_images_of_different_sizes_are_refused_on_disk_and_told_by_auto(folder):
     assert words[0] == "train: off, since the images differ in size until something random is done to them"
 
 
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [("~nobody-such/x", "LRTRAIN_CACHE '~nobody-such/x' is no path"), ("", "the cache's folder is not known")],
+)
+def test_a_folder_in_the_home_of_nobody_is_a_fault_of_the_environment(monkeypatch, own, words):
+    def unknown(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("LRTRAIN_CACHE", own)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    monkeypatch.setattr(Path, "home", lambda: unknown(None))
+    with pytest.raises(EnvironmentFault, match=words) as fault:
+        cache_folder()
+    assert "set LRTRAIN_CACHE" in fault.value.problems[0].hint
+
+
+def test_a_pipe_in_place_of_a_cache_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "train.npy")
+    with pytest.raises(OSError, match="no regular file"):
+        MappedImages(tmp_path / "train.npy")
+
+
 def test_the_folder_follows_the_environment(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "kept"
     monkeypatch.delenv("LRTRAIN_CACHE")

@@ -115,6 +115,33 @@ def test_a_name_that_no_file_can_have_is_no_bug(typed: Typed, command: str) -> N
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--start", "1e-320", "--steps", "20"], "rises by more than a float can hold"),
+        (["--out", "rt", "--json", "rt/range-test.png"], "--json would write over range-test.png in --out"),
+    ],
+)
+def test_a_range_test_that_cannot_end_well_is_not_begun(
+    typed: Typed, tmp_path: Path, more: list[str], words: str
+) -> None:
+    (tmp_path / "rt").mkdir()
+    assert_clear(typed("range-test", "c.yaml", *more), 2, words)
+
+
+def test_a_group_has_no_argument_before_its_value_is_wrong(typed: Typed) -> None:
+    ended = typed("preview", "c.yaml", "--set", "optimizer.groups=[{params: conv, betas: 3}]")
+    assert_clear(ended, 2, "SGD has no argument 'betas'")
+    assert "at least 0" not in ended.err
+
+
+def test_a_model_that_fails_for_its_arguments_is_not_laid_to_the_images(typed: Typed) -> None:
+    pytest.importorskip("timm")
+    ended = typed("fit", "c.yaml", "--set", "model={name: timm/resnet18, drop_rate: x}")
+    assert_clear(ended, 2, "fails when it is given images", "drop_rate")
+    assert "larger" not in ended.err
+
+
 @pytest.mark.parametrize("braces", ["{000000..999999999}", "{a..z}{0..99999}", "{1..9}{1..9}{1..9}{1..9}{1..9}{1..9}{1..9}", "{0..9999999999999999999}"])  # fmt: skip
 def test_shards_without_end_are_refused_before_they_are_counted_up(typed: Typed, braces: str) -> None:
     pytest.importorskip("webdataset")

@@ -34,11 +34,10 @@ WORDS = {
 }
 
 
-def run(start: Start, lrs: NDArray[np.float64], mode: str, out: Path | None, json: Path | None) -> None:
-    """Run the test; write range-test.png and range-test.json."""
+def run(start: Start, lrs: NDArray[np.float64], mode: str, folder: Path, json: Path | None) -> None:
+    """Run the test; write range-test.png and range-test.json into `folder`."""
     refuse_unwritable(json, "--json")
     config, steps = start.config, len(lrs)
-    folder = out or Path("runs") / f"{start.name}-range-test"
     job = build(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)

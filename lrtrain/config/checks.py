@@ -241,8 +241,9 @@ def _check_groups(config: RunConfig) -> Iterator[Problem]:
     for i, group in enumerate(config.optimizer.groups):
         for key, value in group.args.items():
             loc: Loc = ("optimizer", "groups", i, key)
-            yield from _check_number(key, value, loc, config._document)
             if takes is not None and not takes.open and key not in takes.defaults:
                 yield _unknown_argument(
                     "optimizer", config.optimizer.name, key, loc, tuple(takes.defaults), fields, config._document
                 )
+            else:
+                yield from _check_number(key, value, loc, config._document)

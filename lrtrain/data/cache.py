@@ -175,7 +175,7 @@ def _stored(making: _Making, path: Path) -> Kept:
             )
 
     images = stored(path, making.shape, parts)
-    home = Path.home()
+    home = Path(os.path.expanduser("~"))  # ~ itself where there is none
     return Kept(images, f"disk, {'~' / path.relative_to(home) if path.is_relative_to(home) else path}", making.size)
 
 

@@ -22,6 +22,8 @@ from tqdm import tqdm
 
 from lrtrain.data.source import Split, Stamped
 from lrtrain.data.transforms import Step
+from lrtrain.errors import EnvironmentFault, quoted
+from lrtrain.foreign import opened
 
 _FORMAT = 1  # goes up when what lrtrain itself does to pixels changes
 
@@ -32,12 +34,13 @@ class MappedImages:
     """The images of a cache file, (n, C, H, W), read from disk as they are asked for.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or is none, such as a pipe.
         ValueError: it is damaged.
     """
 
     def __init__(self, path: Path):
         self.path = path
+        opened(path, links=True).close()
         try:
             self._images = npy.open_memmap(path, mode="r")
         except OSError:
@@ -63,11 +66,21 @@ class MappedImages:
 
 
 def cache_folder() -> Path:
-    """$LRTRAIN_CACHE, else lrtrain in $XDG_CACHE_HOME, else ~/.cache/lrtrain."""
-    if own := os.environ.get("LRTRAIN_CACHE"):
-        return Path(own).expanduser().absolute()
+    """$LRTRAIN_CACHE, else lrtrain in $XDG_CACHE_HOME, else ~/.cache/lrtrain.
+
+    Raises:
+        EnvironmentFault: it is in the home of nobody.
+    """
+    own = os.environ.get("LRTRAIN_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "lrtrain"
+    try:
+        if own:
+            return Path(own).expanduser().absolute()
+        return (base if base.is_absolute() else Path.home() / ".cache") / "lrtrain"
+    except RuntimeError as error:
+        what = f"LRTRAIN_CACHE {quoted(own)} is no path" if own else "the cache's folder is not known"
+        hint = "set LRTRAIN_CACHE to a folder that can be written, from / on"
+        raise EnvironmentFault(f"{what}: {error}", hint=hint) from error
 
 
 def file_for(name: str, split: Split, once: Sequence[Step], channels: int, shape: Shape) -> Path | None:

@@ -20,6 +20,7 @@ from lrtrain.data.files import IMAGE_SUFFIXES
 from lrtrain.data.folders import is_litter
 from lrtrain.data.shards import Shard, Texts
 from lrtrain.errors import Problem
+from lrtrain.foreign import opened
 
 _FORMAT = 1  # goes up when what `_samples` takes for a sample, an image or a label changes
 _LABEL_BYTES = 2**20  # more is no label
@@ -126,7 +127,9 @@ def _keep(shard: Shard, file: Path) -> str:
 def _loaded(path: str, file: Path) -> Shard | None:
     """The index in `file`; None where there is none, or a damaged one, which is made again."""
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
+        with opened(file, links=True) as content, np.load(content, allow_pickle=False) as held:
+            if sum(part.file_size for part in held.zip.infolist()) > os.fstat(content.fileno()).st_size:
+                return None  # compressed, which ours are not: it may take any memory
             members, labels = (Texts(held[f"{name}s"], held[f"{name}_ends"]) for name in ("member", "label"))
             size, mtime_ns, passed_over = held["stat"].tolist()
             offsets, sizes, label_of = held["offsets"], held["sizes"], held["label_of"]
@@ -135,7 +138,29 @@ def _loaded(path: str, file: Path) -> Shard | None:
         return None
     if (size, mtime_ns) != (now.st_size, now.st_mtime_ns):  # the shard was written anew just before it was indexed
         return None
-    return Shard(path, size, mtime_ns, members, offsets, sizes, labels, label_of, passed_over)
+    shard = Shard(path, size, mtime_ns, members, offsets, sizes, labels, label_of, passed_over)
+    return shard if _is_whole(shard) else None
+
+
+def _is_whole(shard: Shard) -> bool:
+    """Whether what an index says fits together and into its shard."""
+    texts, n = (shard.members, shard.labels), len(shard.members)
+    numbers = (shard.offsets, shard.sizes, shard.label_of, *(text.ends for text in texts))
+    if any(array.dtype != np.int64 or array.ndim != 1 for array in numbers):
+        return False
+    if any(text.content.dtype != np.uint8 or text.content.ndim != 1 or not len(text) for text in texts):
+        return False
+    if not all(len(array) == n for array in (shard.offsets, shard.sizes, shard.label_of)):
+        return False
+    return bool(
+        all(text.ends[0] >= 0 and text.ends[-1] == len(text.content) for text in texts)
+        and all((text.ends[:-1] <= text.ends[1:]).all() for text in texts)
+        and ((shard.offsets >= 0) & (shard.offsets <= shard.size)).all()
+        and ((shard.sizes >= 0) & (shard.sizes <= shard.size - shard.offsets)).all()
+        and ((shard.label_of >= 0) & (shard.label_of < len(shard.labels))).all()
+        and isinstance(shard.passed_over, int)
+        and shard.passed_over >= 0
+    )
 
 
 def scanned(path: str, bar: Any) -> tuple[Shard | None, list[Problem]]:
@@ -310,6 +335,7 @@ def _label(sample: str, file: IO[bytes], parts: dict[str, tuple[str, int, int]])
     try:
         text = content.decode("utf-8")
         label = _json_label(json.loads(text)) if suffix == "json" else text.strip()
+        label.encode("utf-8")  # JSON can spell half a character
     except (ValueError, RecursionError) as error:
         raise _Wrong(f"{sample}: .{suffix} cannot be read: {error}", _AGAIN) from error
     if len(label.splitlines()) != 1 or "\0" in label:

@@ -1,0 +1,121 @@
+"""An index of a shard is used where it fits together, and made again where it does not."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lrtrain.data import shard_index
+from lrtrain.data.shard_index import index_file, indexed
+
+pytest.importorskip("webdataset")
+
+
+@pytest.fixture
+def shard(tmp_path, monkeypatch):
+    """A shard of three samples, two classes."""
+    monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "kept"))
+    return written(
+        tmp_path / "a.tar",
+        {f"{i}.{end}": text for i, label in enumerate("xyx") for end, text in (("png", "p" * 9), ("cls", label))},
+    )
+
+
+def written(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, text in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    return str(path)
+
+
+def arrays_of(file):
+    with np.load(file) as held:
+        return dict(held)
+
+
+def told(found):
+    """What an index says, to compare."""
+    return {
+        name: (value.content.tolist(), value.ends.tolist())
+        if isinstance(value, shard_index.Texts)
+        else value.tolist()
+        if isinstance(value, np.ndarray)
+        else value
+        for name, value in vars(found).items()
+    }
+
+
+CHANGES = {
+    "offsets cut": {"offsets": lambda a: a[:-1]},
+    "offsets in two dimensions": {"offsets": lambda a: a[None]},
+    "offsets below 0": {"offsets": lambda a: -a - 1},
+    "offsets beyond the shard": {"offsets": lambda a: a + 2**40},
+    "sizes below 0": {"sizes": lambda a: a - 1000},
+    "sizes beyond the shard": {"sizes": lambda a: a + (2**63 - 100)},
+    "no class of that number": {"label_of": lambda a: a + 2},
+    "a class below 0": {"label_of": lambda a: a - 1},
+    "classes cut": {"label_of": lambda a: a[:1]},
+    "names that end before they begin": {"member_ends": lambda a: a[::-1]},
+    "names that end beyond": {"member_ends": lambda a: a + 1},
+    "classes that end before they begin": {"label_ends": lambda a: a[::-1]},
+    "no names": {"members": lambda a: a[:0]},
+    "nothing": dict.fromkeys(("members", "member_ends", "offsets", "sizes", "label_of"), lambda a: a[:0]),
+    "no classes": dict.fromkeys(("labels", "label_ends"), lambda a: a[:0]),
+    "fractions": {"offsets": lambda a: a.astype(float)},
+    "a fraction passed over": {"stat": lambda a: a.astype(float)},
+    "wide characters": {"members": lambda a: a.astype(np.int64)},
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_an_index_that_does_not_fit_together_is_made_again(shard, changes):
+    expected = told(indexed([shard])[0][shard])
+    file = index_file(shard)
+    arrays = arrays_of(file)
+    np.savez(file, **{name: changes.get(name, lambda a: a)(array) for name, array in arrays.items()})
+    assert told(indexed([shard])[0][shard]) == expected
+    assert all(np.array_equal(array, arrays[name]) for name, array in arrays_of(file).items())
+
+
+def test_a_whole_index_is_used(shard, monkeypatch):
+    expected = told(indexed([shard])[0][shard])
+    monkeypatch.setattr(shard_index, "scanned", None)
+    assert told(indexed([shard])[0][shard]) == expected
+
+
+def test_a_compressed_index_is_made_again_before_memory_is_taken_for_it(shard):
+    expected = told(indexed([shard])[0][shard])
+    file = index_file(shard)
+    np.savez_compressed(file, **{**arrays_of(file), "offsets": np.zeros(10_000_000, np.int64)})
+    tracemalloc.start()
+    try:
+        assert told(indexed([shard])[0][shard]) == expected
+        assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pipe_in_place_of_an_index_is_replaced(shard):
+    expected = told(indexed([shard])[0][shard])
+    file = index_file(shard)
+    file.unlink()
+    os.mkfifo(file)
+    assert told(indexed([shard])[0][shard]) == expected
+    assert Path(file).is_file()
+
+
+def test_half_a_character_is_no_label(tmp_path, monkeypatch):
+    monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "kept"))
+    path = written(tmp_path / "a.tar", {"1.png": "p", "1.json": '{"label": "\\ud800"}'})
+    found, problems, _ = indexed([path])
+    assert not found
+    assert "sample '1' in" in problems[0].what
+    assert ".json cannot be read: " in problems[0].what
