@@ -217,7 +217,7 @@ def test_a_last_batch_of_one_image_is_a_problem_of_the_config(lrtrain, tmp_path)
     [
         (["nowhere"], 3, "does not exist"),
         (["photos.tar.gz"], 3, "is an archive"),
-        (["c.yaml", "--write-skip-list", "c.yaml"], 2, "would write over the config"),
+        (["c.yaml", "--write-skip-list", "c.yaml"], 2, "is there already"),
     ],
 )
 def test_what_cannot_be_checked_is_an_error(lrtrain, tmp_path, arguments, code, words):

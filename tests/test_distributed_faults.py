@@ -293,7 +293,8 @@ def test_a_killed_data_worker_ends_the_run(folder: Path) -> None:
     at = time.monotonic()
     run.ended()
     assert time.monotonic() - at < PROMISED_S
-    run.assert_lost(f"process 1 of 2 ended with exit code 5: a data worker died: DataLoader worker (pid {worker})")
+    run.assert_lost("process 1 of 2 ended with exit code 5: a data worker died: DataLoader worker (pid")
+    assert f" {worker})" in run.errors()  # torch writes pid or pid(s), by how it noticed
     assert "most often memory ran out" in run.errors()
 
 

@@ -119,6 +119,7 @@ def test_a_bug_that_does_not_fit_the_code_is_an_error(tmp_path: Path) -> None:
 def saved(root: Path, step: int = 10, value: float = 1.0, **manifest: object) -> Path:
     """A run directory with one checkpoint."""
     parts = {"model": {"a": torch.full((3,), value), "b": torch.zeros(2)}}
+    root.mkdir(exist_ok=True)
     path = format.write(root / "checkpoints", step, parts, {"channels": 3, **manifest})
     for name in ("last", "best"):
         format.point(root / "checkpoints", name, path)

@@ -125,8 +125,8 @@ BUGS = (
     Bug(
         "fallback to scratch",
         "commands/resume.py",
-        "    checkpoint, damaged = format.newest(run_dir.checkpoints)\n",
-        "    try:\n        checkpoint, damaged = format.newest(run_dir.checkpoints)\n"
+        "    checkpoint, damaged = format.newest(run_dir.checkpoints, also=fits_the_log)\n",
+        "    try:\n        checkpoint, damaged = format.newest(run_dir.checkpoints, also=fits_the_log)\n"
         "    except CheckpointError:\n        return None\n",
         "every checkpoint damaged",
         damage._all_damaged,
