@@ -276,7 +276,7 @@ CASES: list[tuple[str, Change, tuple[str, ...]]] = [
     ("more images than were seen", fields(loss_images=[10**15] * 3), ("loss_images: in 4 steps there are at most 384",)),
     ("a loss below 0", fields(loss_sums=[-1e308] * 3, loss_images=[96] * 3), ("loss_sums",)),
     ("an accuracy above 1", fields(best={"value": 7.5, "step": 4, "stale": 0}), ("best.value: no val_acc1",)),
-    ("a best without evaluation", fields(best={"value": 0.5, "step": 3, "stale": 1}), ("there is no evaluation at its step",)),
+    ("a best without evaluation", fields(best={"value": 0.5, "step": 3, "stale": 1}), ("metrics.jsonl has no evaluation then",)),
     ("patience of a run that has none", fields(early={"value": None, "step": 0, "stale": 4}), ("early: the run does not stop",)),
     ("a variance below 0", tensors("model", bn1__running_var=-torch.ones(4)), ("a variance below 0, in 'bn1.running_var'",)),
     ("an average's variance below 0", tensors("ema", bn1__running_var=-torch.ones(4)), ("the checkpoint's ema",)),

@@ -363,3 +363,21 @@ def test_what_a_run_has_written_is_not_written_over(typed: Typed, tmp_path: Path
         assert_clear(typed(*command, f"run/{name}"), 2, "would write over the run's own")
     assert before == {file: file.read_bytes() for file in before}
     assert typed("evaluate", "run", "--json", "run/mine.json").code == 0
+
+
+@pytest.mark.parametrize("at", [12, 15, 20])
+def test_a_run_evaluated_in_parts_of_its_length_can_be_extended_from_anywhere(
+    typed: Typed, tmp_path: Path, at: int
+) -> None:
+    """A longer run's parts end at other steps: neither those of its past, nor those of its new plan then, are missed."""
+    config = (tmp_path / "c.yaml").read_text().replace("steps: 4", "steps: 40")
+    (tmp_path / "c.yaml").write_text(config + "eval_every: 10%\ncheckpoint: {every: 1step, keep: 99}\n")
+    assert typed("fit", "c.yaml", "--out", "parts").code == 0
+    for step in (tmp_path / "parts" / "checkpoints").glob("step-*"):
+        if int(step.name[5:]) > at:
+            shutil.rmtree(step)
+    ended = typed("fit", "c.yaml", "--resume", "--out", "parts", "--extend", "hold", "--set", "steps=60")
+    assert ended.code == 0, ended.err
+    rows = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [row["step"] for row in rows if row["event"] == "eval"]
+    assert evaluated == [step for step in range(1, 61) if step % (4 if step <= at else 6) == 0]

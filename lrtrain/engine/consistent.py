@@ -33,7 +33,6 @@ def refuse_contradictions(
     step, losses = state.step, state.losses
     most = step * batch_size
     sums = losses.sums.tolist() if state.world.leads else [0.0] * len(losses.images)
-    evaluated = [best.step for best in (state.best, state.early) if best.value is not None]
     watched = "" if recipe.early_stop is None else recipe.early_stop.monitor
     wrong = {
         "rollbacks: this run never goes back": bool(state.rollbacks) and rollback_factor is None,
@@ -49,10 +48,9 @@ def refuse_contradictions(
         f"best.value: no {recipe.best}": not _possible(state.best, recipe.best),
         "early: the run does not stop early": not watched and state.early != Best(),
         f"early.value: no {watched}": bool(watched) and not _possible(state.early, watched),
-        "best or early: there is no evaluation at its step": any(
-            not due(at, recipe.eval_every, recipe) for at in evaluated
-        ),
-        f"pending: no evaluation is due at step {step}": state.pending and not due(step, recipe.eval_every, recipe),
+        f"pending: no evaluation is due at step {step}": state.pending
+        and _as_long_as_now(recipe, checkpoint)
+        and not due(step, recipe.eval_every, recipe),
     }
     for why, so in wrong.items():
         if so:
@@ -82,18 +80,24 @@ def refuse_other_evaluations(
         watched["early"] = (state.early, recipe.early_stop.monitor)
     what = ""
     for name, (best, monitor) in watched.items():
-        if best.value is None or monitor not in _LOGGED:
+        if best.value is None:
             continue
         found = row(best.step)
-        if found is None or found.get(_LOGGED[monitor]) != best.value:
-            said = "has no evaluation" if found is None else f"says {found.get(_LOGGED[monitor])}"
+        if found is None or (monitor in _LOGGED and found.get(_LOGGED[monitor]) != best.value):
+            said = "has no evaluation then" if found is None else f"says {found.get(_LOGGED[monitor])}"
             what = f"{name}: {monitor} is {best.value} at step {best.step} in the manifest, and metrics.jsonl {said}"
-    if state.step and due(state.step, recipe.eval_every, recipe) and (row(state.step) is None) != state.pending:
+    was_due = state.step and _as_long_as_now(recipe, checkpoint) and due(state.step, recipe.eval_every, recipe)
+    if (state.pending or was_due) and (row(state.step) is None) != state.pending:
         what = (
             f"pending: {state.pending}, and metrics.jsonl has {'an' if state.pending else 'no'} evaluation of its step"
         )
     if what:
         raise CheckpointError(f"the checkpoint contradicts the log: {what}", str(checkpoint.path), COPY)
+
+
+def _as_long_as_now(recipe: Recipe, checkpoint: Checkpoint) -> bool:
+    """Whether the run has not been extended since: then an `eval_every` in parts of the run was another."""
+    return bool(checkpoint.manifest["total_steps"] == recipe.total_steps)
 
 
 def _possible(best: Best, monitor: str) -> bool:

@@ -49,12 +49,9 @@ def point_again(root: Path, checkpoint: format.Checkpoint) -> None:
         checkpoint: the one that the run goes on from.
     """
     best = checkpoint.manifest["best"]
-    wanted = {"last": checkpoint.path, "best": root / f"step-{best['step']:08d}"}
-    if best["value"] is None:
-        del wanted["best"]
-        format.point_nowhere(root, "best")
-    for name, path in wanted.items():
-        if not path.exists():
+    of_best = None if best["value"] is None else root / f"step-{best['step']:08d}"
+    for name, path in {"last": checkpoint.path, "best": of_best}.items():
+        if path is None or not path.exists():
             format.point_nowhere(root, name)
         elif format.pointed(root, name) != path:
             format.point(root, name, path)
