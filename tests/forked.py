@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 REPOSITORY = Path(__file__).parents[1]
 SERVER = Path(__file__).with_name("zygote.py")
@@ -40,12 +40,22 @@ class Forked:
         cwd: where it runs.
         env: differs from `environment()` in nothing that is read early.
         new_session: give it one.
+        module: whose command it is, if not lrtrain's; torchrun's starts its processes by forking, too.
     """
 
-    def __init__(self, args: Sequence[object], cwd: Path, env: Mapping[str, str], *, new_session: bool = False):
+    def __init__(
+        self,
+        args: Sequence[object],
+        cwd: Path,
+        env: Mapping[str, str],
+        *,
+        new_session: bool = False,
+        module: Literal["lrtrain", "torch.distributed.run"] = "lrtrain",
+    ):
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 (read at its end)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        asked = {"args": [str(a) for a in args], "cwd": str(cwd), "env": dict(env), "new_session": new_session}
+        asked = {"module": module, "args": [str(a) for a in args], "cwd": str(cwd), "env": dict(env)}
+        asked["new_session"] = new_session
         with open(os.devnull, "rb") as nothing:
             descriptors = [nothing.fileno(), self._out.fileno(), self._err.fileno(), theirs.fileno()]
             socket.send_fds(_zygote(os.getpid()), [json.dumps(asked).encode()], descriptors)

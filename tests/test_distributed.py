@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from lrtrain.data.build import make_pipeline
 from lrtrain.data.open import open_source
 from lrtrain.errors import ConfigError
 from lrtrain.world import World
+from tests import forked
 from tests.conftest import Ended
 
 # Without BatchNorm and dropout, two processes compute what one does, up to rounding.
@@ -73,28 +73,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def started(folder: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def started(folder: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> forked.Forked:
     """torchrun with two processes, in the background."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *launcher]
-    return subprocess.Popen(
-        [*command, "-m", "lrtrain", "fit", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "LRTRAIN_TESTING": "1",
-            "LRTRAIN_BEAT_S": "0.5",
-            "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-        },
-    )
+    torchrun = ["--standalone", "--nproc-per-node", "2", *launcher, "-m", "lrtrain", "fit", *arguments]
+    return forked.Forked(torchrun, folder, environment(folder), module="torch.distributed.run")
 
 
-def ended(process: subprocess.Popen[str]) -> Ended:
+def environment(folder: Path) -> dict[str, str]:
+    path = f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return forked.environment(PYTHONPATH=path, LRTRAIN_TESTING="1", LRTRAIN_BEAT_S="0.5")
+
+
+def ended(process: forked.Forked) -> Ended:
     out, err = process.communicate(timeout=120)
-    return Ended(process.returncode, out, err)
+    return Ended(process.wait(), out, err)
 
 
 def two(folder: Path, *arguments: str) -> Ended:
@@ -110,15 +102,13 @@ def weights(run: Path, part: str = "model") -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / last / f"{part}.safetensors")
 
 
-def after_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+def after_step(process: forked.Forked, run: Path, step: int) -> None:
     """Wait until a run has logged a step."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
-        if len(lines) >= step:
-            return
-        time.sleep(0.02)
-    pytest.fail(f"step {step} was not reached: {process.communicate(timeout=60)}")
+
+    def logged() -> bool:
+        return (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= step
+
+    assert forked.until(logged, process), f"step {step} was not reached: {process.communicate(timeout=60)}"
 
 
 def batches(world: World, batch_size: int = 100, drop_last: bool = False) -> Batches:
@@ -151,9 +141,12 @@ def test_a_batch_too_small_for_its_processes_is_refused() -> None:
 
 def test_two_processes_train_what_one_trains(lrtrain: Callable[..., Ended], folder: Path) -> None:
     assert lrtrain("fit", "plain.yaml", "--out", "one", PYTHONPATH=str(folder)).code == 0
-    pair = two(folder, "plain.yaml", "--out", "two")
-    assert pair.code == 0, pair.err
-    assert "2 processes, each cpu" in pair.out
+    # The one pair of processes that is started as users do.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "lrtrain", "fit", "plain.yaml", "--out", "two"]
+    pair = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=240)
+    assert pair.returncode == 0, pair.stderr
+    assert "2 processes, each cpu" in pair.stdout
     one, other = rows(folder / "one"), rows(folder / "two")
     assert [row["lr"] for row in one if "lr" in row] == [row["lr"] for row in other if "lr" in row]
     assert [row["loss"] for row in other] == pytest.approx([row["loss"] for row in one], rel=1e-4)
@@ -187,12 +180,7 @@ def test_two_processes_stopped_and_killed_go_on_in_the_same_bits(folder: Path) -
 
 def workers(launcher: int) -> list[int]:
     """The processes that torchrun started, by rank."""
-    found = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    ranks = {}
-    for pid in map(int, found):
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        ranks.update({entry: pid for entry in environment if entry.startswith(b"RANK=")})
-    return [ranks[entry] for entry in sorted(ranks)]
+    return [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")

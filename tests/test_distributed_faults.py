@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -80,15 +79,9 @@ class Run:
         self.folder, self.out = folder, folder / "run"
         (folder / "faulty.py").write_text(NET)
         (folder / "c.yaml").write_text(CONFIG)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
-            self.process = subprocess.Popen(
-                [*command, "-m", "lrtrain", "fit", "c.yaml", "--out", "run", *arguments],
-                cwd=folder,
-                stdout=out,
-                stderr=err,
-                env={**environment(folder), "FAULT": fault, "FAULT_RANK": str(rank), **env},
-            )
+        torchrun = ["--standalone", "--nproc-per-node", "2", "-m", "lrtrain", "fit", "c.yaml", "--out", "run"]
+        told = {**environment(folder), "FAULT": fault, "FAULT_RANK": str(rank), **env}
+        self.process = forked.Forked([*torchrun, *arguments], folder, told, module="torch.distributed.run")
         self.ranks: list[int] = []
 
     def until_fault(self) -> float:
@@ -97,12 +90,14 @@ class Run:
 
     def until(self, true: Callable[[], bool]) -> float:
         """Wait until something holds; when it did."""
-        deadline = time.monotonic() + 90
-        while not true() and self.process.poll() is None and time.monotonic() < deadline:
+
+        def so() -> bool:
             self.ranks = ranks(self.process.pid) or self.ranks
-            time.sleep(0.02)
-        assert true(), self.errors()
-        self.ranks = ranks(self.process.pid) or self.ranks
+            return true()
+
+        if not forked.until(so, self.process) and not true():
+            self.process.kill()
+            pytest.fail(self.errors())
         return time.monotonic()
 
     def ended(self, code: int | None = 1) -> None:
@@ -111,7 +106,7 @@ class Run:
         assert code is None or found == code, self.errors()
 
     def errors(self) -> str:
-        return (self.folder / "stderr").read_text()
+        return self.process.communicate(timeout=90)[1]
 
     def status(self) -> dict[str, Any]:
         return json.loads((self.out / "status.json").read_text())
@@ -127,23 +122,16 @@ class Run:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    path = f"{folder}{os.pathsep}{Path(__file__).parents[1]}"
-    shorter = {"LRTRAIN_TESTING": "1", "LRTRAIN_BEAT_S": "0.5", "LRTRAIN_JOIN_S": "10"}
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **shorter}
+    path = f"{folder}{os.pathsep}{forked.REPOSITORY}"
+    return forked.environment(PYTHONPATH=path, LRTRAIN_TESTING="1", LRTRAIN_BEAT_S="0.5", LRTRAIN_JOIN_S="10")
 
 
 def ranks(launcher: int) -> list[int]:
-    """The processes that torchrun started."""
+    """The processes that torchrun started, by rank."""
     try:
         return [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
     except OSError:
         return []
-
-
-def with_rank(rank: int, pids: list[int]) -> int:
-    return next(
-        pid for pid in pids if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    )
 
 
 def alive(pid: int) -> bool:
@@ -223,7 +211,7 @@ def test_a_process_that_hangs_ends_the_others_and_a_slow_one_does_not(folder: Pa
     run.until(lambda: (folder / "slept").exists())
     steps = len((run.out / "metrics.jsonl").read_text().splitlines())
     run.until(lambda: len((run.out / "metrics.jsonl").read_text().splitlines()) > steps + 5)
-    leading, stopped = (with_rank(rank, run.ranks) for rank in (0, 1))
+    leading, stopped = run.ranks
     os.kill(stopped, signal.SIGSTOP)
     at = time.monotonic()
     assert soon(lambda: not alive(leading))
@@ -288,7 +276,7 @@ def test_a_killed_data_worker_ends_the_run(folder: Path) -> None:
     photos(folder / "photos")
     run = Run(folder, "", *READ_IN_WORKERS, SIZE="16,16")
     run.until_fault()
-    worker = ranks(with_rank(1, run.ranks))[0]
+    worker = ranks(run.ranks[1])[0]
     os.kill(worker, signal.SIGKILL)
     at = time.monotonic()
     run.ended()
@@ -344,11 +332,9 @@ def test_the_workers_of_a_killed_process_end_with_it(folder: Path) -> None:
     photos(folder / "photos")
     (folder / "faulty.py").write_text(NET)
     (folder / "c.yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "lrtrain", "fit", "c.yaml", *READ_IN_WORKERS, "--set", "workers=2"]
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.DEVNULL, env={**environment(folder), "SIZE": "16,16", "RANK": "1"}
-    )
-    assert soon(lambda: (folder / "fault").exists(), 60)
+    command = ["fit", "c.yaml", *READ_IN_WORKERS, "--set", "workers=2"]
+    process = forked.Forked(command, folder, {**environment(folder), "SIZE": "16,16", "RANK": "1"})
+    assert forked.until(lambda: (folder / "fault").exists(), process)
     assert len(within(folder)) == 3
     process.kill()
     process.wait()
@@ -436,7 +422,7 @@ def test_all_go_on_from_the_checkpoint_that_the_leading_process_finds_whole(fold
     newest.write_bytes(newest.read_bytes()[:-1])
     again = Run(folder, "", "--set", "epochs=1", "--resume")
     again.ended(0)
-    assert "resuming run at step 10 of 15" in (folder / "stdout").read_text()
+    assert "resuming run at step 10 of 15" in again.process.communicate()[0]
     assert again.status()["step"] == 15
     for path in run.out.glob("checkpoints/*/manifest.json"):
         path.write_text("{}")

@@ -98,6 +98,21 @@ CONFIGS: list[tuple[str, str, int, str, str]] = [
         "more of it is better",
         "schedule.mode",
     ),
+    (
+        "text for true or false",
+        'model: {name: resnet18, zero_init_residual: "no"}',
+        2,
+        "got the text 'no'",
+        "model.zero_init_residual",
+    ),
+    (
+        "an argument of another optimizer",
+        "optimizer: {name: SGD, lr: 0.1, betas: 3}",
+        2,
+        "no argument 'betas'",
+        "betas",
+    ),
+    ("one beta", "optimizer: {name: AdamW, lr: 0.1, betas: 3}", 2, "betas must be two numbers", "optimizer.betas"),
     ("an unknown model", "model: resnet81", 2, "did you mean 'resnet18'", "model"),
     ("an unknown optimizer", "optimizer: {name: Sgd, lr: 0.1}", 2, "did you mean 'SGD'", "optimizer"),
     ("an unknown dataset", "dataset: ImageFolders", 2, "", "dataset"),
@@ -198,6 +213,9 @@ def test_a_mistake_is_one_clear_error_before_any_training(
     assert words.replace(" ", "") in ended.err.replace(" ", "").replace("\n", ""), ended.err
     assert place in ended.err
     assert len(ended.err.splitlines()) <= 12
+    if code == 2:  # one error a place
+        places = [line for line in ended.err.splitlines() if line.startswith("  at ")]
+        assert len(set(places)) == len(places)
     assert not (tmp_path / "runs").exists()
 
 

@@ -93,20 +93,32 @@ def _check_section(
     given = {key: value for key, value in data.items() if key not in fields}
     takes = lookup.arguments(kind, name)
     defaults = {} if takes is None else takes.defaults
+    # Of one that is not taken, that is all there is to say.
+    taken = {key: value for key, value in given.items() if takes is None or takes.open or key in defaults}
     problems = [
         problem
-        for key, value in given.items()
+        for key, value in taken.items()
         for problem in _check_number(key, value, (*loc, key), document, defaults.get(key))
     ]
     if takes is None or name in ("SequentialLR", "ChainedScheduler"):
         return problems
     problems += [
         problem
-        for key, value in given.items()
-        for problem in _check_kind(key, value, takes.defaults.get(key), (*loc, key), document)
+        for key, value in taken.items()
+        for problem in _check_kind(key, value, defaults.get(key), (*loc, key), document)
     ]
     if kind == "transform":
-        problems += check_transform(name, given, takes.defaults, loc, document)
+        problems += check_transform(name, given, defaults, loc, document)
+    if kind == "model" and takes.open:
+        problems += [
+            Problem(
+                f"{key} must be a number, a list, true or false; got {shortened(value)}",
+                document.where(*loc, key),
+                f"no argument of torchvision's {name} is text",
+            )
+            for key, value in given.items()
+            if isinstance(value, str) and not number_hint(value)
+        ]
     if kind == "optimizer":
         problems += [
             Problem(f"{name}'s {key} cannot be used: {why}", document.where(*loc, key), "leave it out")
@@ -115,9 +127,9 @@ def _check_section(
         ]
     if not takes.open:
         problems += [
-            _unknown_argument(kind, name, key, (*loc, key), tuple(takes.defaults), fields, document)
+            _unknown_argument(kind, name, key, (*loc, key), tuple(defaults), fields, document)
             for key in given
-            if key not in takes.defaults
+            if key not in defaults
         ]
     filled = FILLED.get(name, ())
     problems += [
@@ -185,6 +197,8 @@ def _check_number(key: str, value: Any, loc: Loc, document: Document, default: s
             yield Problem(f"{key} must be a finite number; got {item}", document.where(*loc), usual)
         elif isinstance(item, str) and (hint := number_hint(item)) and key not in ("lr_lambda", "scale_fn"):
             yield Problem(f"{key} must be a number; got {shortened(item)}", document.where(*loc), hint)
+        elif key == "betas" and not isinstance(value, list):
+            return  # its kind is told
         elif key in _RANGES and isinstance(item, int | float) and not isinstance(item, bool):
             low, high = _RANGES[key]
             if not low <= item < high:

@@ -34,7 +34,7 @@ LONG: dict[str, Any] = {
 
 def endurance(lab: Lab) -> list[Case]:
     """The run, and the resuming."""
-    steps, repeats = (6_000, 2) if lab.quick else (100_000, 7)
+    steps, repeats = (3_000, 2) if lab.quick else (100_000, 7)
     return numbered(
         "endurance",
         [

@@ -37,7 +37,7 @@ def faults(lab: Lab) -> list[Case]:
     named: Named = []
     for error, (kinds, stays) in ERRORS.items():
         hit = [n for n in (*range(begin, end + 1), *log, *start) if seen[n].split()[0] in kinds]
-        for n in spread(hit, 3) if lab.quick else hit:
+        for n in spread(hit, 2) if lab.quick else hit:
             named.append((f"{error} at {n}: {seen[n]}", partial(_fault, n, error, stays)))
     if CAN_WAIT:
         chosen = [n for n in range(begin, end) if seen[n].startswith(("create", "write"))]

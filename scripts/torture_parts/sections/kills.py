@@ -18,7 +18,7 @@ CHAIN = 5
 
 def steps(lab: Lab) -> list[Case]:
     """At every optimizer step: before the update where its number is odd, after it where it is even."""
-    chosen = spread(range(1, STEPS + 1), 6 if lab.quick else STEPS)
+    chosen = spread(range(1, STEPS + 1), 4 if lab.quick else STEPS)
     return numbered("steps", [(f"killed at step {k}, workers {k % 3}", partial(_at_step, k)) for k in chosen])
 
 
