@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lrtrain.config.duration import Duration
 from lrtrain.config.schema import RunConfig
 from lrtrain.data.batches import Batches
-from lrtrain.data.build import Pipeline, make_pipeline
+from lrtrain.data.build import Pipeline, channels_seen, make_pipeline
 from lrtrain.data.default_transforms import PHOTO
 from lrtrain.data.open import epoch_steps, open_source
 from lrtrain.data.order import smallest_part
@@ -141,7 +141,8 @@ def build(config: RunConfig, *, load_weights: bool = True, world: World = ALONE)
 def _planned(
     config: RunConfig, source: Source, device: torch.device, per_epoch: int, load_weights: bool, precision: Precision
 ) -> tuple[BuiltModel, tuple[ParamGroup, ...], Optimizer, Plan]:
-    built = build_model(config.model, len(source.classes), source.channels, config.seed, config.where, load_weights)
+    channels = channels_seen(source, config.dataset)
+    built = build_model(config.model, len(source.classes), channels, config.seed, config.where, load_weights)
     # On the CPU only the images are channels-last, which is what makes the convolutions so: oneDNN brings the weights
     # into its own layout either way, and the fused optimizers copy whatever is not contiguous (3 % of a step).
     layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
@@ -195,10 +196,17 @@ def _refuse_sync_bn(config: RunConfig, device: torch.device) -> None:
 @torch.no_grad()
 def _try_forward(config: RunConfig, built: BuiltModel, pipeline: Pipeline, classes: int, device: torch.device) -> None:
     """Refuse, before training, a model that cannot take the images or does not answer with logits."""
-    size = "x".join(map(str, pipeline.shape))
+    for shape in dict.fromkeys((pipeline.shape, pipeline.val_shape)):
+        _try_shape(config, built, shape, classes, device)
+
+
+def _try_shape(
+    config: RunConfig, built: BuiltModel, shape: tuple[int, int, int], classes: int, device: torch.device
+) -> None:
+    size = "x".join(map(str, shape))
     built.module.eval()
     try:
-        logits = built.module(torch.zeros(2, *pipeline.shape, device=device))
+        logits = built.module(torch.zeros(2, *shape, device=device))
     except Exception as error:
         if out_of_memory(error):
             raise

@@ -178,7 +178,8 @@ def _fault_of_the_machine(error: Exception) -> Problem | None:
         hint = "lower batch_size, use accumulate, set cache: off, or take a smaller model"
         return Problem(f"out of memory: {what}"[:400], hint=hint)
     if isinstance(error, OSError) and error.errno in _FILE_FAULTS:
-        return Problem(f"{error.strerror}"[:400], quoted(error.filename), "check its name, and that you may use it")
+        place = None if error.filename is None else quoted(error.filename)
+        return Problem(f"{error.strerror}"[:400], place, "check its name, and that you may use it")
     if "DataLoader" in what:
         from lrtrain.data.loader import worker_fault
 

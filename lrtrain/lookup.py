@@ -77,7 +77,7 @@ _NOT_OFFERED: dict[Kind, dict[str, str]] = {
         "SparseAdam": "it takes sparse gradients only, and these models have none",
     },
     "model": {},
-    "dataset": {},
+    "dataset": {"LSUN": "torchvision executes a file of the working folder when it opens it; export its images"},
     "transform": {"Transform": "it is the base class"},
 }
 

@@ -254,5 +254,7 @@ def test_a_folder_is_looked_at_without_saying_what_to_evaluate_on(tmp_path):
     tree(tmp_path, {"a": 2, "b": 2})
     source = unsplit(tmp_path)
     assert (source.counts()["train"], len(source.val), source.problems) == ({"a": 2, "b": 2}, 0, ())
+    (tmp_path / "a").rename(tmp_path / os.fsdecode(b"\xff"))
+    assert ["is not UTF-8" in problem.what for problem in unsplit(tmp_path).problems] == [True]
     with pytest.raises(DataError):
-        unsplit(tmp_path / "a" / "0.png")
+        unsplit(tmp_path / "b" / "0.png")

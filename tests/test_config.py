@@ -294,3 +294,27 @@ def test_the_models_found_by_their_lines_are_those_that_torchvision_registers() 
     torchvision = pytest.importorskip("torchvision")
     registered = set(torchvision.models.list_models(module=torchvision.models))
     assert registered == set(lookup._theirs("model"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer={name: ASGD, lr: 0.1, alpha: 1.0}",
+        'optimizer={name: "own:make", lr: 0.1, momentum: 2, note: "3"}',
+        'model={name: "own:net", width: "64", weight_decay: -1}',
+        "dataset.transforms={train: [{name: ElasticTransform, alpha: 50.0}]}",
+        'dataset={name: INaturalist, root: ".", version: "2018", val_fraction: 0.1}',
+        'dataset={name: csv, manifest: "1", skip_list: "2"}',
+    ],
+)
+def test_a_number_is_held_against_what_takes_it(tmp_path: Path, override: str) -> None:
+    load(written(tmp_path, GOOD), [override])
+
+
+def test_what_is_replaced_by_set_has_no_line_any_more(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD)
+    with pytest.raises(ConfigError) as caught:
+        load(path, ["optimizer={name: SGD, lr: 0.1, momentum: 5}"])
+    assert caught.value.problems[0].where == "--set optimizer={name: SGD, lr: 0.1, momentum: 5}"
+    with pytest.raises(ConfigError, match="schedule has no value"):
+        load(path, ["schedule="])

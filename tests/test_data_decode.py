@@ -206,6 +206,12 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, suffix):
     assert pixels(path)[0, :, 0].tolist() == [0, 1, 1, 156, 255]
 
 
+def test_a_transparent_value_of_sixteen_bits_is_white(tmp_path):
+    image = Image.fromarray(np.array([[300, 40_000]], dtype=np.uint16))
+    image.save(tmp_path / "a.png", transparency=300)
+    assert pixels(tmp_path / "a.png")[0, :, 0].tolist() == [255, 156]
+
+
 def test_float_pixels_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"a\.tif: float pixels"):
         decode(saved(tmp_path / "a.tif", np.array([[0.5]], dtype=np.float32)), 3)

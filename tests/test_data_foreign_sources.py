@@ -83,12 +83,23 @@ def test_a_dataset_without_splits_needs_val_fraction_or_explicit_splits():
         ({"name": "DTD"}, DataError, "cannot open DTD"),
         ({"name": "FakeData", "splits": {"val": {}}}, ConfigError, "splits must name train"),
         ({"name": "FakeData", "shape": 3}, ConfigError, "does not take these arguments"),
+        ({"name": "LSUN"}, ConfigError, "'LSUN' cannot be used here"),
+        ({"name": "SEMEION", "val_fraction": 0.2}, DataError, "cannot open SEMEION.*not found.*add `download: true`"),
         ({"name": "CIFAR11"}, ConfigError, "no dataset 'CIFAR11'.*CIFAR10"),
     ],
 )
 def test_what_torchvision_cannot_open_is_refused(tmp_path, dataset, kind, what):
     arguments = dataset if dataset["name"] == "FakeData" else {**dataset, "root": str(tmp_path)}
     assert re.search(what, refused(kind, **arguments))
+
+
+def test_an_empty_file_is_no_wrong_argument(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for side in ("train", "t10k"):
+        for name in ("images-idx3", "labels-idx1"):
+            (raw / f"{side}-{name}-ubyte").touch()
+    assert "cannot open MNIST" in refused(DataError, name="MNIST", root=str(tmp_path))
 
 
 # pkg.mod:attr

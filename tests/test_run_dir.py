@@ -16,7 +16,7 @@ import torch
 
 from lrtrain.checkpoint import format, manifest
 from lrtrain.commands import rollback, verify
-from lrtrain.commands.start import start_fit, start_from_run
+from lrtrain.commands.start import start, start_fit, start_from_run
 from lrtrain.engine.events import SaveDue
 from lrtrain.engine.finite import NotFinite, Trouble
 from lrtrain.errors import CheckpointError, EnvironmentFault, RunDirError
@@ -136,18 +136,23 @@ def test_what_a_run_deletes_meanwhile_is_not_damaged(tmp_path: Path, monkeypatch
     assert (found.step, damaged) == (4, {})
 
 
-def test_a_run_from_elsewhere_downloads_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", ["download: true", "splits: {train: {download: true}, val: {train: false}}"])
+def test_a_run_from_elsewhere_downloads_nothing(tmp_path: Path, given: str) -> None:
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "config.yaml").write_text(
+    path = tmp_path / "config.yaml"
+    path.write_text(
         "{epochs: 1, batch_size: 8, model: small_cnn, optimizer: {name: SGD, lr: 0.1}, "
-        "dataset: {name: CIFAR10, root: elsewhere, download: true}}"
+        f"dataset: {{name: CIFAR10, root: elsewhere, {given}}}}}"
     )
+    (tmp_path / "status.json").write_text("{}")
     for config in (
         start_from_run(tmp_path, None, trust=False),
         start_fit(None, None, tmp_path, resume=True)[0].config,
+        start(path, None).config,
     ):
-        assert config.dataset.model_dump()["download"] is False
-    assert start_from_run(tmp_path, ["dataset.download=true"], trust=False).dataset.model_dump()["download"] is True
+        assert "'download': False" in str(config.dataset.args)
+        assert "'download': True" not in str(config.dataset.args)
+    assert "'download': True" in str(start_from_run(tmp_path, ["dataset.download=true"], trust=False).dataset.args)
 
 
 def test_what_torchrun_starts_again_goes_on_with_its_own_run_alone(tmp_path: Path) -> None:

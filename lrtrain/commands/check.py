@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lrtrain.build import refuse_single_images
 from lrtrain.config.schema import RunConfig
+from lrtrain.data.build import channels_seen
 from lrtrain.data.files import MAX_PROBLEMS
 from lrtrain.data.open import epoch_steps, found_source
 from lrtrain.data.skip_list import written
@@ -115,7 +116,8 @@ def _of_batches(source: Source, config: RunConfig) -> Iterator[Problem]:
         return
     try:
         steps = epoch_steps(source, config.batch_size, config.drop_last, config.where)
-        model = build_model(config.model, len(source.classes), source.channels, config.seed, config.where, load=False)
+        channels = channels_seen(source, config.dataset)
+        model = build_model(config.model, len(source.classes), channels, config.seed, config.where, load=False)
         refuse_single_images(config, model.module, len(source.train), steps)
     except LrtrainError as error:
         yield from error.problems

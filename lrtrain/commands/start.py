@@ -39,6 +39,8 @@ def start(config_path: Path | None, overrides: Sequence[str] | None, *, trust: b
     """
     path = config_path or DEFAULT
     config = load(config_path, overrides or ())
+    if is_run(path.parent):
+        config = _without_downloads(config, overrides or ())
     if not trust and is_run(path.parent):
         _refuse_foreign_code(config, f"name your own config in place of {path}, or if you know the code, say --trust")
     return Start(config, str(path), path.stem, config_path)
@@ -112,11 +114,21 @@ def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool) 
 
 
 def _of_a_run(run_dir: RunDir, overrides: Sequence[str]) -> RunConfig:
-    """A run's config. What it was to download it has, and a directory from elsewhere shall not have it put anywhere."""
-    config = load(run_dir.config, overrides)
-    if getattr(config.dataset, "download", None) is True and not any("download" in text for text in overrides):
-        config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"download": False})})
-    return config
+    return _without_downloads(load(run_dir.config, overrides), overrides)
+
+
+def _without_downloads(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """What a run was to download it has, and a directory from elsewhere shall not have it put anywhere."""
+    if any("download" in text for text in overrides):
+        return config
+    left: dict[str, Any] = {"download": False} if "download" in config.dataset.args else {}
+    splits = config.dataset.args.get("splits")
+    if isinstance(splits, Mapping):
+        left["splits"] = {
+            split: {**own, "download": False} if isinstance(own, Mapping) and "download" in own else own
+            for split, own in splits.items()
+        }
+    return config.model_copy(update={"dataset": config.dataset.model_copy(update=left)}) if left else config
 
 
 def start_check(target: Path | None, overrides: Sequence[str] | None, *, trust: bool) -> RunConfig | Path:

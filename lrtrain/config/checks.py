@@ -23,7 +23,8 @@ HORIZONS = {
 }
 # torch's own arguments that a config may leave out, or not give at all.
 FILLED = {"CosineAnnealingLR": ("T_max",), "OneCycleLR": ("max_lr",), "CyclicLR": ("max_lr",)}
-_RANGES = {"momentum": (0, 1), "betas": (0, 1), "weight_decay": (0, math.inf), "alpha": (0, 1)}
+_RANGES = {"momentum": (0, 1), "betas": (0, 1), "weight_decay": (0, math.inf)}
+_RANGES_OF = {"RMSprop": {"alpha": (0, 1)}}  # elsewhere it may be more
 _ONE = "such as 1ep or 20step"
 _REFUSED = {
     "differentiable": "training does not differentiate through the optimizer",
@@ -98,7 +99,7 @@ def _check_section(
     problems = [
         problem
         for key, value in taken.items()
-        for problem in _check_number(key, value, (*loc, key), document, defaults.get(key))
+        for problem in _check_number(key, value, (*loc, key), document, defaults.get(key), of=(kind, name))
     ]
     if takes is None or name in ("SequentialLR", "ChainedScheduler"):
         return problems
@@ -189,18 +190,25 @@ def _check_kind(key: str, value: Any, default: str | None, loc: Loc, document: D
         )
 
 
-def _check_number(key: str, value: Any, loc: Loc, document: Document, default: str | None = None) -> Iterator[Problem]:
+def _check_number(
+    key: str, value: Any, loc: Loc, document: Document, default: str | None = None, *, of: tuple[lookup.Kind, str]
+) -> Iterator[Problem]:
+    """Hold a value against what numbers can be, `of` which kind and name it is an argument."""
+    kind, name = of
+    # Code of a user's own says itself what it takes, and datasets take folders and years as text.
+    numbers = not lookup.is_path(name) and (kind != "dataset" or isinstance(scalar(default or ""), int | float))
+    ranges = _RANGES | _RANGES_OF.get(name, {}) if kind == "optimizer" and not lookup.is_path(name) else {}
     values = value if isinstance(value, list) else [value]
     usual = such_as(key, default) or "leave it out"
     for item in values:
         if isinstance(item, float) and not math.isfinite(item):
             yield Problem(f"{key} must be a finite number; got {item}", document.where(*loc), usual)
-        elif isinstance(item, str) and (hint := number_hint(item)) and key not in ("lr_lambda", "scale_fn"):
+        elif numbers and isinstance(item, str) and (hint := number_hint(item)) and key not in ("lr_lambda", "scale_fn"):
             yield Problem(f"{key} must be a number; got {shortened(item)}", document.where(*loc), hint)
-        elif key == "betas" and not isinstance(value, list):
+        elif key == "betas" and key in ranges and not isinstance(value, list):
             return  # its kind is told
-        elif key in _RANGES and isinstance(item, int | float) and not isinstance(item, bool):
-            low, high = _RANGES[key]
+        elif key in ranges and isinstance(item, int | float) and not isinstance(item, bool):
+            low, high = ranges[key]
             if not low <= item < high:
                 what = f"{key} must be at least {low} and less than {high}; got {quoted(item)}"
                 yield Problem(what, document.where(*loc), usual)
@@ -260,4 +268,4 @@ def _check_groups(config: RunConfig) -> Iterator[Problem]:
                     "optimizer", config.optimizer.name, key, loc, tuple(takes.defaults), fields, config._document
                 )
             else:
-                yield from _check_number(key, value, loc, config._document)
+                yield from _check_number(key, value, loc, config._document, of=("optimizer", config.optimizer.name))

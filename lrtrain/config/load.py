@@ -153,6 +153,9 @@ def _override(document: Document, override: str) -> None:
         parent = child
     _child(parent, parts[-1], where)
     parent[parts[-1]] = value
+    for places in (document.lines, document.overrides):  # of what is no longer there
+        for loc in [loc for loc in places if len(loc) > len(parts) and loc[: len(parts)] == parts]:
+            del places[loc]
     document.overrides[parts] = override
 
 

@@ -161,6 +161,8 @@ def _wrong_type(kind: str, message: str, name: str, value: Any, where: str, hint
         "int_from_float": "a whole number",
         "string_pattern_mismatch": "auto, cpu, cuda, cuda:1 or mps",
     }.get(kind)
+    if value is None:
+        return Problem(f"{name} has no value", where, hint)
     if wanted is None:
         return Problem(f"{name}: {message}; got {shortened(value)}", where, hint)
     return Problem(f"{name} must be {wanted}; got {shortened(value)}", where, hint)

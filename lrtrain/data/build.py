@@ -28,6 +28,7 @@ from lrtrain.data.transforms import (
     Stages,
     Step,
     build_steps,
+    channels_after,
     completed,
     final_size,
     is_ending,
@@ -44,6 +45,7 @@ class Pipeline:
 
     Attributes:
         shape: (channels, height, width) that the model sees while training.
+        val_shape: the same in evaluation.
         resolved_transforms: the lists in full, as plain data; a config with them gives the same pipeline.
         where: the line of the config that errors of the images point to.
     """
@@ -53,6 +55,7 @@ class Pipeline:
     val: Stages
     seed: int
     shape: tuple[int, int, int]
+    val_shape: tuple[int, int, int]
     resolved_transforms: dict[str, list[Entry]]
     where: str
 
@@ -112,9 +115,21 @@ def make_pipeline(
         for name, (_, steps) in {"train": train, "val": val}.items():
             _refuse_huge(name, steps, size)
         shape = _tried(source.train, "train", train[1], seed, where)
-        _tried(source.val, "val", val[1], seed, where)
+        val_shape = _tried(source.val, "val", val[1], seed, where)
+    if shape[0] != val_shape[0]:
+        raise ConfigError(
+            f"the train transforms leave images of {shape[0]} channels, and those of val of {val_shape[0]}",
+            where("dataset", "transforms", "val"),
+            "write Grayscale or RGB into both lists",
+        )
     resolved = {"train": train[0], "val": val[0]}
-    return Pipeline(source, stages(train[1], size), stages(val[1], size), seed, shape, resolved, place)
+    return Pipeline(source, stages(train[1], size), stages(val[1], size), seed, shape, val_shape, resolved, place)
+
+
+def channels_seen(source: Source, dataset: Dataset) -> int:
+    """Channels of the images that the model gets: the source's, or what Grayscale or RGB in a list make of them."""
+    written = _written(dataset.transforms.train) or _written(dataset.transforms.val) or []
+    return channels_after(written, source.channels)
 
 
 def _written(items: tuple[Named, ...] | None) -> list[Entry] | None:
@@ -132,9 +147,9 @@ def _ending(written: dict[str, list[Entry] | None]) -> list[Entry] | None:
 
 def _refuse_two_normalisations(written: dict[str, list[Entry] | None], where: Where) -> None:
     found = {
-        name: [(entry.get("mean"), entry.get("std")) for entry in entries if entry["name"] == "Normalize"]
+        name: [(entry.get("mean"), entry.get("std")) for entry in ending if entry["name"] == "Normalize"]
         for name, entries in written.items()
-        if entries is not None and any(is_ending(entry) for _, entry in completed(entries, lambda channels: (), 3))
+        if entries is not None and (ending := [e for _, e in completed(entries, lambda _: (), 3) if is_ending(e)])
     }
     if len(found) == 2 and found["train"] != found["val"]:
         words = {
@@ -160,7 +175,17 @@ def _with_defaults(
     given = train or val
     known = final_size(given[1], size) if given else None
     target = known or default_size(source, photo_size)
-    return (train or made("train", train_default(source, target)), val or made("val", val_default(source, target)))
+    colour = _colour(source, written["train"] or written["val"] or [])
+    return (
+        train or made("train", [*colour, *train_default(source, target)]),
+        val or made("val", [*colour, *val_default(source, target)]),
+    )
+
+
+def _colour(source: Source, other: Sequence[Entry]) -> list[Entry]:
+    """What gives a list the channels that the other one ends with."""
+    channels = channels_after(other, source.channels)
+    return [] if channels == source.channels else [{"name": "RGB" if channels == 3 else "Grayscale"}]
 
 
 def _refuse_random(steps: Sequence[Step]) -> None:

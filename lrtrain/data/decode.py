@@ -299,7 +299,9 @@ def _gray_or_rgb(image: Image.Image, channels: int) -> NDArray[np.uint8]:
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
             raise ValueError(f"integers are read up to 16 bits, 0..65535; its are {wide.min()}..{wide.max()}")
-        return ((wide + 128) // 257).astype(np.uint8)
+        gray = ((wide + 128) // 257).astype(np.uint8)
+        clear = image.info.get("transparency")
+        return np.where(wide == clear, np.uint8(255), gray) if isinstance(clear, int) else gray
     if image.mode == "F":
         raise ValueError("float pixels have no known scale; convert the file to 8 or 16 bits")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:

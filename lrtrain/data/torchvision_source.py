@@ -36,6 +36,8 @@ _OTHER_TASKS = {
 }
 _OTHER_CLASSES = {"LFWPairs": "pairs of faces", "CelebA": "attributes, many to an image", "DatasetFolder": "any files"}
 _VAL_NAMES = ("val", "valid", "validation")
+# Other mistakes that torchvision tells as ValueError are in the files.
+_ABOUT_ARGUMENTS = re.compile(r"argument|alid values|xpected type|must be|should be|nknown", re.IGNORECASE)
 # Mean and standard deviation of the training images, on the scale 0..1.
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -207,9 +209,13 @@ def _is_value(cls: type, arguments: Mapping[str, Any], value: str) -> bool:
 def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place: str = "") -> Any:
     """The dataset opened with the section's arguments and the split's own, which stand at `place` in the section."""
     name, given = cls.__name__, {**arguments, **own}
+    if "download" in _parameters(cls):
+        given.setdefault("download", False)  # torchvision's own default is true for one of them
     try:
         return cls(**given)
     except (TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and not _ABOUT_ARGUMENTS.search(str(error)):
+            raise _unopened(cls, given, error) from error
         said = re.search(r"argument '?(\w+)", str(error))
         key = said[1] if said else ""
         where = Key(f"{place}.{key}") if place and key in own else Key(key) if key in arguments else None
@@ -219,7 +225,11 @@ def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place
             f"{name} needs a package that is missing: {error}", hint=f"pip install {error.name or 'it'}"
         ) from error
     except Exception as error:
-        can_download = "download" in _parameters(cls) and not given.get("download")
-        hint = "add `download: true` to dataset, or correct root" if can_download else None
-        what = f"cannot open {name} in {str(given.get('root'))!r}: {str(error) or type(error).__name__}"
-        raise DataError(what, hint=hint) from error
+        raise _unopened(cls, given, error) from error
+
+
+def _unopened(cls: type, given: Mapping[str, Any], error: Exception) -> DataError:
+    can_download = "download" in _parameters(cls) and not given.get("download")
+    hint = "add `download: true` to dataset, or correct root" if can_download else None
+    what = f"cannot open {cls.__name__} in {str(given.get('root'))!r}: {str(error) or type(error).__name__}"
+    return DataError(what, hint=hint)

@@ -15,7 +15,7 @@ from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 
 from lrtrain import lookup
 from lrtrain.data.augment import BatchOp, batch_op
-from lrtrain.data.known_transforms import Size, TooLarge, is_theirs, refuse_huge, size_after
+from lrtrain.data.known_transforms import Size, TooLarge, is_theirs, nested, refuse_huge, size_after
 from lrtrain.errors import ConfigError
 from lrtrain.random import key, torch_seeded, uniforms
 
@@ -25,6 +25,7 @@ Located = tuple[int | None, Entry]
 TO_FLOAT: Entry = {"name": "ToDtype", "dtype": "float32", "scale": True}
 # uint8 in, uint8 out, nothing drawn: done once per image, and kept.
 _ONCE = frozenset(("Resize", "CenterCrop", "Pad", "Grayscale", "RGB"))
+_ENDING = ("ToDtype", "ConvertImageDtype", "ToTensor", "Normalize")
 # Images are tensors from the start.
 _NOTHING_TO_DO = frozenset(("ToImage", "PILToTensor", "ToPureTensor", "Identity"))
 _REFUSED = {
@@ -144,9 +145,9 @@ def completed(entries: Sequence[Entry], ending: Callable[[int], Sequence[Entry]]
         Pairs of the entry's place in `entries`, None for what was added, and the entry.
     """
     found: list[Located] = []
-    for i, entry in enumerate(entries):
+    for i, entry in _flat(entries):
         name = entry["name"]
-        channels = {"Grayscale": int(entry.get("num_output_channels", 1)), "RGB": 3}.get(name, channels)
+        channels = _channels_after(entry, channels)
         if name in ("ToTensor", "ConvertImageDtype"):
             found.append((i, {**TO_FLOAT, "dtype": str(entry.get("dtype", "float32"))}))
         elif name not in _NOTHING_TO_DO:
@@ -156,6 +157,28 @@ def completed(entries: Sequence[Entry], ending: Callable[[int], Sequence[Entry]]
     if not any(is_ending(entry) for _, entry in found):
         found += [(None, dict(entry)) for entry in ending(channels)]
     return found
+
+
+def _flat(entries: Sequence[Entry]) -> Iterator[tuple[int, Entry]]:
+    """Each entry, a Compose's in its place, and where it stands in `entries`."""
+    for i, entry in enumerate(entries):
+        inner = entry.get("transforms")
+        if entry["name"] == "Compose" and isinstance(inner, list):
+            named = [{"name": item} if isinstance(item, str) else item for item in inner]
+            yield from ((i, one) for _, one in _flat(named))
+        else:
+            yield i, entry
+
+
+def channels_after(entries: Sequence[Entry], channels: int) -> int:
+    """Of the images that a list makes of those with `channels`."""
+    for _, entry in _flat(entries):
+        channels = _channels_after(entry, channels)
+    return channels
+
+
+def _channels_after(entry: Entry, channels: int) -> int:
+    return {"Grayscale": int(entry.get("num_output_channels", 1)), "RGB": 3}.get(entry["name"], channels)
 
 
 def is_ending(entry: Entry) -> bool:
@@ -227,9 +250,23 @@ def _construct(entry: Mapping[str, Any], where: str | None) -> Any:
         made = lookup.find("transform", name)(**arguments)
         with suppress(TooLarge):  # that is said of the images
             refuse_huge(made, (1, 1))
+    _refuse_hidden(made, name, where)
     if is_theirs(made):
         made.register_forward_pre_hook(_refuse_huge)  # wherever it stands: in a Compose nobody else looks
     return made
+
+
+def _refuse_hidden(made: Any, name: str, where: str | None) -> None:
+    """Conversion and normalisation that the list does not show would be done a second time at its end."""
+    for part in nested(made):
+        kind = type(part).__name__
+        if type(part).__module__.startswith("torchvision.") and kind in _ENDING and kind != name:
+            inside = f"in {name}" if part is not made else f"as {name}"
+            raise ConfigError(
+                f"{kind} must stand in the list itself, not {inside}: it is for every image, and done once",
+                where,
+                f"write {{name: {kind}, ...}} as an item of the list",
+            )
 
 
 def _refuse_huge(transform: Any, images: tuple[Any, ...]) -> None:

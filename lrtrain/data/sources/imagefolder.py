@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from lrtrain.data.classes import folded, twins
+from lrtrain.data.classes import folded, twins, unfit
 from lrtrain.data.files import channels_for, checked_root, common_side
 from lrtrain.data.folders import ClassFolders, scan, subfolders
 from lrtrain.data.skip_list import without
@@ -57,7 +57,8 @@ def imagefolder(
 def unsplit(root: str | Path) -> Source:
     """The folders as they are, of which nobody has said what to evaluate on: val may be empty."""
     folder = checked_root(root)
-    return _source(folder, _layout(folder), 3, None, None, 0)
+    source = _source(folder, _layout(folder), 3, None, None, 0)
+    return replace(source, problems=(*source.problems, *unfit(source.classes)))
 
 
 def _source(

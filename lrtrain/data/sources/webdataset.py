@@ -237,7 +237,7 @@ def _class_file(classes: str) -> tuple[str, ...]:
     file = user_path(classes)
     try:
         content = read_bytes(file, _MOST_CLASS_BYTES, links=True)
-        names = tuple(line.strip() for line in content.decode("utf-8-sig").splitlines())
+        names = tuple(line.strip() for line in content.decode("utf-8-sig").removesuffix("\n").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise DataError(f"cannot read the class names in {str(file)!r}: {why}", hint="one name a line") from error
