@@ -248,6 +248,8 @@ CASES: list[tuple[str, Change, tuple[str, ...]]] = [
     ("no log", fields(log_bytes=...), ("the manifest lacks log_bytes",)),
     ("no digest of the log", fields(log_sha256=...), ("the manifest lacks log_sha256",)),
     ("a best that was not logged", fields(best={"value": 0.99, "step": 4, "stale": 0}), ("val_acc1 is 0.99 at step 4 in the manifest, and metrics.jsonl says",)),
+    ("no best though there were evaluations", fields(best={"value": None, "step": 0, "stale": 0}), ("best: there is none in the manifest, and metrics.jsonl has evaluations",)),
+    ("a scaler where there is none", fields(scaler={"scale": 65536.0}), ("the manifest's scaler is not this run's: there is one",)),
     ("an evaluation to come that was logged", fields(pending=True), ("pending: True, and metrics.jsonl has an evaluation",)),
     ("a parameter without its state", tensors("optimizer", **{"fc__bias/momentum_buffer": ...}), ("keeps something for", "its manifest says")),
     ("no state of any parameter", lambda step: (save_file({}, step / "optimizer.safetensors"), rewrite(step)), ("keeps something for 0 parameters",)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -381,3 +382,113 @@ def test_a_run_evaluated_in_parts_of_its_length_can_be_extended_from_anywhere(
     rows = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     evaluated = [row["step"] for row in rows if row["event"] == "eval"]
     assert evaluated == [step for step in range(1, 61) if step % (4 if step <= at else 6) == 0]
+
+
+SCALER = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 3}
+
+
+@pytest.mark.parametrize(
+    ("forged", "words"),
+    [
+        (None, "there is none, unlike"),
+        ({"scale": 1e300}, "scale must be above 0 and at most 3.40282e"),
+        ({"scale": 0.0}, "scale must be above 0"),
+        ({"_growth_tracker": 1e300}, "_growth_tracker counts to 2000"),
+        ({"_growth_tracker": 0.5}, "_growth_tracker counts to 2000"),
+        ({"growth_factor": 1e30}, "this run's has growth_factor 2.0"),
+        ({"growth_interval": 0}, "this run's has growth_factor"),
+        ({"more": 1.0}, "this run's has"),
+    ],
+)
+def test_a_scaler_of_no_run_is_refused(tmp_path: Path, forged: dict[str, float] | None, words: str) -> None:
+    def made() -> Any:
+        return job(steps=3, precision="fp16", checkpoint={"every": "1step"})
+
+    began = made()
+    for _ in train(began.state, began.plan, began.batches, began.recipe):
+        pass
+    parts, manifest = snapshot(began.state)
+    assert manifest["scaler"] == SCALER
+    restore(made().state, began.plan, _saved(tmp_path / "a", parts, manifest))
+    manifest["scaler"] = None if forged is None else SCALER | forged
+    with pytest.raises(CheckpointError, match=re.escape(f"scaler is not this run's: {words}")):
+        restore(made().state, began.plan, _saved(tmp_path / "b", parts, manifest))
+
+
+def test_an_extension_that_was_stopped_early_may_be_asked_for_again(typed: Typed, tmp_path: Path) -> None:
+    rule = "early_stop: {monitor: train_loss, patience: 2, min_delta: 9}\neval_every: 2step\n"
+    (tmp_path / "c.yaml").write_text((tmp_path / "c.yaml").read_text() + rule)
+    assert typed("fit", "c.yaml", "--out", "early").code == 0
+    extend = ("fit", "c.yaml", "--resume", "--extend", "hold", "--set", "steps=20", "--out", "early")
+    for shown in ("stopped early", "already complete"):
+        ended = typed(*extend)
+        assert ended.code == 0, ended.err
+        assert shown in ended.out
+    assert_clear(typed(*extend, "--set", "steps=30"), 2, "was stopped early, at step 6")
+
+
+def test_a_config_that_is_no_file_is_not_read(typed: Typed, tmp_path: Path) -> None:
+    config = tmp_path / "run" / "config.yaml"
+    config.rename(tmp_path / "secret")
+    config.symlink_to(tmp_path / "secret")
+    for command in (("evaluate", "run"), ("check", "run"), RESUME):
+        assert_clear(typed(*command), 4, "link")
+
+
+def test_an_edited_length_is_refused_before_it_is_planned(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrtrain.commands.evaluate.build", lambda *_, **__: pytest.fail("built"))
+    edit("steps: 4", "steps: 20000000")(tmp_path / "run")
+    assert_clear(typed("evaluate", "run"), 2, "steps is 20000000 in config.yaml")
+
+
+FOLDER = """
+epochs: 1
+batch_size: 8
+model: {name: small_cnn, width: 4}
+dataset: {name: imagefolder, root: photos, transforms: {train: [{name: Resize, size: [16, 16]}]}}
+optimizer: {name: SGD, lr: 0.05}
+workers: 0
+"""
+
+
+@pytest.fixture
+def on_photos(typed: Typed, photos: Path) -> Path:
+    (photos.parent / "p.yaml").write_text(FOLDER)
+    ended = typed("fit", "p.yaml", "--out", "moving")
+    assert ended.code == 0, ended.err
+    return photos
+
+
+def test_images_may_be_moved(typed: Typed, on_photos: Path) -> None:
+    moved = on_photos.rename(on_photos.with_name("elsewhere"))
+    extend = ("fit", "--resume", "--out", "moving", "--extend", "hold")
+    assert_clear(typed(*extend, "--set", "epochs=2"), 3, "--set dataset.root=FOLDER")
+    for epochs in (2, 3):
+        ended = typed(*extend, "--set", f"epochs={epochs}", "--set", "dataset.root=elsewhere")
+        assert ended.code == 0, ended.err
+    moved.joinpath("train", "red", "0.jpg").unlink()
+    ended = typed(*extend, "--set", "epochs=4", "--set", "dataset.root=elsewhere")
+    assert_clear(ended, 4, "train/red: 12 images when the run began, 11 now")
+
+
+def test_another_number_of_images_is_told_as_that(typed: Typed, on_photos: Path) -> None:
+    """Not by what follows from it: a last batch of one image, where the model has BatchNorm."""
+    for i in range(9):
+        shutil.copy(on_photos / "train" / "red" / "0.jpg", on_photos / "train" / "red" / f"more{i}.jpg")
+    assert_clear(typed("fit", "--resume", "--out", "moving"), 4, "train/red: 12 images when the run began, 21 now")
+
+
+def test_the_weights_that_a_run_began_with_are_not_needed_to_go_on(typed: Typed, tmp_path: Path) -> None:
+    weights = shutil.copy(
+        tmp_path / "run" / "checkpoints" / "step-00000004" / "model.safetensors", tmp_path / "w.safetensors"
+    )
+    (tmp_path / "c.yaml").write_text(
+        (tmp_path / "c.yaml").read_text().replace("width: 4}", "width: 4, weights: w.safetensors}")
+    )
+    assert typed("fit", "c.yaml", "--out", "tuned").code == 0
+    Path(weights).unlink()
+    assert_clear(typed("fit", "c.yaml", "--resume", "--out", "tuned"), 4, "w.safetensors")
+    ended = typed("fit", "--resume", "--out", "tuned", "--extend", "hold", "--set", "steps=6")
+    assert ended.code == 0, ended.err

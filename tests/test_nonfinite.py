@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 import torch
 
 from lrtrain.build import Job
+from lrtrain.checkpoint import format
 from lrtrain.engine.events import Event, SaveDue, Stepped
 from lrtrain.engine.finite import Gate, NotFinite, culprit
 from lrtrain.engine.train import optimizer_step, train
 from tests.schedules import plan_of
 from tests.test_engine import job, weights
 from tests.test_fit import assert_same_bits, fit, kill_when, rows, tensors
+from tests.test_hostile_checkpoint import rewrite
 
 FRAGILE = """
 seed: 3
@@ -161,6 +164,18 @@ def test_a_run_killed_after_going_back_resumes_to_the_same_bytes(rolled_back: Pa
     assert ended.returncode == 0, ended.stderr
     assert_same_bits(rolled_back / "whole", rolled_back / "killed")
     assert (rolled_back / "whole" / "curve.csv").read_bytes() == (rolled_back / "killed" / "curve.csv").read_bytes()
+
+
+@pytest.mark.parametrize("forged", [[], [{"failed": 9, "to": 6, "factor": 0.5}]])
+def test_going_back_otherwise_than_the_log_says_is_refused(
+    rolled_back: Path, tmp_path: Path, forged: list[dict[str, Any]]
+) -> None:
+    shutil.copytree(rolled_back, tmp_path, dirs_exist_ok=True)
+    step = format.newest(tmp_path / "whole" / "checkpoints")[0].path
+    rewrite(step, rollbacks=forged)
+    ended = fit(tmp_path, FRAGILE, "--out", "whole", "--resume")
+    assert ended.returncode == 4, ended.stderr
+    assert "the checkpoint contradicts the log: rollbacks:" in ended.stderr
 
 
 def test_going_back_ends_after_three_times(tmp_path: Path) -> None:

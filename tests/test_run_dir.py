@@ -22,10 +22,10 @@ from lrtrain.engine.finite import NotFinite, Trouble
 from lrtrain.errors import CheckpointError, EnvironmentFault, RunDirError
 from lrtrain.sinks.checkpoints import point_again
 from lrtrain.sinks.console import Screen
-from lrtrain.sinks.jsonl import Metrics, evaluation
+from lrtrain.sinks.jsonl import Metrics, rows
 from lrtrain.sinks.lock import locked
 from lrtrain.sinks.patience import Patience
-from lrtrain.sinks.run_dir import RunDir, check_free, mark_begun
+from lrtrain.sinks.run_dir import ORIGIN, RunDir, check_free, latest, mark_begun, write_atomically
 from lrtrain.world import World, from_environment
 from tests.test_engine import job
 
@@ -188,10 +188,10 @@ def test_launches_that_torchrun_gives_no_name_are_told_apart(monkeypatch: pytest
 def test_an_evaluation_is_looked_for_in_what_was_logged_before_the_checkpoint(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"event": "eval", "step": 3, "loss": 1.0}\n')
-    for length, found in ((0, None), (log.stat().st_size, {"event": "eval", "step": 3, "loss": 1.0})):
+    for length, found in ((0, []), (log.stat().st_size, [{"event": "eval", "step": 3, "loss": 1.0}])):
         path = format.write(tmp_path, 3, {"model": {}}, {"log_bytes": {log.name: length}})
-        assert evaluation(log, format.open_checkpoint(path), 3) == found
-        assert evaluation(log, format.open_checkpoint(path), 2) is None
+        assert list(rows(log, format.open_checkpoint(path), "eval", 3)) == found
+        assert list(rows(log, format.open_checkpoint(path), "eval", 2)) == []
 
 
 def test_a_wish_to_save_does_not_end_the_wait_for_room() -> None:
@@ -270,3 +270,36 @@ def test_that_training_diverged_is_said_though_the_report_finds_no_room(
     trouble = NotFinite(Trouble(1, {"default": 0.1}, math.nan, {}, "why", ()))
     with pytest.raises(NotFinite, match="step-00000000; no report: nonfinite"):
         rollback.roll_back(made, run, trouble, Screen())
+
+
+def test_a_planted_link_or_pipe_in_a_temporary_files_place_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / ".a.json.tmp").symlink_to(tmp_path / "victim")
+    os.mkfifo(tmp_path / ".b.json.tmp")
+    for name in ("a.json", "b.json"):
+        write_atomically(tmp_path / name, "new")
+        assert (tmp_path / name).read_text() == "new"
+        assert not (tmp_path / name).is_symlink()
+    assert (tmp_path / "victim").read_text() == "precious"
+    (tmp_path / ".c.json.tmp").mkdir()
+    with pytest.raises(EnvironmentFault, match=r"c\.json could not be written(.|\n)*at +.*/\.c\.json\.tmp"):
+        write_atomically(tmp_path / "c.json", "new")
+
+
+def test_the_newest_run_of_a_config_is_not_that_of_another_whose_name_ends_in_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for run, config in (("a", "a.yaml"), ("a-2", "sub/a.yaml"), ("a-3", "a-2.yaml"), ("a-2-2", "a-2.yaml")):
+        folder = tmp_path / "runs" / run
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(ORIGIN.format(config, "1.0") + "epochs: 1\n")
+    assert str(latest("a")) == "runs/a-2"
+    assert str(latest("a-2")) == "runs/a-2-2"
+    assert latest("a-3") is None
+    (tmp_path / "runs" / "a-4").mkdir()  # killed before it wrote its config
+    assert str(latest("a")) == "runs/a-4"
+    began = World(0, 2, 0, 0, "job7")
+    mark_begun(RunDir(tmp_path / "runs" / "a"), began)
+    assert str(latest("a", World(0, 2, 0, 1, "job7"))) == "runs/a"
+    assert latest("a", World(0, 2, 0, 1, "job8")) is None

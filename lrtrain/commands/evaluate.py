@@ -33,15 +33,8 @@ _TRIES = 5  # to load from a run that trains meanwhile
 def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None) -> None:
     """Evaluate one split with one checkpoint; print, and write JSON where asked."""
     refuse_unwritable(json, "--json")
-    job = build(config, load_weights=False)
     screen = Screen()
-    for left in reversed(range(_TRIES)):
-        try:
-            checkpoint = _loaded(job, RunDir(path), which, screen)
-            break
-        except CheckpointError:
-            if not left or RunDir(path).read_status().get("state") != "running":
-                raise  # else the run may have deleted it meanwhile, and has a newer one
+    job, checkpoint = _ready(RunDir(path), config, which, screen)
     metrics, seen, right = _measure(job, split)
     screen.facts(
         [
@@ -81,6 +74,22 @@ def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None
         screen.print(f"\nwrote {json}")
 
 
+def _ready(run_dir: RunDir, config: RunConfig, which: str, screen: Screen) -> tuple[Job, format.Checkpoint]:
+    """The network with the weights that are evaluated, and the checkpoint that has them."""
+    job, tries = None, _TRIES
+    while True:
+        try:
+            checkpoint = _checkpoint(run_dir, which, screen)
+            refuse_edits(checkpoint, load(run_dir.config), run_dir)
+            job = job or build(config, load_weights=False)
+            _load(job, checkpoint)
+            return job, checkpoint
+        except CheckpointError:
+            tries -= 1
+            if not tries or run_dir.read_status().get("state") != "running":
+                raise  # else the run may have deleted it meanwhile, and has a newer one
+
+
 def _measure(job: Job, split: str) -> tuple[Metrics, list[int], list[int]]:
     classes = len(job.source.classes)
     seen, right = torch.zeros(classes, dtype=torch.int64), torch.zeros(classes, dtype=torch.int64)
@@ -118,14 +127,11 @@ def _exhaust(steps: Iterator[Any], bar: tqdm[Any]) -> Metrics:
             return metrics
 
 
-def _loaded(job: Job, run_dir: RunDir, which: str, screen: Screen) -> format.Checkpoint:
-    """The checkpoint that is evaluated, its weights in the job's network."""
-    checkpoint = _checkpoint(run_dir, which, screen)
-    refuse_edits(checkpoint, load(run_dir.config), run_dir)
+def _load(job: Job, checkpoint: format.Checkpoint) -> None:
+    """Put a checkpoint's weights into the job's network."""
     if checkpoint.manifest.get("classes") != list(job.source.classes):
         raise CheckpointError("the dataset's classes are not those that the run was trained on", str(checkpoint.path))
     load_module(job.state.evaluated, checkpoint, "model" if job.state.ema is None else "ema")
-    return checkpoint
 
 
 def _checkpoint(run_dir: RunDir, which: str, screen: Screen) -> format.Checkpoint:

@@ -26,7 +26,7 @@ from lrtrain.engine.finite import NotFinite
 from lrtrain.engine.heartbeat import noting
 from lrtrain.engine.precision import choose_device
 from lrtrain.engine.train import save_after_fault, train
-from lrtrain.errors import LrtrainError, printable
+from lrtrain.errors import ConfigError, LrtrainError, printable
 from lrtrain.schedule.csv import write_csv
 from lrtrain.sinks import Sink
 from lrtrain.sinks.checkpoints import Checkpoints, point_again
@@ -35,7 +35,7 @@ from lrtrain.sinks.jsonl import Metrics, Timing
 from lrtrain.sinks.lock import locked
 from lrtrain.sinks.patience import Patience
 from lrtrain.sinks.plan_view import show_plan
-from lrtrain.sinks.run_dir import RunDir, create, mark_begun, refuse_small_disk, write_atomically
+from lrtrain.sinks.run_dir import ORIGIN, RunDir, create, mark_begun, refuse_small_disk, write_atomically
 from lrtrain.sinks.status import Status
 from lrtrain.world import ALONE, World
 
@@ -75,7 +75,13 @@ def run(
         found = None if resumed is None else resume.find(resumed, screen, world)
         if resumed is not None:
             config = resume.lengthened(config, resumed, found, wishes)
-        job = build(config, world=world)
+        # A checkpoint has all weights, and a run's own config all that else follows from those it began with.
+        own = found is not None and resumed is not None and start.path == resumed.config
+        try:
+            job = build(config, load_weights=not own, world=world)
+        except ConfigError:
+            resume.refuse_other_data(found, config)
+            raise
         known = facts(job)
         if resumed is not None:
             job = resume.continued(job, resumed, found, known, wishes, screen)
@@ -110,7 +116,7 @@ def _already_complete(job: Job, run_dir: RunDir, screen: Screen) -> int:
     if not early:
         total, per_epoch = job.recipe.total_steps, job.plan.steps_per_epoch
         key, length = ("steps", total) if job.config.steps else ("epochs", -(-total // per_epoch))
-        longer = f"--set {key}={2 * length} --extend hold"
+        longer = f"--set {key}={2 * length} --extend hold" + (" --trust" if any(code_of(job.config)) else "")
         screen.print(f"for longer: lrtrain fit --resume --out {run_dir.typed} {longer}", whole=True)
     if run_dir.read_status().get("state") != "done":  # killed after the last checkpoint, before it said so
         Status(run_dir, job.state, job.recipe.best).write("done", 0, "stopped early: no improvement" if early else None)
@@ -121,8 +127,7 @@ def write_plan(job: Job, run_dir: RunDir, label: str) -> None:
     """Write config.yaml as resolved, and the LR as planned."""
     with suppress(FileNotFoundError):  # of a run that is continued, the first line says where it began
         label = run_dir.config.read_text(encoding="utf-8").split("\n")[0].removeprefix("# ").split(", as lrtrain")[0]
-    origin = f"# {printable(label)}, as lrtrain {lrtrain.__version__} resolved it"
-    header = f"{origin}: `lrtrain fit` on this file repeats the run.\n"
+    header = ORIGIN.format(printable(label), lrtrain.__version__)
     write_atomically(run_dir.config, header + yaml.dump(job.config.dump()))
     write_curve(job, run_dir)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+from lrtrain import lookup
 from lrtrain.build import Job
 from lrtrain.checkpoint import format
 from lrtrain.checkpoint.format import Checkpoint
@@ -15,14 +16,16 @@ from lrtrain.commands.origin import FACTS, FREE_TO_CHANGE
 from lrtrain.config.load import load, resolve
 from lrtrain.config.schema import Extension, RunConfig
 from lrtrain.config.yaml import Document
-from lrtrain.data.fingerprint import differences
-from lrtrain.engine.consistent import refuse_contradictions, refuse_other_evaluations
+from lrtrain.data.fingerprint import differences, fingerprint
+from lrtrain.data.open import open_source
+from lrtrain.data.source import Source
+from lrtrain.engine.consistent import refuse_contradictions, refuse_other_story
 from lrtrain.engine.distributed import told_by_the_leader
 from lrtrain.engine.state import ROLLBACK_FACTOR, restore
 from lrtrain.errors import CheckpointError, ConfigError, Problem, quoted
 from lrtrain.schedule.plan import Plan, make_plan, run_steps
 from lrtrain.sinks.console import Screen
-from lrtrain.sinks.jsonl import evaluation, refuse_other_log
+from lrtrain.sinks.jsonl import refuse_other_log, rows
 from lrtrain.sinks.plan_view import show_extension
 from lrtrain.sinks.run_dir import RunDir
 from lrtrain.world import World
@@ -186,13 +189,14 @@ def continued(
         ConfigError: the config differs where the result depends on it.
         CheckpointError: so does the machine, the dataset or the number of processes.
     """
-    extended = job.config.extended if wishes.extend else None
+    began = load(run_dir.config)
+    extended = job.config.extended if wishes.extend else began.extended
     _refuse_differences(
-        load(run_dir.config),
+        began,
         job.config,
-        () if extended is None else _LENGTH,
+        _LENGTH if wishes.extend else (),
         "{key} was {old} when the run began and is {new} now",
-        f"a run is continued as it began (only {', '.join(FREE_TO_CHANGE)} may change): "
+        f"a run is continued as it began (only {', '.join(FREE_TO_CHANGE)} and where its images lie may change): "
         f"lrtrain fit --resume --out {run_dir.typed}",
     )
     if found is None:
@@ -202,8 +206,8 @@ def continued(
     restore(job.state, job.plan, found)
     factor = ROLLBACK_FACTOR if job.config.on_nonfinite == "rollback" else None
     refuse_contradictions(job.state, job.recipe, job.config.batch_size, factor, found)
-    refuse_other_evaluations(job.state, job.recipe, partial(evaluation, run_dir.metrics, found), found)
-    if wishes.extend is not None and _stopped_early(job):
+    refuse_other_story(job.state, job.recipe, partial(rows, run_dir.metrics, found), found)
+    if extended != began.extended and _stopped_early(job):
         rule = job.recipe.early_stop
         raise ConfigError(
             f"the run was stopped early, at step {job.state.step:,}, and would be again: it cannot be extended",
@@ -213,7 +217,7 @@ def continued(
     for rollback in job.state.rollbacks:
         job = replace(job, plan=job.plan.lowered(rollback.to, rollback.factor))
     if screen is not None:
-        if extended is not None:
+        if wishes.extend:
             show_extension(_before(job), job.plan, wishes.extend or "", screen)
         screen.print(f"resuming {run_dir} at step {job.state.step:,} of {job.recipe.total_steps:,}")
         if not exact:
@@ -249,7 +253,9 @@ def _refuse_differences(before: RunConfig, now: RunConfig, free: Sequence[str], 
         hint: how to mend it.
     """
     old, new = _flat(before.dump()), _flat(now.dump())
-    free = (*FREE_TO_CHANGE, *free)
+    # The images are held against those of then by their names and sizes, wherever they lie.
+    moved = ("dataset.root",) if before.dataset.name in lookup.ours("dataset") else ()
+    free = (*FREE_TO_CHANGE, *free, *moved)
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in free]
     if changed:
         raise ConfigError(
@@ -272,8 +278,29 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: data}
 
 
-def _of_the_data(found: Checkpoint, job: Job, now: Mapping[str, Any]) -> list[str]:
-    before, classes = found.manifest["classes"], list(job.source.classes)
+def refuse_other_data(found: Checkpoint | None, config: RunConfig) -> None:
+    """After a job could not be built: whether that is because the dataset is another one.
+
+    Raises:
+        CheckpointError: it is, and how.
+        LrtrainError: it cannot be opened.
+    """
+    if found is not None:
+        source = open_source(config.dataset, config.seed, config.where)
+        _refuse_other_data(found, source, fingerprint(source))
+
+
+def _refuse_other_data(found: Checkpoint, source: Source, now: Mapping[str, Any]) -> None:
+    if changed := _of_the_data(found, source, now):
+        raise CheckpointError(
+            "the dataset is not the one that the run began with:\n" + "\n".join(changed[:MOST_DIFFERENCES]),
+            str(found.path),
+            "restore the dataset, or start a new run",
+        )
+
+
+def _of_the_data(found: Checkpoint, source: Source, now: Mapping[str, Any]) -> list[str]:
+    before, classes = found.manifest["classes"], list(source.classes)
     lost, new = [c for c in before if c not in classes], [c for c in classes if c not in before]
     said = [
         f"{len(names)} of its classes are {word}: {', '.join(map(quoted, names[:4]))}{' ...' * (len(names) > 4)}"
@@ -295,12 +322,7 @@ def _compared(found: Checkpoint, job: Job, known: Mapping[str, Any], *, allowed:
         raise CheckpointError(
             "the checkpoint is of another run: seed or channels differ", str(found.path), "name its own directory"
         )
-    if changed := _of_the_data(found, job, known["dataset"]):
-        raise CheckpointError(
-            "the dataset is not the one that the run began with:\n" + "\n".join(changed[:MOST_DIFFERENCES]),
-            str(found.path),
-            "restore the dataset, or start a new run",
-        )
+    _refuse_other_data(found, job.source, known["dataset"])
     if (said := found.manifest["steps_per_epoch"]) != job.plan.steps_per_epoch:
         what = f"the manifest's steps_per_epoch is {said:,}, and an epoch has {job.plan.steps_per_epoch:,} steps"
         raise CheckpointError(what, str(found.path), COPY)

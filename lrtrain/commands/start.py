@@ -60,7 +60,7 @@ def start_fit(
     Processes that torchrun has started again go on with the run that they began, by the config that they began with.
     """
     if world.restarts:
-        began = RunDir(out) if out is not None else latest((config_path or DEFAULT).stem)
+        began = RunDir(out) if out is not None else latest((config_path or DEFAULT).stem, world)
         if began is not None and was_begun(began, world) and began.config.exists():
             config_path, resume = config_path if resume else config_path or DEFAULT, True
     if not resume and world.leads:  # by the time that the others look, it may have begun to write
@@ -105,8 +105,9 @@ def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool) 
             f"{quoted(str(path))} is no run directory: it has no config.yaml", hint="such as runs/quickstart"
         )
     refuse_lost_link(run_dir)
-    if not run_dir.config.is_file():
-        raise CheckpointError("config.yaml is a pipe, socket or device", str(run_dir.config), "restore it from a copy")
+    if run_dir.config.is_symlink() or not run_dir.config.is_file():
+        what = f"a run's config.yaml is a file, and this is {'a link' if run_dir.config.is_symlink() else 'none'}"
+        raise CheckpointError(what, str(run_dir.config), "restore it from a copy")
     config = _of_a_run(run_dir, overrides or ())
     if not trust:
         _refuse_foreign_code(config, "if you know the code, say --trust")

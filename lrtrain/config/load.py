@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -16,9 +17,10 @@ from lrtrain.config import checks, schedule_checks, yaml
 from lrtrain.config.messages import problems_of
 from lrtrain.config.schema import Phase, RunConfig
 from lrtrain.config.yaml import Document, Loc
-from lrtrain.errors import ConfigError, Problem, quoted
+from lrtrain.errors import ConfigError, EnvironmentFault, Problem, quoted
 
 DEFAULT = Path("lrtrain.yaml")
+_OF_ITS_NAME = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO)
 _KEYS = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[[^.\[\]]+\])*")  # optimizer.groups[0].lr
 
 
@@ -108,7 +110,8 @@ def _read(path: Path, *, given: bool) -> str:
             "save it as UTF-8 in your editor; is it the right file?",
         ) from None
     except OSError as error:
-        raise ConfigError(
+        kind = ConfigError if error.errno in _OF_ITS_NAME else EnvironmentFault
+        raise kind(
             f"the config cannot be read: {error.strerror}", where, "check its name, and that you may read it"
         ) from None
     if "\0" in text:

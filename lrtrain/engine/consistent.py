@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lrtrain.checkpoint.format import Checkpoint
@@ -61,26 +61,35 @@ def refuse_contradictions(
 _LOGGED = {"val_loss": "loss", "val_acc1": "acc1", "val_acc5": "acc5"}
 
 
-def refuse_other_evaluations(
-    state: TrainState, recipe: Recipe, row: Callable[[int], Mapping[str, Any] | None], checkpoint: Checkpoint
+def refuse_other_story(
+    state: TrainState,
+    recipe: Recipe,
+    rows: Callable[[str, int | None], Iterator[Mapping[str, Any]]],
+    checkpoint: Checkpoint,
 ) -> None:
-    """Hold what a state says of the run's evaluations against the log of them.
+    """Hold what a state says of the run's evaluations, and of where it went back, against the log.
 
     Args:
         state: restored.
         recipe: the run's.
-        row: of the evaluation after a step, where the log has one.
+        rows: of the log, of an event and of a step or of all, newest first.
         checkpoint: where the state comes from, for errors.
 
     Raises:
         CheckpointError: names what the log says otherwise.
     """
+
+    def row(step: int) -> Mapping[str, Any] | None:
+        return next(rows("eval", step), None)
+
     watched = {"best": (state.best, recipe.best)}
     if recipe.early_stop is not None:
         watched["early"] = (state.early, recipe.early_stop.monitor)
     what = ""
     for name, (best, monitor) in watched.items():
         if best.value is None:
+            if any(said.get(_LOGGED.get(monitor, "")) is not None for said in rows("eval", None)):
+                what = f"{name}: there is none in the manifest, and metrics.jsonl has evaluations"
             continue
         found = row(best.step)
         if found is None or (monitor in _LOGGED and found.get(_LOGGED[monitor]) != best.value):
@@ -91,6 +100,9 @@ def refuse_other_evaluations(
         what = (
             f"pending: {state.pending}, and metrics.jsonl has {'an' if state.pending else 'no'} evaluation of its step"
         )
+    logged = sorted(str((one.get("failed"), one.get("step"), one.get("factor"))) for one in rows("rollback", None))
+    if logged != sorted(str((one.failed, one.to, one.factor)) for one in state.rollbacks):
+        what = f"rollbacks: {len(state.rollbacks)} in the manifest, and metrics.jsonl has {len(logged)}, or other ones"
     if what:
         raise CheckpointError(f"the checkpoint contradicts the log: {what}", str(checkpoint.path), COPY)
 

@@ -32,6 +32,7 @@ class Best:
     stale: int = 0
 
 
+_LARGEST_SCALE = float(torch.finfo(torch.float32).max)
 ROLLBACK_FACTOR = 0.5  # of the LR, each time that training goes back
 
 
@@ -177,6 +178,7 @@ def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:
         refuse_not_finite(tensors, checkpoint, "optimizer")
         refuse_odd_state({**tensors, **manifest["optimizer"]}, state.optimizer, checkpoint)
         _load_optimizer(state, tensors, manifest["optimizer"])
+        _refuse_other_scaler(state.scaler, manifest["scaler"], checkpoint)
         if state.scaler is not None:
             state.scaler.load_state_dict(manifest["scaler"])
         state.live = plan.start_live(manifest["plateau"])
@@ -192,6 +194,25 @@ def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:
         why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         what = f"the checkpoint does not hold a state of this run: {why}"
         raise CheckpointError(what, str(checkpoint.path), "go on with the config that it was made with") from error
+
+
+def _refuse_other_scaler(
+    scaler: torch.amp.GradScaler | None, saved: Mapping[str, float] | None, checkpoint: Checkpoint
+) -> None:
+    own = None if scaler is None else scaler.state_dict()
+    moving = {} if own is None or saved is None else {key: saved.get(key, 0.0) for key in ("scale", "_growth_tracker")}
+    if saved is None or own is None:
+        why = None if saved is own else f"there is {'none' if saved is None else 'one'}, unlike in this run"
+    elif {**saved, **moving} != {**own, **moving}:
+        why = f"this run's has {', '.join(f'{key} {own[key]}' for key in own if key not in moving)}"
+    elif not 0 < moving["scale"] <= _LARGEST_SCALE:
+        why = f"scale must be above 0 and at most {_LARGEST_SCALE:g}; it is {moving['scale']:g}"
+    elif moving["_growth_tracker"] not in range(int(own["growth_interval"])):
+        why = f"_growth_tracker counts to {own['growth_interval']}; it is {moving['_growth_tracker']:g}"
+    else:
+        why = None
+    if why is not None:
+        raise CheckpointError(f"the manifest's scaler is not this run's: {why}", str(checkpoint.path), COPY)
 
 
 def _best(saved: Mapping[str, Any]) -> Best:

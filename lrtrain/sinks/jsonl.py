@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -151,20 +151,28 @@ def _refuse_other_rows(file: IO[bytes], keep: int, step: int) -> None:
         at_byte += len(line)
 
 
-def evaluation(path: Path, checkpoint: Checkpoint, step: int) -> dict[str, Any] | None:
-    """The row of a step's evaluation, if there is one in what had been logged when a checkpoint was saved.
+def rows(path: Path, checkpoint: Checkpoint, event: str, step: int | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of an event, newest first, in what had been logged when a checkpoint was saved.
+
+    Args:
+        path: of the log.
+        checkpoint: says how long it was.
+        event: as the rows call it.
+        step: whose rows are wanted; of every one when absent.
 
     Raises:
-        CheckpointError: there is, and it is none.
+        CheckpointError: one is none.
         EnvironmentFault: the log cannot be read.
     """
     keep = checkpoint.manifest["log_bytes"][path.name]
     if not keep:
-        return None
+        return
+    wanted = f'{{"event": "{event}", "step": '.encode() + (b"" if step is None else b"%d, " % step)
     try:
         with opened(path) as file, mmap.mmap(file.fileno(), keep, access=mmap.ACCESS_READ) as log:
-            begin = log.rfind(b'{"event": "eval", "step": %d, ' % step)
-            return None if begin < 0 else json_object(log[begin : log.find(b"\n", begin)])
+            begin = keep
+            while (begin := log.rfind(wanted, 0, begin)) >= 0:
+                yield json_object(log[begin : log.find(b"\n", begin)])
     except OSError as error:
         raise EnvironmentFault(f"cannot read: {error.strerror}", str(path)) from error
     except ValueError as error:

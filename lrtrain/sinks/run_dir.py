@@ -14,7 +14,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, RunDirError, quoted, what_to_do
 from lrtrain.foreign import json_object, read_bytes
@@ -216,14 +216,36 @@ def refuse_small_disk(out: Path | None, checkpoint_bytes: int) -> None:
         )
 
 
-def latest(name: str) -> RunDir | None:
-    """The newest of runs/<name>, runs/<name>-2, ..., by number."""
-    found = {
-        int(match[1] or 1): path
+def latest(name: str, world: World | None = None) -> RunDir | None:
+    """The newest of runs/<name>, runs/<name>-2, ... that a config of this name began.
+
+    Args:
+        name: of the config's file, without suffix.
+        world: begun by this torchrun, too.
+    """
+    numbered = {
+        int(match[1] or 1): RunDir(path)
         for path in Path("runs").glob(f"{glob.escape(name)}*")
         if (match := re.fullmatch(re.escape(name) + r"(?:-(\d+))?", path.name))
     }
-    return RunDir(found[max(found)]) if found else None
+    for _, run in sorted(numbered.items(), reverse=True):
+        # runs/a-2 is the second of a.yaml, or the first of a-2.yaml.
+        if _begun_by(run) in (None, name) and (world is None or was_begun(run, world)):
+            return run
+    return None
+
+
+ORIGIN = "# {}, as lrtrain {} resolved it: `lrtrain fit` on this file repeats the run.\n"
+
+
+def _begun_by(run: RunDir) -> str | None:
+    """The name of the config that a run's first line says it began with, if it does."""
+    try:
+        first = read_bytes(run.config, 10_000_000).partition(b"\n")[0].decode("utf-8", "replace")
+    except OSError:
+        return None
+    begun = re.match(r"# (.+), as lrtrain \S+ resolved it", first)
+    return Path(begun[1]).stem if begun else None
 
 
 def refuse_unwritable(path: Path | None, option: str) -> None:
@@ -244,14 +266,24 @@ def refuse_unwritable(path: Path | None, option: str) -> None:
         raise EnvironmentFault(f"cannot write: {error.strerror}", str(path), hint) from error
 
 
+def _new(path: Path) -> TextIO:
+    """A file that was not there: not what a link of its name leads to, and no pipe."""
+    with suppress(FileExistsError):
+        return path.open("x", encoding="utf-8")
+    path.unlink()
+    return path.open("x", encoding="utf-8")
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file in one step."""
+    """Replace a small file in one step, whatever had its name meanwhile: what a link leads to stays as it is."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with _new(temporary) as file:
+            file.write(text)
         os.replace(temporary, path)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         what = f"{path.name} could not be written: {error.strerror}"
-        raise EnvironmentFault(what, str(path), what_to_do(error)) from error
+        where = temporary if temporary.is_dir() else path
+        raise EnvironmentFault(what, str(where), what_to_do(error)) from error
