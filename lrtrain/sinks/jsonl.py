@@ -115,7 +115,8 @@ def refuse_other_log(path: Path, checkpoint: Checkpoint) -> None:
             what = f"{path.name} is not there, and {keep} bytes of it are wanted"
             raise CheckpointError(what, str(path), whole) from None
     except OSError as error:
-        raise EnvironmentFault(f"cannot read: {error.strerror}", str(path)) from error
+        hint = "a run's log is a file that can be read: put it back in its place"
+        raise EnvironmentFault(f"cannot read: {error.strerror}", str(path), hint) from error
     except ValueError as error:
         raise CheckpointError(f"{path.name} is not this run's: {error}", str(path), whole) from None
 
