@@ -35,7 +35,7 @@ from lrtrain.sinks.jsonl import Metrics, Timing
 from lrtrain.sinks.lock import locked
 from lrtrain.sinks.patience import Patience
 from lrtrain.sinks.plan_view import show_plan
-from lrtrain.sinks.run_dir import ORIGIN, RunDir, create, mark_begun, refuse_small_disk, write_atomically
+from lrtrain.sinks.run_dir import ORIGIN, RunDir, begun_with, create, mark_begun, refuse_small_disk, write_atomically
 from lrtrain.sinks.status import Status
 from lrtrain.world import ALONE, World
 
@@ -125,9 +125,7 @@ def _already_complete(job: Job, run_dir: RunDir, screen: Screen) -> int:
 
 def write_plan(job: Job, run_dir: RunDir, label: str) -> None:
     """Write config.yaml as resolved, and the LR as planned."""
-    with suppress(FileNotFoundError):  # of a run that is continued, the first line says where it began
-        label = run_dir.config.read_text(encoding="utf-8").split("\n")[0].removeprefix("# ").split(", as lrtrain")[0]
-    header = ORIGIN.format(printable(label), lrtrain.__version__)
+    header = ORIGIN.format(printable(begun_with(run_dir) or label), lrtrain.__version__)
     write_atomically(run_dir.config, header + yaml.dump(job.config.dump()))
     write_curve(job, run_dir)
 

@@ -41,8 +41,9 @@ def start(config_path: Path | None, overrides: Sequence[str] | None, *, trust: b
     config = load(config_path, overrides or ())
     if is_run(path.parent):
         config = _without_downloads(config, overrides or ())
-    if not trust and is_run(path.parent):
-        _refuse_foreign_code(config, f"name your own config in place of {path}, or if you know the code, say --trust")
+        if not trust:
+            own = f"name your own config in place of {path}, or if you know the code, say --trust"
+            _refuse_foreign_code(config, own)
     return Start(config, str(path), path.stem, config_path)
 
 

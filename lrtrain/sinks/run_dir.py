@@ -230,7 +230,8 @@ def latest(name: str, world: World | None = None) -> RunDir | None:
     }
     for _, run in sorted(numbered.items(), reverse=True):
         # runs/a-2 is the second of a.yaml, or the first of a-2.yaml.
-        if _begun_by(run) in (None, name) and (world is None or was_begun(run, world)):
+        began = begun_with(run)
+        if (began is None or Path(began).stem == name) and (world is None or was_begun(run, world)):
             return run
     return None
 
@@ -238,14 +239,14 @@ def latest(name: str, world: World | None = None) -> RunDir | None:
 ORIGIN = "# {}, as lrtrain {} resolved it: `lrtrain fit` on this file repeats the run.\n"
 
 
-def _begun_by(run: RunDir) -> str | None:
-    """The name of the config that a run's first line says it began with, if it does."""
+def begun_with(run: RunDir) -> str | None:
+    """The config that a run began with, as the first line of its own says; None where it does not."""
     try:
         first = read_bytes(run.config, 10_000_000).partition(b"\n")[0].decode("utf-8", "replace")
     except OSError:
         return None
     begun = re.match(r"# (.+), as lrtrain \S+ resolved it", first)
-    return Path(begun[1]).stem if begun else None
+    return begun[1] if begun else None
 
 
 def refuse_unwritable(path: Path | None, option: str) -> None:
