@@ -32,6 +32,7 @@ from lrtrain.engine.state import LossSums, TrainState
 from lrtrain.engine.train import Recipe
 from lrtrain.errors import ConfigError, out_of_memory
 from lrtrain.models.build import BuiltModel, build_model
+from lrtrain.models.small_maps import multiply_small_maps
 from lrtrain.optim.build import build_optimizer, momentum_of
 from lrtrain.optim.groups import ParamGroup, make_groups
 from lrtrain.schedule.extend import former_ends
@@ -147,6 +148,8 @@ def _planned(
     # into its own layout either way, and the fused optimizers copy whatever is not contiguous (3 % of a step).
     layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
     built.module.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    if device.type == "cpu":
+        multiply_small_maps(built.module)
     groups = make_groups(built.module, config.optimizer, config.where)
     optimizer = build_optimizer(groups, config.optimizer, device, config.where, scaled=precision == "fp16")
     plan = make_plan(config, _group_lrs(config, groups, optimizer, per_epoch), per_epoch)
