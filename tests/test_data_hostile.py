@@ -260,6 +260,31 @@ def sparse(path, start, size):
     os.truncate(path, size)
 
 
+def two_frames(path):
+    """A JPEG of 20,000 x 20,000 pixels; who takes its RST0 for a segment with a length finds one of 64 x 64."""
+
+    def frame(side):
+        return b"\xff\xc0" + struct.pack(">HBHHBBBB", 11, 8, side, side, 1, 1, 0x11, 0)
+
+    start = b"\xff\xd8\xff\xd0" + frame(20_000)
+    filling = 2 + 2 + 0xFFC0 - len(start) - 4
+    comment = bytes(filling) + frame(64) + bytes(20)
+    path.write_bytes(start + b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment)
+
+
+def scans(path):
+    noise().save(path, "JPEG", progressive=True)
+    start, _, scan = path.read_bytes().removesuffix(b"\xff\xd9").rpartition(b"\xff\xda")
+    path.write_bytes(start + 501 * (b"\xff\xda" + scan) + b"\xff\xd9")
+
+
+def run_lengths(path, side):
+    """A gray BMP whose rows are a run of one pixel each."""
+    header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, 0, 0, 0, 256, 0)
+    data = b"\1\1\0\0" * side + b"\0\1"
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 1078 + len(data), 0, 0, 1078) + header + bytes(1024) + data)
+
+
 def test_an_image_of_one_wide_row_is_read(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 65536, (1, 2_500_000), dtype=np.uint16)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -282,6 +307,9 @@ def test_an_image_of_one_wide_row_is_read(tmp_path):
             lambda path: path.write_bytes(b"\xff\xd8" + b"\xff\xc0\0\x0b\x08\xff\xff\xff\xff\x01\x01\x11\0"),
             "178,956,970",
         ),
+        (two_frames, "178,956,970"),
+        (scans, "it has 51[0-9] scans; at most 500 are read"),
+        (lambda path: run_lengths(path, 3200), "a run-length coded BMP of 10,240,000 pixels; at most"),
         (lambda path: path.write_bytes(png(12_000, 12_000)), "it has 12,000 x 12,000 pixels, which take"),
         (lambda path: path.write_bytes(png(97_000_000, 1)), "it has 97,000,000 x 1 pixels, which take"),
         (lambda path: tiled(path, 20_000), "it has 8 x 8 pixels, which take"),
@@ -292,6 +320,7 @@ def test_an_image_of_one_wide_row_is_read(tmp_path):
         (long_text, "Decompressed data too large"),
         (lambda path: noise().save(path, "PNG", icc_profile=bytes(3_000_000)), "Decompressed data too large"),
         (lambda path: Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(path, "TIFF"), "float pixels"),
+        (lambda path: run_lengths(path, 40), None),
         (pages, None),
         (frames, None),
         (lambda path: noise().save(path, "JPEG", icc_profile=b"no profile"), None),
@@ -306,6 +335,7 @@ def test_an_image_is_read_or_refused_by_name(tmp_path, make, words, monkeypatch)
         return
     if "178,956,970" in words or "which take" in words:  # nothing is taken for the pixels
         monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+        monkeypatch.setattr("lrtrain.data.decode._jpeg_decoder", lambda: pytest.fail)
     with pytest.raises(DataError, match=words) as caught:
         decode(path, 3)
     assert str(path) in caught.value.problems[0].what

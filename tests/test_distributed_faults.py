@@ -75,11 +75,21 @@ def net(num_classes, in_channels):
 class Run:
     """A run of two processes in a folder, and when its fault came."""
 
-    def __init__(self, folder: Path, fault: str = "", *arguments: str, rank: int = 1, **env: str):
+    def __init__(self, folder: Path, fault: str = "", *arguments: str, rank: int = 1, processes: int = 2, **env: str):
         self.folder, self.out = folder, folder / "run"
         (folder / "faulty.py").write_text(NET)
         (folder / "c.yaml").write_text(CONFIG)
-        torchrun = ["--standalone", "--nproc-per-node", "2", "-m", "lrtrain", "fit", "c.yaml", "--out", "run"]
+        torchrun = [
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+            "-m",
+            "lrtrain",
+            "fit",
+            "c.yaml",
+            "--out",
+            "run",
+        ]
         told = {**environment(folder), "FAULT": fault, "FAULT_RANK": str(rank), **env}
         self.process = forked.Forked([*torchrun, *arguments], folder, told, module="torch.distributed.run")
         self.ranks: list[int] = []
@@ -299,11 +309,12 @@ def test_a_signal_to_one_process_stops_and_saves_all(folder: Path, rank: int) ->
     assert "error: " not in run.errors()
 
 
-def test_processes_whose_launcher_is_killed_save_and_end(folder: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_whose_launcher_is_killed_save_and_end(folder: Path, processes: int) -> None:
     photos(folder / "photos")
-    run = Run(folder, "", *READ_IN_WORKERS, SIZE="16,16")
+    run = Run(folder, "", *READ_IN_WORKERS, rank=0, processes=processes, SIZE="16,16")
     run.until_fault()
-    assert len(within(folder)) == 5  # torchrun, two processes, their workers
+    assert len(within(folder)) == 1 + 2 * processes  # torchrun, its processes, and a worker of each
     run.process.kill()
     run.ended(code=-9)
     assert soon(lambda: not within(folder))

@@ -184,3 +184,5 @@ def test_going_back_ends_after_three_times(tmp_path: Path) -> None:
     assert ended.returncode == 6
     assert "training went back 3 times already" in ended.stderr
     assert sum(row["event"] == "rollback" for row in rows(tmp_path / "run")) == 3
+    last = json.loads((tmp_path / "run" / "checkpoints" / "last.json").read_text())["checkpoint"]
+    assert f"the last good checkpoint is {last}" in ended.stderr

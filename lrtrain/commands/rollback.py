@@ -42,10 +42,11 @@ def roll_back(
         NotFinite: the config says `stop`, or training went back too often already.
     """
     earlier = list(job.state.rollbacks)
-    checkpoint = _target(run_dir, earlier)
+    newest, _ = format.newest(run_dir.checkpoints)
     report = _write_report(job, run_dir, error) if screen is not None else ""
     if job.config.on_nonfinite == "stop" or len(earlier) >= MAX_ROLLBACKS:
-        raise _final(error, checkpoint.path.name, report, len(earlier)) from error
+        raise _final(error, newest.path.name, report, len(earlier)) from error
+    checkpoint = _target(run_dir, earlier, newest)
     job.state.optimizer.state.clear()  # what came after the checkpoint would pass for what it lacks
     restore(job.state, job.plan, checkpoint)
     job.state.gate = Gate(job.state.optimizer, job.device)
@@ -69,9 +70,8 @@ def roll_back(
     return job
 
 
-def _target(run_dir: RunDir, earlier: list[Rollback]) -> format.Checkpoint:
+def _target(run_dir: RunDir, earlier: list[Rollback], newest: format.Checkpoint) -> format.Checkpoint:
     """The newest checkpoint; where training went back to it and failed again, the one before if there is one."""
-    newest, _ = format.newest(run_dir.checkpoints)
     if earlier and earlier[-1].to == newest.step:
         with suppress(CheckpointError):
             return format.newest(run_dir.checkpoints, before=newest.step)[0]

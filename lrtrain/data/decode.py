@@ -21,9 +21,10 @@ from PIL.TiffImagePlugin import PREFIXES
 
 from lrtrain.errors import DataError, printable
 
-# Of a JPEG: segments that carry no pixels but may change how they are meant (Exif and XMP, ICC and further pictures,
-# Adobe's colour space), and the beginnings of 8-bit Huffman-coded frames: baseline, extended, progressive.
-_APP1, _APP2, _APP14 = 0xE1, 0xE2, 0xEE
+# Of a JPEG: the segments that may come before a frame without changing how its pixels are meant (tables, comments, and
+# what applications add, but for Exif and XMP, ICC and further pictures, and Adobe's colour space), and the beginnings
+# of 8-bit Huffman-coded frames: baseline, extended, progressive. Other markers may have no length to go on by.
+_HARMLESS = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)} - {0xE1, 0xE2, 0xEE}
 _FRAMES = (0xC0, 0xC1, 0xC2)
 EMPTY = "it is empty (0 bytes)"
 # JPEG's plugin reads MPO too. Others that Pillow has may start programs (EPS), or have never been seen in a dataset.
@@ -33,6 +34,9 @@ MOST_FILE_BYTES = 200_000_000  # of an image file: 61 million pixels of colour, 
 _STRIP = 1_000_000  # pixels that are converted at a time
 # Of a file: a PNG of 200 MB in chunks of 8 KB takes 75,000. Of a JPEG: segments that are no pixels; most have ten.
 _MOST_READS, _MOST_SEGMENTS = 200_000, 1000
+# Each scan of a JPEG goes through all of its pixels: most have ten at most, and libjpeg's own fuzzing stops at 500.
+_SCAN, _MOST_SCANS = b"\xff\xda", 500
+_MOST_RUN_LENGTH = 10_000_000  # pixels of a run-length coded BMP, which Pillow decodes in Python: 3 s
 _DECODER = {"WEBP": 12, "JPEG2000": 16}  # bytes a pixel that the decoder keeps besides what Pillow does
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _PLACES = (273, 279, 324, 325)  # where a TIFF's strips or tiles are, and their bytes
@@ -54,7 +58,9 @@ def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
         as its high byte); 32-bit integers beyond 65535 and floats are refused, since their scale is not known;
       - an image whose decoding would take more than `MAX_BYTES` is refused before memory is taken for it: at 8 bytes
         a pixel of colour that is 61 million pixels, fewer where the decoder keeps more (progressive JPEG 35, WebP 24,
-        JPEG 2000 20), and 179 million, where Pillow ends, for 8-bit gray. One image can thus not end the process.
+        JPEG 2000 20), and 179 million, where Pillow ends, for 8-bit gray. One image can thus not end the process;
+      - nor may one take minutes: a JPEG of more than 500 scans is refused, and a run-length coded BMP of more than 10
+        million pixels.
 
     Args:
         path: the file.
@@ -126,6 +132,11 @@ class TooLarge(ValueError):
 
 
 def _refuse_large(image: Image.Image, channels: int) -> None:
+    pixels = image.width * image.height
+    if pixels > _MOST_RUN_LENGTH and any(tile[0] == "bmp_rle" for tile in image.tile):
+        raise TooLarge(
+            f"it is a run-length coded BMP of {pixels:,} pixels; at most {_MOST_RUN_LENGTH:,} of such are read"
+        )
     own = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;") else 4
     progressive = 2 * len(image.getbands()) if image.info.get("progressive") else 0
     # Turning it makes a second image, and what a TIFF holds in one strip is there beside it.
@@ -152,6 +163,8 @@ def _plain_jpeg(file: IO[bytes], channels: int) -> torch.Tensor | None:
     data = bytearray(file.seek(0, os.SEEK_END))
     file.seek(0)
     file.readinto(data)  # type: ignore[attr-defined]
+    if (scans := data.count(_SCAN)) > _MOST_SCANS:
+        raise ValueError(f"it has {scans:,} scans; at most {_MOST_SCANS} are read")
     decoder = _jpeg_decoder()
     if decoder is None or _components(data, channels) not in (1, channels):
         return None
@@ -247,7 +260,7 @@ def _components(data: bytearray, channels: int) -> int:
             # What a progressive one means stays till its end.
             each = own + channels + (2 * own if marker == 0xC2 else 0)
             return own if bits == 8 and height * width * each <= MAX_BYTES else 0
-        if marker in (_APP1, _APP2, _APP14) or not 0xC4 <= marker <= 0xFE:
+        if marker not in _HARMLESS:
             return 0
         at += 2 + (data[at + 2] << 8 | data[at + 3])
     return 0

@@ -104,7 +104,6 @@ class Heartbeat:
         self._store, self._world, self._tell = store, world, tell
         self._beat_s = seconds("BEAT_S", BEAT_S)
         self._grace_s = GRACE_S * self._beat_s / BEAT_S
-        self._parent = os.getppid()
         self._beats: dict[int, tuple[int, int]] = {}  # by rank: its last count, and how often that was found
         self._unanswered = 0
         self._broken = threading.Event()
@@ -159,9 +158,6 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._over.wait(self._beat_s):
-            if os.getppid() != self._parent:
-                self._end_as_orphan()
-                return
             try:
                 fault = self._beat()
                 self._unanswered = 0
@@ -207,16 +203,34 @@ class Heartbeat:
                 self._store.set(TOLD, "")
         self.error = error
         self._known.set()
-        self._end_process_after(self._grace_s)
+        _end_process_unless(self._over, self._grace_s)
 
-    def _end_as_orphan(self) -> None:
-        """Nobody is left who would end this process. Those beside it notice too, so that all can stop and save."""
-        os.kill(os.getpid(), signal.SIGTERM)
-        self._end_process_after(2 * self._grace_s)
 
-    def _end_process_after(self, grace_s: float) -> None:
-        if not self._over.wait(grace_s):
-            os._exit(DistributedError.exit_code)
+def _end_process_unless(over: threading.Event, grace_s: float) -> None:
+    if not over.wait(grace_s):
+        os._exit(DistributedError.exit_code)
+
+
+@contextmanager
+def ending_with_torchrun() -> Iterator[None]:
+    """Inside, the end of torchrun stops this process as SIGTERM does: nobody is left who would end it.
+
+    Those beside it notice too, so that all can stop and save.
+    """
+    parent, beat_s, over = os.getppid(), seconds("BEAT_S", BEAT_S), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(beat_s):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                _end_process_unless(over, 2 * GRACE_S * beat_s / BEAT_S)
+                return
+
+    threading.Thread(target=watch, name="lrtrain-torchrun", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 class _Ended(BaseException):
