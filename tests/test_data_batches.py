@@ -286,13 +286,18 @@ def test_a_list_without_normalisation_gets_that_of_the_other_list(folder, ending
         for name, entries in made.resolved_transforms.items()
     }
     assert ends["train"] == ends["val"]
-    assert [e["name"] for e in ends["val"]] == (["ToDtype", "Normalize"] if OWN in ending else ["ToDtype"])
+    assert [e["name"] for e in ends["val"]] == ["ToDtype", "Normalize"]
+    assert (ends["val"][1] == OWN) == (OWN in ending)
 
 
-@pytest.mark.parametrize("val", [[{**OWN, "std": [0.2, 0.3, 0.2]}], ["ToTensor"]])
-def test_two_normalisations_are_refused(folder, val):
+def test_conversion_alone_is_normalised_as_the_other_list(folder):
+    made = pipeline(name="imagefolder", root=str(folder), **lists(train=[OWN], val=["ToTensor"]))
+    assert made.resolved_transforms["val"][-1] == OWN
+
+
+def test_two_normalisations_are_refused(folder):
     with pytest.raises(ConfigError, match=r"normalise differently: mean \[0.4.* against") as caught:
-        pipeline(name="imagefolder", root=str(folder), **lists(train=[OWN], val=val))
+        pipeline(name="imagefolder", root=str(folder), **lists(train=[OWN], val=[{**OWN, "std": [0.2, 0.3, 0.2]}]))
     assert caught.value.problems[0].where == "cfg.yaml dataset.transforms.val"
 
 
@@ -320,7 +325,11 @@ def test_normalisation_of_the_weights_goes_before_that_of_the_dataset():
         ),
         ({"train": ["RandomHorizontalFlip", "FiveCrop"]}, "FiveCrop cannot be used", "train.1"),
         ({"val": ["RandomHorizontalFlip"]}, "evaluation must not be random", "val.0"),
-        ({"train": [{"name": "ToDtype", "dtype": "uint8"}]}, "must end with float32 images, not torch.uint8", "train"),
+        (
+            {"train": [OWN, {"name": "ToDtype", "dtype": "float64"}]},
+            "must end with float32 images, not torch.f",
+            "train",
+        ),
     ],
 )
 def test_a_list_that_cannot_work_is_refused_before_training(folder, given, what, place):

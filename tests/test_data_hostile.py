@@ -309,7 +309,11 @@ def test_an_image_of_one_wide_row_is_read(tmp_path):
         ),
         (two_frames, "178,956,970"),
         (scans, "it has 51[0-9] scans; at most 500 are read"),
-        (lambda path: run_lengths(path, 3200), "a run-length coded BMP of 10,240,000 pixels; at most"),
+        (lambda path: run_lengths(path, 3200), "a run-length coded BMP of 10,240,000 numbers; at most"),
+        (
+            lambda path: path.write_bytes(b"P3 1001 1000 255 " + b"1 " * 9),
+            "a PPM in plain text of 3,003,000 numbers; at",
+        ),
         (lambda path: path.write_bytes(png(12_000, 12_000)), "it has 12,000 x 12,000 pixels, which take"),
         (lambda path: path.write_bytes(png(97_000_000, 1)), "it has 97,000,000 x 1 pixels, which take"),
         (lambda path: tiled(path, 20_000), "it has 8 x 8 pixels, which take"),

@@ -72,6 +72,16 @@ def test_it_is_refused_where_it_stands(
         assert word in " ".join(ended.err.split()), ended.err
 
 
+def test_an_argument_may_stand_in_every_split(typed: Typed, tmp_path: Path) -> None:
+    tree(tmp_path / "one", {"a": 4, "b": 4})
+    split = f"{{root: {tmp_path / 'one'}}}"
+    (tmp_path / "c.yaml").write_text(CONFIG % f"name: ImageFolder\n  splits: {{train: {split}, val: {split}}}")
+    ended = typed("preview", "c.yaml")
+    assert ended.code == 0, ended.err
+    (tmp_path / "c.yaml").write_text(CONFIG % f"name: ImageFolder\n  splits: {{train: {split}, val: {{}}}}")
+    assert "ImageFolder needs root" in typed("preview", "c.yaml").err
+
+
 def test_what_is_absent_may_be_said_to_be(tmp_path: Path) -> None:
     tree(tmp_path, {"a": 4, "b": 4})
     assert len(opened(name="imagefolder", root=str(tmp_path), val_fraction=0.5, skip_list=None).train) == 4

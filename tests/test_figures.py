@@ -44,6 +44,15 @@ def test_a_png_of_readable_size_is_written(tmp_path):
     assert (width, height) == (1350, 675)
 
 
+def test_what_a_link_leads_to_is_not_written_over(tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "curve.png").symlink_to("victim")
+    save_curve(tmp_path / "curve.png", {"default": [0.1, 0.05]}, 1, title="t")
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert not (tmp_path / "curve.png").is_symlink()
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_pdf_is_written(tmp_path):
     save_curve(tmp_path / "curve.pdf", {"default": [0.1, 0.05]}, 1, title="t")
     assert (tmp_path / "curve.pdf").read_bytes().startswith(b"%PDF")

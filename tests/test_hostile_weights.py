@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
+from lrtrain.config.schema import Model
 from lrtrain.errors import CheckpointError
+from lrtrain.models.build import build_model
 from lrtrain.models.weights import load_weights_file
 from tests.conftest import Ended
 from tests.hostile import assert_clear
@@ -192,7 +194,19 @@ def test_prefixes_without_end_are_refused(tmp_path: Path) -> None:
         load_weights_file(tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("metadata", [{"input": "9" * 199}, {"input": "9" * 10_000}, {"mean": "1e999", "std": "1"}])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"input": "9" * 199},
+        {"input": "9" * 10_000},
+        {"mean": "1e999", "std": "1"},
+        {"mean": "abc", "std": "abc"},
+        {"mean": "", "std": ""},
+        {"mean": "1e7 1 1", "std": "1 1 1"},
+        {"mean": "0 0 0", "std": "1e-320 1 1"},
+        {"mean": "0 0 0"},
+    ],
+)
 def test_metadata_without_sense_is_refused(tmp_path: Path, metadata: dict[str, str]) -> None:
     from lrtrain.models.weights import normalisation_of
 
@@ -205,3 +219,16 @@ def test_weights_may_lie_behind_a_link(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(2)}, tmp_path / "blob")
     (tmp_path / "w.safetensors").symlink_to("blob")
     assert load_weights_file(tmp_path / "w.safetensors")[0].keys() == {"w"}
+
+
+@pytest.mark.parametrize(("channels", "named", "fits"), [(3, 2, False), (3, 3, True), (1, 3, True), (1, 2, False)])
+def test_a_normalisation_of_other_channels_is_refused(tmp_path: Path, channels: int, named: int, fits: bool) -> None:
+    numbers = " ".join(["0.5"] * named)
+    weights = build_model(Model(name="small_cnn"), 2, channels, 1, lambda *_: "here").module.state_dict()
+    save_file(weights, tmp_path / "w.safetensors", {"mean": numbers, "std": numbers})
+    model = Model(name="small_cnn", weights=str(tmp_path / "w.safetensors"))
+    if fits:
+        assert build_model(model, 2, channels, 1, lambda *_: "here").mean == (0.5,) * channels
+        return
+    with pytest.raises(CheckpointError, match=f"a mean and a std of {named} channels; the images have {channels}"):
+        build_model(model, 2, channels, 1, lambda *_: "here")

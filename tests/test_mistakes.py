@@ -158,6 +158,13 @@ CONFIGS: list[tuple[str, str, int, str, str]] = [
         "dataset.root",
     ),
     ("no val folder", "dataset: {name: imagefolder, root: photos}|mv val away", 2, "val_fraction", "dataset"),
+    (
+        "a schedule for an optimizer that does not look at the LR",
+        "optimizer: {name: Rprop, lr: 0.01}\nschedule: {name: CosineAnnealingLR}",
+        2,
+        "leave the schedule out",
+        "schedule",
+    ),
     ("cuda where there is none", "device: cuda:7", 2, "available: cpu", "device"),
     (
         "a group that matches nothing",

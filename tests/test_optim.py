@@ -267,7 +267,6 @@ def test_torch_groups_stand_in_order_with_their_own_arguments() -> None:
         ({"name": "Adagrad"}, True),
         ({"name": "SGD", "fused": False}, False),
         ({"name": "SGD", "foreach": True}, None),
-        ({"name": "SGD", "differentiable": True}, None),
         ({"name": "torch.optim:SGD"}, True),
         ({"name": "RMSprop"}, None),
     ],
@@ -306,12 +305,37 @@ def test_a_third_partys_optimizer_is_held_to_its_own_arguments(monkeypatch: pyte
         ({"name": "AdamW", "betas": [1.5, 0.9]}, "Invalid beta parameter", "optimizer"),
         ({"name": "AdamW", "betas": 0.9}, "AdamW cannot be built with lr=0.1, betas=0.9", "optimizer"),
         ({"name": "SGD", "momentun": 0.9}, "momentun", "optimizer"),
+        ({"momentum": 0.9, "dampening": "x"}, "SGD cannot make a step with lr=0.1, momentum=0.9", "optimizer"),
+        (
+            {"name": "RMSprop", "capturable": True},
+            "RMSprop cannot make a step with lr=0.1, capturable=True",
+            "optimizer",
+        ),
+        ({"name": "ASGD", "t0": "x"}, "ASGD cannot make a step", "optimizer"),
+        ({"name": "Adam", "differentiable": None}, "Adam cannot", "optimizer"),
+        ({"name": "torch.optim:LBFGS"}, "cannot make a step", "optimizer"),
     ],
 )
 def test_an_impossible_optimizer_is_refused(section: dict[str, Any], message: str, at: str) -> None:
     problem = error_of(net(), **section).problems[0]
     assert message in problem.what
     assert problem.where == at
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam"])
+def test_betas_may_be_whole_numbers(name: str) -> None:
+    assert optimizer_of(net(), name=name, betas=[0, 0.99]).param_groups[0]["betas"] == (0.0, 0.99)
+    groups = [{"params": "fc", "betas": [0, 0]}]
+    assert optimizer_of(net(), name=name, groups=groups).param_groups[0]["betas"] == (0.0, 0.0)
+
+
+def test_the_step_that_is_tried_draws_nothing_and_leaves_the_network_alone() -> None:
+    module = net()
+    before, state = [p.clone() for p in module.parameters()], torch.get_rng_state()
+    optimizer = optimizer_of(module, name="AdamW")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p, was) for p, was in zip(module.parameters(), before, strict=True))
+    assert not optimizer.state
 
 
 def test_momentum_is_the_first_beta_or_none() -> None:

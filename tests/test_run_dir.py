@@ -152,7 +152,27 @@ def test_a_run_from_elsewhere_downloads_nothing(tmp_path: Path, given: str) -> N
     ):
         assert "'download': False" in str(config.dataset.args)
         assert "'download': True" not in str(config.dataset.args)
-    assert "'download': True" in str(start_from_run(tmp_path, ["dataset.download=true"], trust=False).dataset.args)
+    for other in ("dataset.root=downloads", "batch_size=6 # download"):
+        assert "'download': True" not in str(start_from_run(tmp_path, [other], trust=False).dataset.args)
+    for asked in ("dataset.download=true", "dataset={name: CIFAR10, root: x, download: true}"):
+        assert "'download': True" in str(start_from_run(tmp_path, [asked], trust=False).dataset.args)
+    asked = "dataset.splits.train.download=true"
+    assert "'train': {'download': True" in str(start_from_run(tmp_path, [asked], trust=False).dataset.args)
+
+
+def test_a_lock_that_is_a_link_makes_a_folder_none_to_begin_in(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    check_free(tmp_path / "run", "")
+    (tmp_path / "run" / "checkpoints" / ".lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(RunDirError, match="is not empty"):
+        check_free(tmp_path / "run", "")
+
+
+def test_going_back_to_the_beginning_leaves_no_best(tmp_path: Path) -> None:
+    format.write(tmp_path, 0, {"model": {}}, {})
+    format.point(tmp_path, "best", format.write(tmp_path, 4, {"model": {}}, {}))
+    format.drop_after(tmp_path, 0, None)
+    assert not (tmp_path / "best.json").exists()
 
 
 def test_what_torchrun_starts_again_goes_on_with_its_own_run_alone(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ REFUSED = [
     ("{name: Normalize, mean: [a], std: [1]}", ("Normalize's mean", "['a']")),
     ("{name: Normalize, mean: [.inf], std: [1]}", ("mean must be a finite number",)),
     ("{name: Normalize, mean: [], std: [1]}", ("Normalize's mean",)),
+    ("{name: RandomRotation, degrees: 1.0e+308, expand: true}", ("RandomRotation's degrees", "at most 1e+06")),
     ("{name: RandomErasing, scale: [5, 1]}", ("RandomErasing's scale", "the lower first", "[5, 1]")),
     ("{name: RandomErasing, scale: [0.3, 0.02]}", ("RandomErasing's scale", "the lower first")),
     ("{name: RandomErasing, ratio: [3, 0.3]}", ("RandomErasing's ratio",)),
@@ -122,6 +123,8 @@ def test_a_turned_image_is_as_large_as_its_frame(typed: Typed, tmp_path: Path) -
     ended = typed("fit", "c.yaml", *data, "--set", turned % "[0, 90]")
     assert_clear(ended, 3, "RandomRotation would make 70,711 x 70,711 pixels")
     assert "would make" not in typed("fit", "c.yaml", *data, "--set", turned % "[0, 0]").err
+    ended = typed("fit", "c.yaml", *data, "--set", turned % "1.0e+6")  # at once, and not after all right angles
+    assert_clear(ended, 3, "RandomRotation would make 70,711 x 70,711 pixels")
 
 
 RANDOM = [

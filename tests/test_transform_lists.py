@@ -44,7 +44,7 @@ def test_a_compose_is_its_items() -> None:
     assert nested.resolved_transforms == made({"train": flat}).resolved_transforms
     assert torch.equal(first(nested), first(made({"train": flat})))
     with pytest.raises(ConfigError, match="train and val normalise differently"):
-        made({"train": [inner], "val": [FLOAT]})
+        made({"train": [inner], "val": [{**NORMALIZE, "std": [0.7]}]})
 
 
 @pytest.mark.filterwarnings("ignore:The transform `ToTensor")

@@ -311,12 +311,13 @@ def pointed(root: Path, name: str) -> Path | None:
     return root / target if isinstance(target, str) and _STEP.fullmatch(target) else None
 
 
-def drop_after(root: Path, step: int, best_step: int) -> None:
+def drop_after(root: Path, step: int, best_step: int | None) -> None:
     """Delete the checkpoints of steps after `step`, to which training has gone back; `best_step` is the best so far."""
-    best, dropped = root / f"step-{best_step:08d}", _steps(root, after=step)
+    dropped = _steps(root, after=step)
     if pointed(root, "best") in dropped:
         (root / "best.json").unlink()
-        if best.is_dir() and best not in dropped:
+        best = None if best_step is None else root / f"step-{best_step:08d}"
+        if best is not None and best.is_dir() and best not in dropped:
             point(root, "best", best)
     for path in dropped:
         _remove(path)

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from lrtrain.build import build
 from lrtrain.commands.start import Start
+from lrtrain.config.schedule_checks import is_deaf
 from lrtrain.config.schema import Optimizer
-from lrtrain.errors import EnvironmentFault
+from lrtrain.errors import ConfigError, EnvironmentFault
 from lrtrain.range_test.figure import draw_range_test, save_range_test
 from lrtrain.range_test.suggest import Suggestions, smooth, suggest
 from lrtrain.range_test.sweep import Sweep, sweep
@@ -38,6 +39,12 @@ def run(start: Start, lrs: NDArray[np.float64], mode: str, folder: Path, json: P
     """Run the test; write range-test.png and range-test.json into `folder`."""
     refuse_unwritable(json, "--json")
     config, steps = start.config, len(lrs)
+    if is_deaf(config.optimizer.name):
+        raise ConfigError(
+            f"{config.optimizer.name} reads its LR at the first step alone, so that a range test shows nothing",
+            config.where("optimizer", "name"),
+            "take another optimizer",
+        )
     job = build(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)

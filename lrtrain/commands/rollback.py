@@ -54,7 +54,8 @@ def roll_back(
     job.state.rollbacks = [*earlier, rollback]
     job = replace(job, plan=job.plan.lowered(rollback.to, ROLLBACK_FACTOR))
     if screen is not None and metrics is not None:
-        format.drop_after(run_dir.checkpoints, rollback.to, job.state.best.step)
+        best = job.state.best
+        format.drop_after(run_dir.checkpoints, rollback.to, None if best.value is None else best.step)
         metrics.cut(checkpoint.manifest["log_bytes"]["metrics.jsonl"])
         lrs = job.plan.lrs(min(rollback.to, job.plan.total_steps - 1), job.state.live)
         lr = {group.name: value for group, value in zip(job.plan.groups, lrs, strict=True)}

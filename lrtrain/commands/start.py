@@ -40,7 +40,7 @@ def start(config_path: Path | None, overrides: Sequence[str] | None, *, trust: b
     path = config_path or DEFAULT
     config = load(config_path, overrides or ())
     if is_run(path.parent):
-        config = _without_downloads(config, overrides or ())
+        config = _without_downloads(config)
         if not trust:
             own = f"name your own config in place of {path}, or if you know the code, say --trust"
             _refuse_foreign_code(config, own)
@@ -116,18 +116,23 @@ def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool) 
 
 
 def _of_a_run(run_dir: RunDir, overrides: Sequence[str]) -> RunConfig:
-    return _without_downloads(load(run_dir.config, overrides), overrides)
+    return _without_downloads(load(run_dir.config, overrides))
 
 
-def _without_downloads(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """What a run was to download it has, and a directory from elsewhere shall not have it put anywhere."""
-    if any("download" in text for text in overrides):
-        return config
-    left: dict[str, Any] = {"download": False} if "download" in config.dataset.args else {}
+def _without_downloads(config: RunConfig) -> RunConfig:
+    """What a run was to download it has, and a directory from elsewhere shall not have it put anywhere.
+
+    What `--set` asks for is no word of the directory's.
+    """
+
+    def asked(args: Mapping[str, Any], *loc: str) -> bool:
+        return "download" in args and not config.overridden("dataset", *loc, "download")
+
+    left: dict[str, Any] = {"download": False} if asked(config.dataset.args) else {}
     splits = config.dataset.args.get("splits")
     if isinstance(splits, Mapping):
         left["splits"] = {
-            split: {**own, "download": False} if isinstance(own, Mapping) and "download" in own else own
+            split: {**own, "download": False} if isinstance(own, Mapping) and asked(own, "splits", split) else own
             for split, own in splits.items()
         }
     return config.model_copy(update={"dataset": config.dataset.model_copy(update=left)}) if left else config

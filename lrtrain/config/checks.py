@@ -136,9 +136,21 @@ def _check_section(
     problems += [
         Problem(f"{name} needs {key}", document.where(*loc), such_as(key) or f"add {key}: ...; it has no default")
         for key in takes.required
-        if key not in data and key not in filled and not (kind == "optimizer" and key == "lr")
+        if key not in data
+        and key not in filled
+        and not (kind == "optimizer" and key == "lr")
+        and not (kind == "dataset" and _in_every_split(key, data))
     ]
     return problems
+
+
+def _in_every_split(key: str, data: dict[str, Any]) -> bool:
+    splits = data.get("splits")
+    return (
+        isinstance(splits, dict)
+        and bool(splits)
+        and all(isinstance(own, dict) and key in own for own in splits.values())
+    )
 
 
 def _unknown_argument(

@@ -142,6 +142,12 @@ def _override(document: Document, override: str) -> None:
     if not separator or not _KEYS.fullmatch(key.strip()):
         hint = "such as --set optimizer.lr=0.05 or --set schedule[0].gamma=0.5"
         raise ConfigError(f"{quoted(override)} is not KEY=VALUE", where, hint)
+    if yaml.UNWRITABLE.search(key):
+        raise ConfigError(f"the key of {quoted(override)} is no UTF-8 text", where, "`lrtrain schema` lists the keys")
+    if len(parts) > yaml.MAX_DEPTH:
+        raise ConfigError(
+            f"{quoted(override)} is nested more than {yaml.MAX_DEPTH} deep", where, "is it the right key?"
+        )
     try:
         value = yaml.parse(text, where).data if text.strip() else None
     except ConfigError as error:

@@ -160,7 +160,7 @@ class RunConfig(_Section):
     )
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?)$")
     deterministic: Literal["auto"] | bool = Field("auto", description="auto: always on CPU, on GPU when true")
     compile: bool = Field(False, description="torch.compile the model")
     cuda_graph: Literal["auto"] | bool = Field(
@@ -201,6 +201,10 @@ class RunConfig(_Section):
     def where(self, *loc: str | int) -> str:
         """`configs/a.yaml:14  schedule[1].T_max`, for an error about that value."""
         return self._document.where(*loc)
+
+    def overridden(self, *loc: str | int) -> bool:
+        """Whether a `--set` gave this value, or something that holds it."""
+        return self._document.overridden(*loc)
 
     def dump(self) -> dict[str, Any]:
         """The config as plain data that reads back as the same config."""

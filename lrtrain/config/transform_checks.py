@@ -12,6 +12,10 @@ from lrtrain.errors import Problem
 _Rule = tuple[Callable[[Any], bool], str]
 
 
+MEANS, STDS = (-1e6, 1e6), (1e-6, 1e6)
+"""What a normalisation may subtract and divide by."""
+
+
 def _is_number(value: Any, low: float, high: float, *, whole: bool = False) -> bool:
     return isinstance(value, int if whole else int | float) and not isinstance(value, bool) and low <= value <= high
 
@@ -48,10 +52,12 @@ _RULES: dict[tuple[str, str], _Rule] = {
     ("ElasticTransform", "sigma"): _each(0, 125, alone=True),
     ("GaussianBlur", "kernel_size"): _each(1, 1001, alone=True),
     ("Grayscale", "num_output_channels"): (lambda v: _is_number(v, 1, 3, whole=True) and v != 2, "1 or 3"),
-    ("Normalize", "mean"): _each(-1e6, 1e6, alone=False),
-    ("Normalize", "std"): _each(1e-6, 1e6, alone=False),
+    ("Normalize", "mean"): _each(*MEANS, alone=False),
+    ("Normalize", "std"): _each(*STDS, alone=False),
     ("RandAugment", "num_magnitude_bins"): _whole(1, 1000),
     ("RandAugment", "num_ops"): _whole(0, 100),
+    ("RandomAffine", "degrees"): _each(-1e6, 1e6, alone=True),
+    ("RandomRotation", "degrees"): _each(-1e6, 1e6, alone=True),
     ("RandomErasing", "ratio"): _rising(0.001, 1000),
     ("RandomErasing", "scale"): _rising(0, 1),
     ("RandomResizedCrop", "ratio"): _rising(0.001, 1000),

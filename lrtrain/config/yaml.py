@@ -42,6 +42,10 @@ class Document:
     lines: dict[Loc, int] = field(default_factory=dict)
     overrides: dict[Loc, str] = field(default_factory=dict)
 
+    def overridden(self, *loc: str | int) -> bool:
+        """Whether a `--set` put the value there, or something that holds it."""
+        return any(loc[:depth] in self.overrides for depth in range(1, len(loc) + 1))
+
     def where(self, *loc: str | int) -> str:
         """`configs/a.yaml:14  schedule[1].T_max`, or the `--set` that put the value there."""
         known: Loc = loc
@@ -165,7 +169,7 @@ def _value(node: yaml.Node, loc: Loc, document: Document, problems: list[Problem
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, loc, document, problems)
     assert isinstance(node, yaml.ScalarNode)
-    if bad := _UNWRITABLE.search(node.value):
+    if bad := UNWRITABLE.search(node.value):
         what = f"text cannot hold the character {bad[0]!a}; got {quoted(node.value)}"
         problems.append(Problem(what, document.where(*loc), "leave it out"))
     return scalar(node.value) if node.style is None else node.value
@@ -175,7 +179,7 @@ def _mapping(node: yaml.MappingNode, loc: Loc, document: Document, problems: lis
     data: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key, line = key_node.value, key_node.start_mark.line + 1
-        if not isinstance(key, str) or key_node.tag.endswith(":merge") or _UNWRITABLE.search(key):
+        if not isinstance(key, str) or key_node.tag.endswith(":merge") or UNWRITABLE.search(key):
             at = f"{document.name}:{line}  {dotted(loc)}".rstrip()
             problems.append(Problem(f"a key must be plain text; got {_shown(key_node)}", at, "write it as key: value"))
             continue
@@ -208,7 +212,7 @@ def _shown(node: yaml.Node) -> str:
     return quoted(node.value) if isinstance(node, yaml.ScalarNode) else "a mapping or list"
 
 
-_UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # no file name and no UTF-8 file can hold these
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # no file name and no UTF-8 file can hold these
 _BREAKS = re.compile("[\x85\u2028\u2029]")  # which YAML reads as a space, unless they are escaped
 PLAIN_TAGS = {
     f"tag:yaml.org,2002:{kind}"

@@ -137,24 +137,26 @@ def _written(items: tuple[Named, ...] | None) -> list[Entry] | None:
 
 
 def _ending(written: dict[str, list[Entry] | None]) -> list[Entry] | None:
-    """How a list that is written converts and normalises; the other list must do the same."""
+    """How a list that is written converts and normalises, where it does normalise; the other must do the same."""
     for entries in written.values():
         found = [entry for _, entry in completed(entries or (), lambda channels: (), 3) if is_ending(entry)]
-        if found:
+        if any(entry["name"] == "Normalize" for entry in found):
             return found
     return None
 
 
 def _refuse_two_normalisations(written: dict[str, list[Entry] | None], where: Where) -> None:
     found = {
-        name: [(entry.get("mean"), entry.get("std")) for entry in ending if entry["name"] == "Normalize"]
+        name: [
+            (entry.get("mean"), entry.get("std"))
+            for _, entry in completed(entries or (), lambda _: (), 3)
+            if entry["name"] == "Normalize"
+        ]
         for name, entries in written.items()
-        if entries is not None and (ending := [e for _, e in completed(entries, lambda _: (), 3) if is_ending(e)])
     }
-    if len(found) == 2 and found["train"] != found["val"]:
+    if all(found.values()) and found["train"] != found["val"]:
         words = {
-            name: " then ".join(f"mean {mean}, std {std}" for mean, std in values) or "no Normalize"
-            for name, values in found.items()
+            name: " then ".join(f"mean {mean}, std {std}" for mean, std in values) for name, values in found.items()
         }
         raise ConfigError(
             f"train and val normalise differently: {words['train']} against {words['val']}",

@@ -36,7 +36,8 @@ _STRIP = 1_000_000  # pixels that are converted at a time
 _MOST_READS, _MOST_SEGMENTS = 200_000, 1000
 # Each scan of a JPEG goes through all of its pixels: most have ten at most, and libjpeg's own fuzzing stops at 500.
 _SCAN, _MOST_SCANS = b"\xff\xda", 500
-_MOST_RUN_LENGTH = 10_000_000  # pixels of a run-length coded BMP, which Pillow decodes in Python: 3 s
+# By Pillow's name of a decoder that is written in Python: of how many numbers an image may consist, for 3 s at most.
+_SLOW = {"bmp_rle": (10_000_000, "run-length coded BMP"), "ppm_plain": (3_000_000, "PPM in plain text")}
 _DECODER = {"WEBP": 12, "JPEG2000": 16}  # bytes a pixel that the decoder keeps besides what Pillow does
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _PLACES = (273, 279, 324, 325)  # where a TIFF's strips or tiles are, and their bytes
@@ -59,8 +60,8 @@ def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
       - an image whose decoding would take more than `MAX_BYTES` is refused before memory is taken for it: at 8 bytes
         a pixel of colour that is 61 million pixels, fewer where the decoder keeps more (progressive JPEG 35, WebP 24,
         JPEG 2000 20), and 179 million, where Pillow ends, for 8-bit gray. One image can thus not end the process;
-      - nor may one take minutes: a JPEG of more than 500 scans is refused, and a run-length coded BMP of more than 10
-        million pixels.
+      - nor may one take minutes: a JPEG of more than 500 scans is refused, a run-length coded BMP of more than 10
+        million pixels, and a PPM in plain text of more than 3 million numbers.
 
     Args:
         path: the file.
@@ -132,11 +133,10 @@ class TooLarge(ValueError):
 
 
 def _refuse_large(image: Image.Image, channels: int) -> None:
-    pixels = image.width * image.height
-    if pixels > _MOST_RUN_LENGTH and any(tile[0] == "bmp_rle" for tile in image.tile):
-        raise TooLarge(
-            f"it is a run-length coded BMP of {pixels:,} pixels; at most {_MOST_RUN_LENGTH:,} of such are read"
-        )
+    numbers = image.width * image.height * len(image.getbands())
+    for most, kind in (_SLOW[tile[0]] for tile in getattr(image, "tile", ()) if tile[0] in _SLOW):
+        if numbers > most:
+            raise TooLarge(f"it is a {kind} of {numbers:,} numbers; at most {most:,} are read")
     own = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;") else 4
     progressive = 2 * len(image.getbands()) if image.info.get("progressive") else 0
     # Turning it makes a second image, and what a TIFF holds in one strip is there beside it.

@@ -164,7 +164,10 @@ def _shortest(side: float, longest: int | None, size: Size) -> Size:
 def _turned(degrees: Any, height: int, width: int) -> Size:
     """The frame around an image that is turned by the angle, of those from the first to the second, that needs most."""
     first, last = degrees
-    diagonals = [45 + 90 * k for k in range(math.ceil((first - 45) / 90), math.floor((last - 45) / 90) + 1)][:1]
-    angle = max((first, last, *diagonals), key=lambda angle: abs(math.sin(math.radians(2 * angle))))
+    diagonal = 45 + 90 * math.ceil((first - 45) / 90)
+    angle = max(
+        (first, last, *([diagonal] if diagonal <= last else [])),
+        key=lambda angle: abs(math.sin(math.radians(2 * angle))),
+    )
     sin, cos = abs(math.sin(math.radians(angle))), abs(math.cos(math.radians(angle)))
     return int(height * cos + width * sin), int(height * sin + width * cos)

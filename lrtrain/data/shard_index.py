@@ -33,6 +33,7 @@ _EXTENDING = (
     tarfile.SOLARIS_XHDTYPE,
 )
 _EXTENDING_BYTES = 2**20
+_MOST_GLOBAL = 100  # fields for all members that follow, which tarfile goes through for each; writers have one or two
 _META = re.compile(r"__[^/]*__($|/)")  # passed over, as by webdataset's tar_file_iterator
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 _AGAIN = "restore the file, or write the shard again"
@@ -236,6 +237,8 @@ class _Members:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else they fill the memory; webdataset does it too
                 self.latest = name = member.name
+                if len(tar.pax_headers) > _MOST_GLOBAL:
+                    raise _Wrong(f"{self.path} has {len(tar.pax_headers):,} fields for all of its members", _AGAIN)
                 if member.size < 0 or tar.offset <= behind:  # else the same member would come again without end
                     raise _Wrong(f"{self.path} is damaged at byte {member.offset:,}: a size below 0", _AGAIN)
                 if self._is_taken(member, base_plus_ext(name)[0]):

@@ -134,11 +134,11 @@ class Stages:
 
 
 def completed(entries: Sequence[Entry], ending: Callable[[int], Sequence[Entry]], channels: int) -> list[Located]:
-    """The list with conversion to float32 and normalisation: where they are written, else at the end.
+    """The list with conversion to float32 and normalisation: each where it is written, else at the end.
 
     Args:
         entries: names and arguments.
-        ending: conversion and normalisation for a number of channels, for a list that has neither.
+        ending: conversion and normalisation for a number of channels, for what the list lacks of them.
         channels: of the images the list starts from.
 
     Returns:
@@ -154,8 +154,9 @@ def completed(entries: Sequence[Entry], ending: Callable[[int], Sequence[Entry]]
             if name == "Normalize" and not any(is_ending(earlier) for _, earlier in found):
                 found.append((None, TO_FLOAT))
             found.append((i, dict(entry)))
-    if not any(is_ending(entry) for _, entry in found):
-        found += [(None, dict(entry)) for entry in ending(channels)]
+    written = {entry["name"] for _, entry in found}
+    if "Normalize" not in written:
+        found += [(None, dict(entry)) for entry in ending(channels) if entry["name"] not in written]
     return found
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from lrtrain import lookup
 from lrtrain.config import schema
-from lrtrain.errors import ConfigError, EnvironmentFault, LrtrainError, about, out_of_memory, quoted
+from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, LrtrainError, about, out_of_memory, quoted
 from lrtrain.models.stems import make_gray, small_stem
 from lrtrain.models.weights import load_into, load_weights_file, normalisation_of
 from lrtrain.random import key, torch_seeded
@@ -70,7 +70,7 @@ def build_model(
     with torch_seeded(key(seed, "init")):
         built = _source(model.name)(model, num_classes, in_channels, load, where)
     if load and model.weights is not None:
-        built = _load_file(model, built, num_classes, where)
+        built = _load_file(model, built, num_classes, in_channels, where)
     if load:
         with torch_seeded(key(seed, "head")):
             _reset_head(built)
@@ -303,12 +303,16 @@ def _timm_normalisation(module: nn.Module) -> dict[str, Any]:
     return {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"]), "input_size": cfg["input_size"][-1]}
 
 
-def _load_file(model: schema.Model, built: BuiltModel, num_classes: int, where: Where) -> BuiltModel:
+def _load_file(model: schema.Model, built: BuiltModel, num_classes: int, in_channels: int, where: Where) -> BuiltModel:
     source = str(model.weights)
     with about(where("model", "weights")):
         state, metadata = load_weights_file(source)
         loaded = load_into(built.module, state, num_classes, source)
         known = normalisation_of(metadata, source)
+        if len(known.get("mean", ())) not in (0, in_channels, 3 if in_channels == 1 else in_channels):
+            raise CheckpointError(
+                f"{source!r} names a mean and a std of {len(known['mean'])} channels; the images have {in_channels}"
+            )
     notes = _once(*built.notes, *loaded.notes)
     if "mean" not in known and _source(model.name) is not _other:
         published = (

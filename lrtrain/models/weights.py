@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import pickle
 import re
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lrtrain.config.transform_checks import MEANS, STDS
 from lrtrain.errors import CheckpointError, EnvironmentFault, quoted
 from lrtrain.foreign import opened
 from lrtrain.models.stems import first_convolution, without_colour
@@ -180,17 +180,16 @@ def normalisation_of(metadata: Mapping[str, str], source: str) -> dict[str, Any]
     for name in ("mean", "std"):
         if name in metadata:
             known[name] = tuple(float(n) for n in re.findall(number, metadata[name]))
-    if ("mean" in known) != ("std" in known) or len(known.get("mean", ())) != len(known.get("std", ())):
+    means, stds = known.get("mean", ()), known.get("std", ())
+    if len(means) != len(stds) or (known.keys() and not means):
         raise CheckpointError(
             f"{source!r} must name a mean and a std of as many channels, and says mean "
             f"{metadata.get('mean')!r} and std {metadata.get('std')!r}"
         )
-    if not all(0 < std < math.inf for std in known.get("std", ())) or not all(
-        map(math.isfinite, known.get("mean", ()))
-    ):
+    if not all(low <= n <= high for of, (low, high) in ((means, MEANS), (stds, STDS)) for n in of):
         raise CheckpointError(
-            f"{source!r} must name a std above 0 and finite numbers, and says mean {metadata['mean']!r} "
-            f"and std {metadata['std']!r}"
+            f"{source!r} must name a mean of {MEANS[0]:g} to {MEANS[1]:g} and a std of {STDS[0]:g} to {STDS[1]:g}, and "
+            f"says mean {metadata['mean']!r} and std {metadata['std']!r}"
         )
     if sizes := re.findall(r"\d+", metadata.get("input", "")):
         known["input_size"] = int(sizes[-1])

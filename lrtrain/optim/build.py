@@ -11,7 +11,7 @@ import torch
 from lrtrain import lookup
 from lrtrain.config import schema
 from lrtrain.errors import ConfigError, about, out_of_memory
-from lrtrain.optim.groups import ParamGroup, Where, plain
+from lrtrain.optim.groups import ParamGroup, Where, plain_args
 
 # Classes with a fused kernel, by device; torch's own default is a slower loop on the CPU.
 _FUSED: dict[str, tuple[type[torch.optim.Optimizer], ...]] = {
@@ -35,7 +35,7 @@ def build_optimizer(
     with about(where("optimizer", "name")):
         cls = lookup.find("optimizer", optimizer.name)
     _refuse_kernels_for_muon(cls, groups, where)
-    args = {name: plain(value) for name, value in optimizer.args.items()}
+    args = plain_args(optimizer.args)
     if scaled and args.get("fused"):
         what = "fused: true and precision fp16 do not go together: a skipped first step leaves uninitialised momentum"
         raise ConfigError(what, where("optimizer", "fused"), "leave fused out, or use bf16")
@@ -44,6 +44,7 @@ def build_optimizer(
     args = {"lr": optimizer.lr, **args}
     parameters = [{"params": list(group.parameters), "lr": group.lr, **group.options} for group in groups]
     built = _construct(cls, parameters, optimizer.name, args, where("optimizer"))
+    _try_step(cls, groups, args, device, optimizer.name, where("optimizer"))
     for group in groups:
         if group.options:
             _check_options(cls, built, group, optimizer.name, args, where("optimizer", "groups"))
@@ -73,7 +74,7 @@ def declared_momentum(optimizer: schema.Optimizer, where: Where) -> float | None
     known = lookup.arguments("optimizer", optimizer.name)
     assert known is not None
     declared = {name: ast.literal_eval(known.defaults[name] or "None") for name in _CYCLED if name in known.defaults}
-    given = {name: plain(value) for name, value in optimizer.args.items() if name in _CYCLED}
+    given = {name: value for name, value in plain_args(optimizer.args).items() if name in _CYCLED}
     try:
         return momentum_of(declared | given)
     except (TypeError, ValueError, LookupError) as error:
@@ -94,6 +95,27 @@ def _construct(
     if not isinstance(built, torch.optim.Optimizer):
         raise ConfigError(f"{name} must be a torch.optim.Optimizer, not {type(built).__name__}", at)
     return built
+
+
+def _try_step(
+    cls: Any, groups: Sequence[ParamGroup], args: dict[str, Any], device: torch.device, name: str, at: str
+) -> None:
+    """Make a step with stand-ins of two rows and columns: several arguments are looked at by the step alone."""
+    with torch.random.fork_rng([]):
+        stand_ins = [torch.nn.Parameter(torch.zeros(2, 2, device=device)) for _ in groups]
+        for parameter in stand_ins:
+            parameter.grad = torch.zeros_like(parameter)
+        parameters = [
+            {"params": [stand_in], "lr": group.lr, **group.options}
+            for stand_in, group in zip(stand_ins, groups, strict=True)
+        ]
+        try:
+            cls(parameters, **args).step()
+        except Exception as error:  # of a class that may be anybody's
+            if out_of_memory(error):
+                raise
+            given = ", ".join(f"{key}={value!r}" for key, value in args.items())
+            raise ConfigError(f"{name} cannot make a step with {given}: {error}", at) from error
 
 
 def _can_fuse(cls: Any, groups: Sequence[ParamGroup], device: torch.device) -> bool:

@@ -6,7 +6,7 @@ import difflib
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,8 +94,16 @@ def make_groups(module: nn.Module, optimizer: schema.Optimizer, where: Where) ->
 
 
 def plain(value: Any) -> Any:
-    """An argument as torch's optimizers take it: YAML's lists are tuples there."""
+    """A value as torch's optimizers take it: YAML's lists are tuples there."""
     return tuple(plain(item) for item in value) if isinstance(value, list) else value
+
+
+def plain_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as torch's optimizers take them; betas of 0 are no whole numbers there."""
+    values = {name: plain(value) for name, value in args.items()}
+    if isinstance(betas := values.get("betas"), tuple):
+        values["betas"] = tuple(float(beta) if isinstance(beta, int) else beta for beta in betas)
+    return values
 
 
 def _matching(pattern: str, parameters: dict[str, nn.Parameter], at: str) -> list[str]:
@@ -186,7 +194,7 @@ def _options(optimizer: str, group: schema.Group, i: int, where: Where) -> dict[
             guess = lookup.closest(name, [*possible, "name", "params", "lr", "lr_scale", "frozen_until"])
             hint = (f"did you mean {guess!r}? " if guess else "") + f"takes {', '.join(possible)}"
             raise ConfigError(f"{optimizer} has no argument {name!r}", at, hint)
-    return {name: plain(value) for name, value in group.args.items()}
+    return plain_args(group.args)
 
 
 def _refuse_same_names(groups: list[ParamGroup], where: Where) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +179,7 @@ def plain(text: str) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure, with its text kept as text in an SVG.
+    """Write a figure, with its text kept as text in an SVG; what a link of that name leads to stays as it is.
 
     Raises:
         EnvironmentFault: the file cannot be written.
@@ -187,7 +188,10 @@ def save(figure: Figure, path: Path) -> None:
 
     try:
         with mpl.rc_context({"svg.fonttype": "none"}), _letters_may_lack():
-            figure.savefig(path, dpi=150)
+            figure.savefig(drawn := BytesIO(), format=path.suffix[1:].lower(), dpi=150)
+        if path.is_symlink():
+            path.unlink()
+        path.write_bytes(drawn.getvalue())
     except OSError as error:
         why = error.strerror or str(error)
         hint = "name a file in a folder that exists and is writable"

@@ -153,7 +153,11 @@ def _is_empty(folder: Path) -> bool:
     """Whether a folder holds nothing, or what a run has left that could not even write its config."""
     return folder.is_dir() and all(
         path.name in (".config.yaml.tmp", _LAUNCH, f".{_LAUNCH}.tmp")
-        or (path.name == "checkpoints" and path.is_dir() and {inner.name for inner in path.iterdir()} <= {".lock"})
+        or (
+            path.name == "checkpoints"
+            and path.is_dir()
+            and all(inner.name == ".lock" and not inner.is_symlink() for inner in path.iterdir())
+        )
         for path in folder.iterdir()
     )
 

@@ -110,6 +110,12 @@ def test_links_in_a_shard_are_refused(tmp_path):
     assert f"{path}:9.png is a link" in text
 
 
+def test_a_shard_of_very_many_global_fields_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "t.tar", "w", pax_headers={f"k{i}": "v" for i in range(101)}) as tar:
+        tar.addfile(tarfile.TarInfo("0.cls"))
+    assert "has 101 fields for all of its members" in refused(DataError, train=str(tmp_path / "t.tar"))
+
+
 def test_a_class_of_val_that_train_lacks_is_refused(tmp_path):
     dataset = {"train": str(shard(tmp_path / "t.tar", samples("a", "b")))}
     dataset["val"] = str(shard(tmp_path / "v.tar", samples("a", "c")))
