@@ -165,6 +165,20 @@ CONFIGS: list[tuple[str, str, int, str, str]] = [
         "leave the schedule out",
         "schedule",
     ),
+    (
+        "an optimizer that maximises",
+        "optimizer: {name: SGD, lr: 0.1, maximize: true}",
+        2,
+        "the loss is minimised",
+        "optimizer.maximize",
+    ),
+    (
+        "a switch of the optimizer that is neither on nor off",
+        "optimizer: {name: Adam, lr: 0.1, differentiable: null}",
+        2,
+        "leave it out",
+        "optimizer.differentiable",
+    ),
     ("cuda where there is none", "device: cuda:7", 2, "available: cpu", "device"),
     (
         "a group that matches nothing",

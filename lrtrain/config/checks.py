@@ -124,7 +124,7 @@ def _check_section(
         problems += [
             Problem(f"{name}'s {key} cannot be used: {why}", document.where(*loc, key), "leave it out")
             for key, why in _REFUSED.items()
-            if data.get(key)
+            if data.get(key, False) is not False
         ]
     if not takes.open:
         problems += [

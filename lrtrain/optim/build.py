@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -102,15 +103,17 @@ def _try_step(
 ) -> None:
     """Make a step with stand-ins of two rows and columns: several arguments are looked at by the step alone."""
     with torch.random.fork_rng([]):
-        stand_ins = [torch.nn.Parameter(torch.zeros(2, 2, device=device)) for _ in groups]
-        for parameter in stand_ins:
+        weights = [torch.nn.Parameter(torch.zeros(2, 2, device=device)) for _ in groups]
+        for parameter in weights:
             parameter.grad = torch.zeros_like(parameter)
         parameters = [
-            {"params": [stand_in], "lr": group.lr, **group.options}
-            for stand_in, group in zip(stand_ins, groups, strict=True)
+            {"params": [parameter], "lr": group.lr, **group.options}
+            for parameter, group in zip(weights, groups, strict=True)
         ]
         try:
-            cls(parameters, **args).step()
+            stand_in = cls(parameters, **args)
+            with torch.no_grad():
+                inspect.unwrap(type(stand_in).step)(stand_in)  # without the hooks that count a training's steps
         except Exception as error:  # of a class that may be anybody's
             if out_of_memory(error):
                 raise
