@@ -29,7 +29,7 @@ def _passed(layer: nn.Conv2d, images: torch.Tensor, seed: int = 0) -> list[torch
     out = layer(images)
     torch.manual_seed(seed)
     out.backward(torch.randn(out.shape).bfloat16().to(out.dtype))
-    return [out, images.grad, *(parameter.grad for parameter in layer.parameters())]  # type: ignore[list-item]
+    return [out, images.grad, *(parameter.grad for parameter in layer.parameters())]
 
 
 @settings(deadline=None, max_examples=200)
@@ -51,7 +51,7 @@ def test_output_and_gradients_are_those_of_torchs_convolution(
     if last:
         images = images.contiguous(memory_format=torch.channels_last)
     if weight_last:
-        layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layer.to(memory_format=torch.channels_last)
     if any(side + 2 * pad < taps for side, taps, pad in zip(size, kernel, padding, strict=True)):
         return
     ours = _ours(layer)

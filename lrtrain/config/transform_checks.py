@@ -57,11 +57,11 @@ _RULES: dict[tuple[str, str], _Rule] = {
     ("RandAugment", "num_magnitude_bins"): _whole(1, 1000),
     ("RandAugment", "num_ops"): _whole(0, 100),
     ("RandomAffine", "degrees"): _each(-1e6, 1e6, alone=True),
-    ("RandomRotation", "degrees"): _each(-1e6, 1e6, alone=True),
     ("RandomErasing", "ratio"): _rising(0.001, 1000),
     ("RandomErasing", "scale"): _rising(0, 1),
     ("RandomResizedCrop", "ratio"): _rising(0.001, 1000),
     ("RandomResizedCrop", "scale"): _rising(0, 100),
+    ("RandomRotation", "degrees"): _each(-1e6, 1e6, alone=True),
     ("TrivialAugmentWide", "num_magnitude_bins"): _whole(1, 1000),
 }
 _EXAMPLES = {
