@@ -8,7 +8,8 @@ by one matrix product for each pixel of the output, which makes that step three 
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,54 +66,83 @@ def _outputs(size: int, kernel: int, stride: int, padding: int) -> int:
     return (size + 2 * padding - kernel) // stride + 1
 
 
-def _views(size: int, kernel: int, stride: int, padding: int) -> list[tuple[slice, slice]]:
-    """For each output along one side: which pixels it sees, and which taps see them."""
-    views = []
+class _Run(NamedTuple):
+    """Neighbouring outputs along one side that see the same pixels, each by taps of its own."""
+
+    outputs: slice
+    pixels: slice
+    taps: list[slice]
+
+
+def _runs(size: int, kernel: int, stride: int, padding: int) -> list[_Run]:
+    """The outputs along one side, in their order."""
+    runs: list[_Run] = []
     for place in range(_outputs(size, kernel, stride, padding)):
         first = place * stride - padding
         start = max(first, 0)
-        stop = max(min(first + kernel, size), start)
-        views.append((slice(start, stop), slice(start - first, stop - first)))
-    return views
+        pixels = slice(start, max(min(first + kernel, size), start))
+        taps = slice(start - first, pixels.stop - first)
+        if runs and runs[-1].pixels == pixels:
+            begun = runs.pop()
+            runs.append(_Run(slice(begun.outputs.start, place + 1), pixels, [*begun.taps, taps]))
+        else:
+            runs.append(_Run(slice(place, place + 1), pixels, [taps]))
+    return runs
 
 
 class _Product(torch.autograd.Function):
-    """`conv2d(input, weight)` for an input of (n, c, h, w) and a weight of (o, c, kh, kw), both of one dtype."""
+    """`conv2d(input, weight)` for an input of (n, c, h, w) and a weight of (o, c, kh, kw), both of one dtype.
+
+    Outputs that see the same pixels are one product: (n, pixels * c) by (pixels * c, outputs * o).
+    """
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
         images, kernels = input.permute(0, 2, 3, 1).contiguous(), weight.permute(0, 2, 3, 1)
-        down = _views(images.shape[1], kernels.shape[1], stride[0], padding[0])
-        across = _views(images.shape[2], kernels.shape[2], stride[1], padding[1])
-        if len(down) * len(across) > 1:  # taps are read several times, and a row of channels is quick to read
+        down, across = map(_runs, images.shape[1:3], kernels.shape[1:3], stride, padding)
+        height, width = down[-1].outputs.stop, across[-1].outputs.stop
+        if height * width > 1:  # taps are read several times, and a row of channels is quick to read
             kernels = kernels.contiguous()
-        output = images.new_empty(len(images), len(down), len(across), len(kernels))
-        for i, (rows, kernel_rows) in enumerate(down):
-            for j, (columns, kernel_columns) in enumerate(across):
-                seen, taps = images[:, rows, columns].flatten(1), kernels[:, kernel_rows, kernel_columns].flatten(1)
-                output[:, i, j] = seen @ taps.t()
-        ctx.save_for_backward(images, kernels)
-        ctx.down, ctx.across = down, across
+        output = images.new_empty(len(images), height, width, len(kernels))
+        factors = []
+        for rows, columns in product(down, across):
+            seen = images[:, rows.pixels, columns.pixels].flatten(1)
+            taps = torch.stack([kernels[:, i, j] for i, j in product(rows.taps, columns.taps)]).flatten(2).flatten(0, 1)
+            here = output[:, rows.outputs, columns.outputs]
+            here.copy_((seen @ taps.t()).view(here.shape))
+            factors += [seen, taps]
+        ctx.save_for_backward(weight, *factors)
+        ctx.down, ctx.across, ctx.shape = down, across, images.shape
         return output.permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        images, kernels = ctx.saved_tensors
-        of_output = grads[0].permute(0, 2, 3, 1).contiguous()
-        of_images = torch.zeros_like(images) if ctx.needs_input_grad[0] else None
-        of_kernels = torch.zeros_like(kernels) if ctx.needs_input_grad[1] else None
-        for i, (rows, kernel_rows) in enumerate(ctx.down):
-            for j, (columns, kernel_columns) in enumerate(ctx.across):
-                here = of_output[:, i, j]
-                seen, taps = images[:, rows, columns], kernels[:, kernel_rows, kernel_columns]
-                if of_images is not None:
-                    of_images[:, rows, columns].add_((here @ taps.flatten(1)).view(seen.shape))
-                if of_kernels is not None:
-                    of_kernels[:, kernel_rows, kernel_columns].add_((here.t() @ seen.flatten(1)).view(taps.shape))
+        weight, *factors = ctx.saved_tensors
+        of_output = grads[0].permute(0, 2, 3, 1)
+        of_images = weight.new_zeros(ctx.shape) if ctx.needs_input_grad[0] else None
+        of_kernels = _zeros_by_tap(weight, of_output) if ctx.needs_input_grad[1] else None
+        for rows, columns in product(ctx.down, ctx.across):
+            seen, taps, *factors = factors
+            here = of_output[:, rows.outputs, columns.outputs].flatten(1)
+            if of_images is not None:
+                there = of_images[:, rows.pixels, columns.pixels]
+                there.add_((here @ taps).view(there.shape))
+            if of_kernels is not None:
+                of_taps = (here.t() @ seen).unflatten(0, (-1, len(weight)))
+                for part, (i, j) in zip(of_taps, product(rows.taps, columns.taps), strict=True):
+                    those = of_kernels[:, i, j]
+                    those.add_(part.view(those.shape))
         return (
             None if of_images is None else of_images.permute(0, 3, 1, 2),
             None if of_kernels is None else of_kernels.permute(0, 3, 1, 2),
             None,
             None,
         )
+
+
+def _zeros_by_tap(weight: Tensor, of_output: Tensor) -> Tensor:
+    """(o, kh, kw, c): in the weight's own layout for a single output, else in this one, as several are added to it."""
+    if of_output.shape[1:3].numel() == 1:
+        return torch.zeros_like(weight).permute(0, 2, 3, 1)
+    return weight.new_zeros(weight.permute(0, 2, 3, 1).shape)
