@@ -1,16 +1,14 @@
-"""The command line. Nothing heavy is imported until a command runs; errors are printed here and nowhere else."""
+"""The command line. Nothing heavy is imported until a command runs."""
 
 from __future__ import annotations
 
 import atexit
-import errno
-import functools
 import gc
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -19,16 +17,8 @@ from typing import Annotated, Any, ParamSpec
 import typer
 
 from lrtrain import __version__
-from lrtrain.errors import (
-    ConfigError,
-    DistributedError,
-    LrtrainError,
-    Problem,
-    listed,
-    out_of_memory,
-    printable,
-    quoted,
-)
+from lrtrain.ending import complain, ending, tell
+from lrtrain.errors import ConfigError, DistributedError, Problem
 from lrtrain.world import from_environment
 
 app = typer.Typer(
@@ -106,99 +96,9 @@ def command(name: str) -> Callable[[Callable[P, int | None]], Callable[P, None]]
     """Register a command whose errors end as a message and an exit code."""
 
     def register(function: Callable[P, int | None]) -> Callable[P, None]:
-        @functools.wraps(function)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-            code = 1
-            try:
-                code = function(*args, **kwargs) or 0
-            except LrtrainError as error:
-                if kwargs.get("debug"):
-                    raise
-                code = error.exit_code
-                _report(error.problems, code)
-            except KeyboardInterrupt:
-                complain("interrupted")
-                code = 130
-            except BrokenPipeError:
-                sys.stderr.close()
-                code = 0
-            except Exception as error:
-                if kwargs.get("debug"):
-                    raise
-                fault = _fault_of_the_machine(error)
-                typed = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
-                code = 2 if typed else 5 if fault else 1
-                _report([fault or _crash(error)], code)
-            raise SystemExit(code)
-
-        return app.command(name)(guarded)
+        return app.command(name)(ending(function))
 
     return register
-
-
-def tell(text: str) -> None:
-    """Print to stdout, whatever has become of it."""
-    try:
-        print(printable(text), flush=True)  # noqa: T201
-    except (OSError, ValueError):
-        return
-
-
-def complain(text: str) -> None:
-    """Print to stderr, whatever has become of it."""
-    try:
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
-    except (OSError, ValueError):
-        return
-
-
-def _report(problems: Sequence[Problem], code: int) -> None:
-    """Print what ends this process, where it is not another process's to say."""
-    with suppress(DistributedError):
-        world = from_environment()
-        if world.size > 1:
-            from lrtrain.engine.heartbeat import pass_on
-
-            if pass_on(problems, code, world):
-                return
-    complain(listed(problems))
-
-
-# What the system says of a file's name, place or owner, or of a disk; any other OSError is a bug.
-_FILE_FAULTS = {
-    getattr(errno, name)
-    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EIO", "EMFILE", "ENFILE", "ENAMETOOLONG", "ELOOP")
-}
-
-
-def _fault_of_the_machine(error: Exception) -> Problem | None:
-    """What lrtrain cannot help: memory, files, a data worker that died, what torch.compile needs."""
-    what = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if out_of_memory(error):
-        hint = "lower batch_size, use accumulate, set cache: off, or take a smaller model"
-        return Problem(f"out of memory: {what}"[:400], hint=hint)
-    if isinstance(error, OSError) and error.errno in _FILE_FAULTS:
-        place = None if error.filename is None else quoted(error.filename)
-        return Problem(f"{error.strerror}"[:400], place, "check its name, and that you may use it")
-    if "DataLoader" in what:
-        from lrtrain.data.loader import worker_fault
-
-        return worker_fault(error)
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        hint = "on the CPU it needs a C++ compiler such as g++; or leave `compile: true` out"
-        return Problem(f"torch.compile failed: {what}"[:400], "compile", hint)
-    return None
-
-
-def _crash(error: Exception) -> Problem:
-    import tempfile
-    import traceback
-
-    with tempfile.NamedTemporaryFile("w", prefix="lrtrain-crash-", suffix=".txt", delete=False) as file:
-        file.write(f"lrtrain {__version__}, python {sys.version}\n{sys.argv}\n\n")
-        traceback.print_exception(error, file=file)
-    what = f"this is a bug in lrtrain: {type(error).__name__}: {error}"
-    return Problem(what[:600], hint=f"the traceback is in {file.name}; please report it")
 
 
 def _version(value: bool) -> None:
