@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 from lrtrain.errors import DistributedError
 
@@ -19,7 +20,7 @@ class World:
     restarts: int = 0
     """How often torchrun has started the processes again."""
     launch: str = ""
-    """Which torchrun: the same after a restart, another one the next time."""
+    """Which torchrun, on this machine: the same after a restart, another one the next time."""
 
     @property
     def leads(self) -> bool:
@@ -44,11 +45,8 @@ def from_environment() -> World:
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # RANK alone is set by other launchers too
         return ALONE
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
-    run_id = os.environ["TORCHELASTIC_RUN_ID"]
-    # Without --rdzv-id or --standalone every launch is called none; then the launcher is known by its process.
-    launch = f"{socket.gethostname()}-{os.getppid()}" if run_id in ("", "none") else run_id
     rank, size, local_rank, restarts = (_number(name) for name in names)
-    world = World(rank, size, local_rank, restarts, launch)
+    world = World(rank, size, local_rank, restarts, _launch())
     if not world.local_rank <= world.rank < world.size:
         raise DistributedError(
             f"of WORLD_SIZE={world.size} processes, this one has RANK={world.rank} and LOCAL_RANK={world.local_rank}: "
@@ -56,6 +54,14 @@ def from_environment() -> World:
             hint="torchrun sets all three; leave them to it",
         )
     return world
+
+
+def _launch() -> str:
+    # Launches may share a --rdzv-id. Each torchrun makes a folder of a new name for what its processes say, and in it
+    # attempt_0/RANK/error.json; without that it is known by its process.
+    names = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parts[-4:]
+    named = len(names) == 4 and names[1].startswith("attempt_")
+    return f"{socket.gethostname()} {names[0] if named else os.getppid()}"
 
 
 def _number(name: str) -> int:

@@ -232,7 +232,7 @@ def test_processes_started_again_go_on_by_their_own_config(typed: Typed, elsewhe
     (elsewhere / "config.yaml").write_text(own)
     (elsewhere / "checkpoints" / "last.json").write_text("{}")
     again = World(0, 2, 0, restarts=1, launch="x")
-    mark_begun(RunDir(elsewhere), World(0, 2, 0, launch="x"))
+    mark_begun(RunDir(elsewhere), World(0, 2, 0, launch="x"), ["w", "x"])
     for config in (None, tmp_path / "lrtrain.yaml"):
         started, resumed = start_fit(config, None, elsewhere, resume=False, world=again)
         assert resumed is not None

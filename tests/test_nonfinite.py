@@ -16,6 +16,7 @@ from lrtrain.checkpoint import format
 from lrtrain.engine.events import Event, SaveDue, Stepped
 from lrtrain.engine.finite import Gate, NotFinite, culprit
 from lrtrain.engine.train import optimizer_step, train
+from tests.forked import environment, run
 from tests.schedules import plan_of
 from tests.test_engine import job, weights
 from tests.test_fit import assert_same_bits, fit, kill_when, rows, tensors
@@ -164,6 +165,34 @@ def test_a_run_killed_after_going_back_resumes_to_the_same_bytes(rolled_back: Pa
     assert ended.returncode == 0, ended.stderr
     assert_same_bits(rolled_back / "whole", rolled_back / "killed")
     assert (rolled_back / "whole" / "curve.csv").read_bytes() == (rolled_back / "killed" / "curve.csv").read_bytes()
+
+
+def test_a_run_that_is_asked_to_save_at_every_step_goes_back_to_where_one_left_alone_does(rolled_back: Path) -> None:
+    (rolled_back / "c.yaml").write_text(FRAGILE)
+    ended = run(["fit", "c.yaml", "--out", "asked"], rolled_back, environment(TEST_SIGNAL="SIGUSR2@"))
+    assert ended.returncode == 0, ended.stderr
+    assert_same_bits(rolled_back / "whole", rolled_back / "asked")
+    names = [sorted(path.name for path in (rolled_back / out / "checkpoints").iterdir()) for out in ("whole", "asked")]
+    assert names[0] == names[1]
+
+
+def test_a_run_that_is_stopped_goes_back_to_where_one_left_alone_does(rolled_back: Path) -> None:
+    first = next(row for row in rows(rolled_back / "whole") if row["event"] == "rollback")
+    (rolled_back / "c.yaml").write_text(FRAGILE)
+    signal = environment(TEST_SIGNAL=f"SIGTERM@{first['failed'] - 1}")
+    stopped = run(["fit", "c.yaml", "--out", "stopped"], rolled_back, signal)
+    assert stopped.returncode == 143, stopped.stderr
+    assert first["step"] < first["failed"] - 1 < first["step"] + 6  # between two checkpoints that are planned
+    ended = fit(rolled_back, FRAGILE, "--resume", "--out", "stopped")
+    assert ended.returncode == 0, ended.stderr
+    assert_same_bits(rolled_back / "whole", rolled_back / "stopped")
+
+
+def test_where_training_goes_back_to_is_not_changed_on_the_way(rolled_back: Path) -> None:
+    for key in ("checkpoint.every=2step", "checkpoint.keep=1"):
+        ended = fit(rolled_back, FRAGILE, "--resume", "--out", "whole", "--set", key)
+        assert ended.returncode == 2, ended.stderr
+        assert key.partition("=")[0] in ended.stderr
 
 
 @pytest.mark.parametrize("forged", [[], [{"failed": 9, "to": 6, "factor": 0.5}]])

@@ -185,24 +185,28 @@ def test_what_torchrun_starts_again_goes_on_with_its_own_run_alone(tmp_path: Pat
     def resumed() -> RunDir | None:
         return start_fit(tmp_path / "c.yaml", None, run.path, resume=False, world=again)[1]
 
-    mark_begun(run, begun)
+    mark_begun(run, begun, [begun.launch])
     assert resumed() is None  # it was killed before it wrote its config, and begins
     run.config.write_text(config)
     assert resumed() == run
     for other in (World(0, 2, 0, 0, "y"), again):  # another torchrun's, and what this start has just begun itself
-        mark_begun(run, other)
+        mark_begun(run, other, [other.launch])
         with pytest.raises(RunDirError, match="is not empty"):
             resumed()
 
 
-@pytest.mark.parametrize("run_id", ["none", ""])
-def test_launches_that_torchrun_gives_no_name_are_told_apart(monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
+def test_launches_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RESTART_COUNT": "0"}
-    for name, value in {**numbers, "TORCHELASTIC_RUN_ID": run_id}.items():
+    for name, value in {**numbers, "TORCHELASTIC_RUN_ID": "job7"}.items():
         monkeypatch.setenv(name, value)
-    assert from_environment().launch == f"{HERE}-{os.getppid()}"
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job7")
-    assert from_environment().launch == "job7"
+    for file, launch in {
+        "/tmp/torchelastic_a/job7_b/attempt_0/0/error.json": "job7_b",
+        "/tmp/torchelastic_a/job7_b/attempt_1/3/error.json": "job7_b",
+        "/tmp/torchelastic_c/job7_d/attempt_0/0/error.json": "job7_d",
+        "/elsewhere/error.json": str(os.getppid()),
+    }.items():
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", file)
+        assert from_environment().launch == f"{HERE} {launch}"
 
 
 def test_an_evaluation_is_looked_for_in_what_was_logged_before_the_checkpoint(tmp_path: Path) -> None:
@@ -320,6 +324,6 @@ def test_the_newest_run_of_a_config_is_not_that_of_another_whose_name_ends_in_a_
     (tmp_path / "runs" / "a-4").mkdir()  # killed before it wrote its config
     assert str(latest("a")) == "runs/a-4"
     began = World(0, 2, 0, 0, "job7")
-    mark_begun(RunDir(tmp_path / "runs" / "a"), began)
+    mark_begun(RunDir(tmp_path / "runs" / "a"), began, [began.launch])
     assert str(latest("a", World(0, 2, 0, 1, "job7"))) == "runs/a"
     assert latest("a", World(0, 2, 0, 1, "job8")) is None

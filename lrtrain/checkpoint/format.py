@@ -18,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,13 +222,19 @@ def point_nowhere(root: Path, name: str) -> None:
         (root / f"{name}.json").unlink(missing_ok=True)
 
 
-def prune(root: Path, keep: int) -> None:
+def prune(root: Path, keep: int, unplanned: Collection[Path] = ()) -> None:
     """Delete all but the newest `keep` checkpoints and those that last.json and best.json name.
 
     What cannot be deleted now is tried again the next time.
+
+    Args:
+        root: the run's `checkpoints` folder.
+        keep: how many.
+        unplanned: those that go in any case, and are not counted: what stays is what a run keeps that was left alone.
     """
     named = {pointed(root, name) for name in ("last", "best")}
-    for path in _steps(root)[:-keep]:
+    paths = _steps(root)
+    for path in [*[p for p in paths if p not in unplanned][:-keep], *[p for p in paths if p in unplanned]]:
         if path not in named:
             with suppress(OSError):
                 _remove(path)
@@ -367,6 +373,13 @@ def newest(root: Path, before: int | None = None, also: Also = lambda _: None) -
         what = f"every checkpoint is damaged: {words}"
         raise CheckpointError(what, str(root), "restore one from a copy, or start a new run without --resume")
     raise CheckpointError("there is no checkpoint to go on from", str(root), "leave out --resume to start a new run")
+
+
+def readable(root: Path) -> Iterator[Checkpoint]:
+    """Every checkpoint whose manifest can be read, oldest first."""
+    for path in _steps(root):
+        with suppress(CheckpointError):
+            yield open_checkpoint(path)
 
 
 def verify_all(root: Path, also: Also = lambda _: None) -> dict[str, tuple[int, str | None]]:

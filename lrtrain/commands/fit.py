@@ -15,12 +15,13 @@ from lrtrain.checkpoint import format
 from lrtrain.commands import resume
 from lrtrain.commands.kept import naming_kept, with_kept
 from lrtrain.commands.origin import facts
-from lrtrain.commands.rollback import roll_back
+from lrtrain.commands.rollback import is_planned, roll_back
 from lrtrain.commands.signals import EXIT_CODES, Requests
 from lrtrain.commands.start import Start, code_of
+from lrtrain.commands.together import refuse_other_config, refuse_other_start
 from lrtrain.config import yaml
 from lrtrain.data.loader import needing_workers
-from lrtrain.engine.distributed import joined, needing_peers, told_by_the_leader
+from lrtrain.engine.distributed import gathered, joined, needing_peers, told_by_the_leader
 from lrtrain.engine.events import Event, Finished, SaveDue, Stopped
 from lrtrain.engine.finite import NotFinite
 from lrtrain.engine.heartbeat import noting
@@ -69,6 +70,9 @@ def run(
     choose = partial(choose_device, config.device, config.where("device"), world)
     with ExitStack() as held:
         held.enter_context(joined(world, choose, lambda error: complain(str(error))))
+        resumed = _begun(resumed, world)
+        options = {"--resume": resumed is not None, "--extend": wishes.extend, "--allow-inexact": wishes.allow_inexact}
+        refuse_other_config(config, options, world)
         if resumed is not None and world.leads:
             held.enter_context(locked(resumed))
         screen = Screen() if world.leads else None
@@ -83,6 +87,7 @@ def run(
             resume.refuse_other_data(found, config)
             raise
         known = facts(job)
+        refuse_other_start(known, world)
         if resumed is not None:
             job = resume.continued(job, resumed, found, known, wishes, screen)
             if world.leads:
@@ -93,10 +98,11 @@ def run(
             if resume.is_complete(job):
                 return 0 if screen is None else _already_complete(job, resumed, screen)
         run_dir = resumed
+        launches = gathered(world.launch, world)
         if run_dir is None and screen is not None:
             refuse_small_disk(out, _checkpoint_bytes(job))
             run_dir = create(out, start.name)
-            mark_begun(run_dir, world)
+            mark_begun(run_dir, world, launches)
             held.enter_context(locked(run_dir))
         run_dir = RunDir(Path(told_by_the_leader(str(run_dir), world)))
         if screen is None:
@@ -108,6 +114,14 @@ def run(
         log_bytes = 0 if found is None else found.manifest["log_bytes"]["metrics.jsonl"]
         drawn = wishes.extend is not None
         return follow(job, run_dir, screen, requests, {**known, "exact": job.exact}, log_bytes, drawn=drawn)
+
+
+def _begun(resumed: RunDir | None, world: World) -> RunDir | None:
+    """The run to go on with: after a restart, the leading process says whether its torchrun began it."""
+    if not world.restarts:
+        return resumed
+    name = told_by_the_leader("" if resumed is None else str(resumed), world)
+    return RunDir(Path(name)) if name else None
 
 
 def _already_complete(job: Job, run_dir: RunDir, screen: Screen) -> int:
@@ -180,7 +194,9 @@ def follow(
     show_plan(job, screen, run_dir, drawn=drawn)
     state, config = job.state, job.config
     metrics = Metrics(run_dir.metrics, log_bytes)
-    checkpoints = Checkpoints(run_dir.checkpoints, state, config.checkpoint.keep, known, metrics.safe)
+    there = format.readable(run_dir.checkpoints)
+    unplanned = [checkpoint.path for checkpoint in there if not is_planned(checkpoint, job.recipe)]
+    checkpoints = Checkpoints(run_dir.checkpoints, state, config.checkpoint.keep, known, metrics.safe, unplanned)
     status = Status(run_dir, state, job.recipe.best)
     progress = Progress(screen, job.recipe.total_steps, job.plan.steps_per_epoch, state.step, len(job.groups) > 1)
     patience = Patience(config.checkpoint.disk_full_wait, partial(screen.print, style="yellow"), requests)

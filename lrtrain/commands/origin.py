@@ -11,18 +11,13 @@ import torchvision
 
 import lrtrain
 from lrtrain.build import Job
+from lrtrain.config.schema import RunConfig
 from lrtrain.data.fingerprint import fingerprint
 
 # What may differ between a run and its continuation, because no result depends on it.
-FREE_TO_CHANGE = (
-    "workers",
-    "cache",
-    "log_every",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "checkpoint.disk_full_wait",
-    "dataset.download",
-)
+_FREE_TO_CHANGE = ("workers", "cache", "log_every", "checkpoint.disk_full_wait", "dataset.download")
+# Which checkpoints there are; with `rollback` that is where training goes back to.
+_CADENCE = ("checkpoint.every", "checkpoint.keep")
 # The keys of `facts`, without which nothing is resumed.
 FACTS = (
     "config",
@@ -36,6 +31,11 @@ FACTS = (
     "steps_per_epoch",
     "written_by",
 )
+
+
+def free_to_change(config: RunConfig) -> tuple[str, ...]:
+    """The keys that may differ between a run and its continuation."""
+    return _FREE_TO_CHANGE if config.on_nonfinite == "rollback" else (*_FREE_TO_CHANGE, *_CADENCE)
 
 
 def origin(job: Job) -> dict[str, Any]:
@@ -69,10 +69,21 @@ def facts(job: Job) -> dict[str, Any]:
 def _what_results_depend_on(job: Job) -> dict[str, Any]:
     """The config, without what may change, so that equal results have equal manifests."""
     config = job.config.dump()
-    for key in FREE_TO_CHANGE:
+    for key in free_to_change(job.config):
         *parents, last = key.split(".")
         section = config
         for parent in parents:
             section = section[parent]
         section.pop(last, None)
     return config
+
+
+def flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    """A config's values by their dotted keys."""
+    if isinstance(data, dict):
+        return {
+            key: value
+            for name, item in data.items()
+            for key, value in flat(item, f"{prefix}.{name}" if prefix else name).items()
+        }
+    return {prefix: data}

@@ -12,7 +12,7 @@ from lrtrain.build import Job
 from lrtrain.checkpoint import format
 from lrtrain.checkpoint.format import Checkpoint
 from lrtrain.checkpoint.manifest import COPY
-from lrtrain.commands.origin import FACTS, FREE_TO_CHANGE
+from lrtrain.commands.origin import FACTS, flat, free_to_change
 from lrtrain.config.load import load, resolve
 from lrtrain.config.schema import Extension, RunConfig
 from lrtrain.config.yaml import Document
@@ -106,11 +106,15 @@ def lengthened(config: RunConfig, run_dir: RunDir, found: Checkpoint | None, wis
     """The config with the run's length as its directory says, and longer where that is wished.
 
     Raises:
-        ConfigError: it would not be longer, or it would and no policy is given.
+        ConfigError: it would not be longer, or it would and no policy is given, or it has not begun.
     """
     began = load(run_dir.config)
     kept = {key: getattr(began, key) for key in _LENGTH}
     if found is None:
+        if wishes.extend is not None:
+            what = f"--extend {wishes.extend}: the run had not saved anything yet, so there is nothing to extend"
+            hint = f"lrtrain fit --resume --out {run_dir.typed}, and extend it once it has trained"
+            raise ConfigError(what, hint=hint)
         return config
     made = refuse_edits(found, began, run_dir)
     per_epoch, total = found.manifest["steps_per_epoch"], found.manifest["total_steps"]
@@ -190,13 +194,14 @@ def continued(
         CheckpointError: so does the machine, the dataset or the number of processes.
     """
     began = load(run_dir.config)
+    free = ", ".join(free_to_change(began))
     extended = job.config.extended if wishes.extend else began.extended
     _refuse_differences(
         began,
         job.config,
         _LENGTH if wishes.extend else (),
         "{key} was {old} when the run began and is {new} now",
-        f"a run is continued as it began (only {', '.join(FREE_TO_CHANGE)} and where its images lie may change): "
+        f"a run is continued as it began (only {free} and where its images lie may change): "
         f"lrtrain fit --resume --out {run_dir.typed}",
     )
     if found is None:
@@ -252,10 +257,10 @@ def _refuse_differences(before: RunConfig, now: RunConfig, free: Sequence[str], 
         what: the error, with places for `key`, `old` and `new`.
         hint: how to mend it.
     """
-    old, new = _flat(before.dump()), _flat(now.dump())
+    old, new = flat(before.dump()), flat(now.dump())
     # The images are held against those of then by their names and sizes, wherever they lie.
     moved = ("dataset.root",) if before.dataset.name in lookup.ours("dataset") else ()
-    free = (*FREE_TO_CHANGE, *free, *moved)
+    free = (*free_to_change(before), *free, *moved)
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in free]
     if changed:
         raise ConfigError(
@@ -266,16 +271,6 @@ def _refuse_differences(before: RunConfig, now: RunConfig, free: Sequence[str], 
             )
             for key in changed
         )
-
-
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(data, dict):
-        return {
-            key: value
-            for name, item in data.items()
-            for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()
-        }
-    return {prefix: data}
 
 
 def refuse_other_data(found: Checkpoint | None, config: RunConfig) -> None:

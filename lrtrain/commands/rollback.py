@@ -14,6 +14,7 @@ from lrtrain.checkpoint import format
 from lrtrain.checkpoint.manifest import MAX_ROLLBACKS
 from lrtrain.engine.finite import Gate, NotFinite
 from lrtrain.engine.state import ROLLBACK_FACTOR, Rollback, restore
+from lrtrain.engine.train import Recipe, due
 from lrtrain.errors import CheckpointError, EnvironmentFault, Problem
 from lrtrain.sinks.console import Screen, lr_words
 from lrtrain.sinks.jsonl import Metrics
@@ -42,11 +43,11 @@ def roll_back(
         NotFinite: the config says `stop`, or training went back too often already.
     """
     earlier = list(job.state.rollbacks)
-    newest, _ = format.newest(run_dir.checkpoints)
+    newest = _newest(run_dir, job.recipe)
     report = _write_report(job, run_dir, error) if screen is not None else ""
     if job.config.on_nonfinite == "stop" or len(earlier) >= MAX_ROLLBACKS:
         raise _final(error, newest.path.name, report, len(earlier)) from error
-    checkpoint = _target(run_dir, earlier, newest)
+    checkpoint = _target(run_dir, job.recipe, earlier, newest)
     job.state.optimizer.state.clear()  # what came after the checkpoint would pass for what it lacks
     restore(job.state, job.plan, checkpoint)
     job.state.gate = Gate(job.state.optimizer, job.device)
@@ -71,12 +72,30 @@ def roll_back(
     return job
 
 
-def _target(run_dir: RunDir, earlier: list[Rollback], newest: format.Checkpoint) -> format.Checkpoint:
+def _target(run_dir: RunDir, recipe: Recipe, earlier: list[Rollback], newest: format.Checkpoint) -> format.Checkpoint:
     """The newest checkpoint; where training went back to it and failed again, the one before if there is one."""
     if earlier and earlier[-1].to == newest.step:
         with suppress(CheckpointError):
-            return format.newest(run_dir.checkpoints, before=newest.step)[0]
+            return _newest(run_dir, recipe, before=newest.step)
     return newest
+
+
+def _newest(run_dir: RunDir, recipe: Recipe, before: int | None = None) -> format.Checkpoint:
+    """The newest that a run left alone would have too: where training goes back to is no matter of interruptions."""
+
+    def planned(checkpoint: format.Checkpoint) -> None:
+        if not is_planned(checkpoint, recipe):
+            raise CheckpointError("it was saved when the run was interrupted", str(checkpoint.path))
+
+    return format.newest(run_dir.checkpoints, before, also=planned)[0]
+
+
+def is_planned(checkpoint: format.Checkpoint, recipe: Recipe) -> bool:
+    """Whether a run that nobody interrupts saves here too: at its start, its end, when it is due, and the best."""
+    if checkpoint.step == 0 or due(checkpoint.step, recipe.checkpoint_every, recipe):
+        return True
+    best = checkpoint.manifest["best"]
+    return best["value"] is not None and best["step"] == checkpoint.step and not checkpoint.manifest["pending"]
 
 
 def _write_report(job: Job, run_dir: RunDir, error: NotFinite) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -140,6 +142,33 @@ def told_by_the_leader(text: str, world: World) -> str:
     said = [text]
     dist.broadcast_object_list(said, 0)
     return said[0]
+
+
+def gathered(text: str, world: World) -> list[str]:
+    """What every process says, by rank."""
+    if world.size == 1:
+        return [text]
+    said = [""] * world.size
+    dist.all_gather_object(said, text)
+    return said
+
+
+def other_than_the_leader(own: Mapping[str, Any], world: World) -> dict[str, tuple[Any, Any]]:
+    """What this process says otherwise than the leading one: by key, that one's and its own; None where it is absent.
+
+    Args:
+        own: plain data, as JSON can say it.
+        world: the processes; each must ask.
+    """
+    if world.size == 1:
+        return {}
+    leaders = json.loads(told_by_the_leader(json.dumps(own), world))
+    mine = json.loads(json.dumps(own))
+    keys = [*leaders, *(mine.keys() - leaders.keys())]
+    other = {key: (leaders.get(key), mine.get(key)) for key in keys if leaders.get(key) != mine.get(key)}
+    if not other:
+        dist.all_reduce(torch.zeros(1))  # none goes on before all have agreed
+    return other
 
 
 @torch.no_grad()

@@ -75,10 +75,17 @@ class EpochEnded:
 
 @dataclass(frozen=True, slots=True)
 class SaveDue:
-    """The state is consistent now and should be saved."""
+    """The state is consistent now and should be saved.
+
+    Attributes:
+        step: steps done.
+        best: the evaluation after it was the best so far.
+        planned: the config says so, and not a signal or a fault: an uninterrupted run saves here too.
+    """
 
     step: int
     best: bool
+    planned: bool = True
 
 
 @dataclass(frozen=True, slots=True)

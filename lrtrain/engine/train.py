@@ -146,7 +146,7 @@ def save_after_fault(state: TrainState, plan: Plan) -> Iterator[Event]:
     """
     if state.whole and state.step and state.world.size == 1:
         _refuse_unsound(state, plan)
-        yield SaveDue(state.step, best=False)
+        yield SaveDue(state.step, best=False, planned=False)
 
 
 def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> float | None:
@@ -316,10 +316,11 @@ def _evaluate_and_save(
         yield EpochEnded(state.step, state.step // plan.steps_per_epoch, lrs, state.losses.take("epoch"))
     ended = state.step == recipe.total_steps
     asked = stop() if not ended or state.pending else None
-    if asked or reason or improved or due(state.step, recipe.checkpoint_every, recipe):
+    planned = reason is not None or improved or due(state.step, recipe.checkpoint_every, recipe)
+    if asked or planned:
         _refuse_unsound(state, plan)
         state.losses.gather()
-        yield SaveDue(state.step, improved and evaluated)
+        yield SaveDue(state.step, improved and evaluated, planned)
     return reason if asked in (None, SAVE_ONLY) else asked
 
 

@@ -23,6 +23,9 @@ from lrtrain.models.stems import first_convolution, without_colour
 from lrtrain.tensor_header import read_header
 from lrtrain.torch_archive import refuse_other_archives
 
+# Of a state dict as torch trains and saves them. Others (float8, complex, uint32) torch itself hardly computes with.
+_KINDS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_COUNTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 MAX_NAME = 1_000
@@ -151,6 +154,10 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
         if len(name) > MAX_NAME:
             what = f"{str(file)!r}: a tensor's name has {len(name):,} characters; at most {MAX_NAME:,} are read"
             raise CheckpointError(what, hint="save module.state_dict() with its own names")
+        if tensor.dtype not in (*_KINDS, *_COUNTS):
+            what = f"{str(file)!r}: {quoted(name)} is of {tensor.dtype}, which is not read".replace("torch.", "")
+            kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _KINDS)
+            raise CheckpointError(what, hint=f"convert it to float32 (allowed: {kinds}, integers)")
         state[name] = tensor
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}

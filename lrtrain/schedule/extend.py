@@ -72,7 +72,7 @@ def _longer(
     if plan.live_from is not None:
         raise ConfigError("ReduceLROnPlateau can only be the last phase", where, "extend it with `hold`")
     again = tuple(replace(span, start=span.start + old, stop=span.stop + old) for span in after.phases)
-    curve = plan.curve + after.curve
+    curve = plan.curve + _in_columns(after.curve, plan.curve.columns)
     return replace(
         plan, curve=curve, total_steps=total, phases=(*plan.phases, *again), notes=(*plan.notes, *after.notes)
     )
@@ -105,6 +105,12 @@ def _held(plan: Plan, total: int) -> Plan:
 def _part(curve: Curve, start: int, stop: int) -> Curve:
     momentum = None if curve.momentum is None else curve.momentum[start:stop]
     return Curve(curve.lr[start:stop], curve.columns, momentum)
+
+
+def _in_columns(curve: Curve, columns: tuple[int, ...]) -> Curve:
+    """The same LRs in other columns: begun again nothing is frozen, and groups that only that told apart share one."""
+    own = [curve.columns[columns.index(column)] for column in range(max(columns) + 1)]
+    return Curve(curve.lr[:, own], columns, None if curve.momentum is None else curve.momentum[:, own])
 
 
 def _cut(phases: tuple[Span, ...], start: int, stop: int) -> tuple[Span, ...]:

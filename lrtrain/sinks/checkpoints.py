@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,20 @@ class Checkpoints:
         keep: newest checkpoints that stay, besides the best.
         facts: what the manifest says besides the state: classes, versions, threads.
         log: what the manifest says of metrics.jsonl at this moment.
+        unplanned: checkpoints that are there because the run was interrupted; the next one takes their place.
     """
 
     def __init__(
-        self, root: Path, state: TrainState, keep: int, facts: Mapping[str, Any], log: Callable[[], Mapping[str, Any]]
+        self,
+        root: Path,
+        state: TrainState,
+        keep: int,
+        facts: Mapping[str, Any],
+        log: Callable[[], Mapping[str, Any]],
+        unplanned: Iterable[Path] = (),
     ):
         self.root, self._state, self._keep = root, state, keep
+        self._unplanned = set(unplanned)
         self._facts, self._log = facts, log
         self.last: str | None = None
 
@@ -34,10 +42,11 @@ class Checkpoints:
             return
         parts, manifest = snapshot(self._state)
         path = format.write(self.root, event.step, parts, {**manifest, **self._log(), **self._facts})
+        (self._unplanned.discard if event.planned else self._unplanned.add)(path)
         format.point(self.root, "last", path)
         if event.best:
             format.point(self.root, "best", path)
-        format.prune(self.root, self._keep)
+        format.prune(self.root, self._keep, self._unplanned)
         self.last = path.name
 
 

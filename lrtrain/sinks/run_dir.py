@@ -11,6 +11,7 @@ import shlex
 import shutil
 import stat
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,20 +134,28 @@ def check_free(out: Path | None, resume_hint: str) -> None:
         raise RunDirError(f"{quoted(str(out))} {what}", hint=f"{resume_hint}, or name another folder with --out")
 
 
-def mark_begun(run: RunDir, world: World) -> None:
-    """Note which torchrun begins a run, so that the processes that it starts again go on with no other."""
+def mark_begun(run: RunDir, world: World, launches: Sequence[str]) -> None:
+    """Note which torchrun begins a run, so that the processes that it starts again go on with no other.
+
+    Args:
+        run: its directory.
+        world: the processes.
+        launches: of all of them, one for each machine: any may lead the next time.
+    """
     if world.launch:
-        write_atomically(run.path / _LAUNCH, json.dumps({"launch": world.launch, "restarts": world.restarts}) + "\n")
+        said = {"launch": sorted(set(launches)), "restarts": world.restarts}
+        write_atomically(run.path / _LAUNCH, json.dumps(said) + "\n")
 
 
 def was_begun(run: RunDir, world: World) -> bool:
     """Whether an earlier start by the same torchrun began a run, far enough to go on with it."""
     try:
-        said = json_object(read_bytes(run.path / _LAUNCH, 10_000))
+        said = json_object(read_bytes(run.path / _LAUNCH, 1_000_000))
     except (OSError, ValueError):
         return False
-    before = said.get("restarts")
-    return said.get("launch") == world.launch and isinstance(before, int) and before < world.restarts
+    before, launches = said.get("restarts"), said.get("launch")
+    known = isinstance(launches, list) and world.launch in launches
+    return known and isinstance(before, int) and before < world.restarts
 
 
 def _is_empty(folder: Path) -> bool:

@@ -1,0 +1,73 @@
+"""Whether all processes of a run were given the same; the gradients of others would be averaged in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lrtrain.commands.origin import flat
+from lrtrain.config.schema import RunConfig
+from lrtrain.engine.distributed import other_than_the_leader
+from lrtrain.errors import ConfigError, DataError, DistributedError, Problem, printable, quoted
+from lrtrain.world import World
+
+# Each machine may have its images where it likes, and prepare them as it can.
+_OWN = ("workers", "cache", "dataset.root", "dataset.download")
+_MOST = 10
+
+
+def refuse_other_config(config: RunConfig, options: Mapping[str, Any], world: World) -> None:
+    """Refuse a config or a command line that is not the leading process's.
+
+    Args:
+        config: this process's.
+        options: of its command line, by name.
+        world: the processes; each must ask.
+
+    Raises:
+        ConfigError: it differs.
+    """
+    own = {key: value for key, value in flat(config.dump()).items() if key not in _OWN}
+    differ = other_than_the_leader({**options, **own}, world)
+    if differ:
+        raise ConfigError(
+            Problem(
+                f"{key} is {_shown(own)} in process {world.rank}, and {_shown(leaders)} in process 0",
+                None if key in options else config.where(*key.split(".")),
+                "give every process the same: copy the config to every machine, and type the same command",
+            )
+            for key, (leaders, own) in list(differ.items())[:_MOST]
+        )
+
+
+def refuse_other_start(known: Mapping[str, Any], world: World) -> None:
+    """Refuse images or versions that are not the leading process's.
+
+    Args:
+        known: what a checkpoint would say of this process, `facts`.
+        world: the processes; each must ask.
+
+    Raises:
+        DataError: its images differ.
+        DistributedError: its versions do.
+    """
+    parts = {f"{split}/{name}": part for split, classes in known["dataset"].items() for name, part in classes.items()}
+    data = {"its classes": known["classes"], **parts}
+    versions = {key: known["origin"][key] for key in ("torch", "torchvision", "pillow")}
+    differ = other_than_the_leader({**data, **versions}, world)
+    if images := [key for key in differ if key not in versions]:
+        shown = ", ".join(map(printable, images[:_MOST])) + " ..." * (len(images) > _MOST)
+        raise DataError(
+            f"the dataset of process {world.rank} is not that of process 0; they differ in {shown}",
+            hint="every machine needs the same images, under the same names: copy the dataset once more",
+        )
+    if differ:
+        kinds = (f"{key} {own} and not {leaders}" for key, (leaders, own) in differ.items())
+        raise DistributedError(
+            f"process {world.rank} has other versions than process 0: {', '.join(kinds)}",
+            hint="install the same versions on every machine",
+        )
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is None else quoted(str(value))

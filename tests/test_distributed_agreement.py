@@ -1,0 +1,82 @@
+"""Processes that were given different configs, commands or images: the gradients of one must not train another."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests import forked
+from tests.conftest import Ended
+from tests.hostile import assert_clear
+from tests.test_distributed import environment
+from tests.test_distributed_faults import free_port
+
+CONFIG = """
+steps: 4
+batch_size: 8
+model: small_cnn
+dataset: {name: imagefolder, root: images, val_fraction: 0.25}
+optimizer: {name: SGD, lr: 0.1, momentum: 0.9}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """c.yaml and its images."""
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    for k, name in enumerate(("ants", "bees")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(16):
+            Image.new("RGB", (12, 12), (100 * k, 8 * i, 50)).save(tmp_path / "images" / name / f"{i}.png")
+    return tmp_path
+
+
+def pair(folder: Path, first: list[str], second: list[str]) -> list[Ended]:
+    """Processes 0 and 1 of one run, as two machines start them, each with what was typed there."""
+    place = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    place |= {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "0"}
+
+    def one(rank: int, arguments: list[str]) -> Ended:
+        given = {**environment(folder), **place, "RANK": str(rank)}
+        ended = forked.run(["fit", "c.yaml", *arguments], folder, given)
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(one, (0, 1), (first, second)))
+
+
+def refused(ended: list[Ended], code: int, *words: str) -> None:
+    """The second tells, each on its own machine, and the first says of what it ended; neither trains."""
+    first, second = ended
+    assert_clear(second, code, *words)
+    assert_clear(first, 8, f"process 1 of 2 ended with exit code {code}", *words[:1])
+
+
+def test_another_config_is_refused(folder: Path) -> None:
+    ended = pair(folder, ["--out", "run"], ["--out", "run", "--set", "optimizer.lr=0.001"])
+    refused(ended, 2, "optimizer.lr is '0.001' in process 1, and '0.1' in process 0", "give every process the same")
+    assert not (folder / "run").exists()
+
+
+def test_another_command_is_refused(folder: Path) -> None:
+    alone = forked.run(["fit", "c.yaml", "--out", "run"], folder, environment(folder))
+    assert alone.returncode == 0, alone.stderr
+    refused(pair(folder, ["--resume", "--out", "run"], ["--out", "run"]), 2, "--resume is 'False' in process 1")
+
+
+def test_other_images_are_refused(folder: Path) -> None:
+    shutil.copytree(folder / "images", folder / "theirs")
+    (folder / "theirs" / "bees" / "0.png").rename(folder / "theirs" / "bees" / "zero.png")
+    ended = pair(folder, ["--out", "run"], ["--out", "run", "--set", "dataset.root=theirs"])
+    refused(ended, 3, "the dataset of process 1 is not that of process 0", "/bees", "copy the dataset once more")
+    assert not (folder / "run").exists()
+
+
+def test_each_machine_has_its_images_where_it_likes(folder: Path) -> None:
+    shutil.copytree(folder / "images", folder / "theirs")
+    ended = pair(folder, ["--out", "run"], ["--out", "run", "--set", "dataset.root=theirs", "--set", "workers=1"])
+    assert [each.code for each in ended] == [0, 0], [each.err for each in ended]
