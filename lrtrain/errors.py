@@ -123,16 +123,17 @@ def _placed(problem: Problem, where: str, key: Callable[[Key], str] | None) -> P
     return replace(problem, where=problem.where or where)
 
 
-def what_to_do(error: OSError) -> str:
-    """The fix for a file that could not be written."""
-    return {
-        errno.ENOSPC: "make room, then `--resume`",
-        errno.EDQUOT: "make room, or have the quota raised, then `--resume`",
-        errno.EFBIG: "allow longer files (ulimit -f), then `--resume`",
-        errno.ENOENT: "the folder was moved or removed meanwhile: put it back, then `--resume`",
-        errno.EISDIR: "a folder has its name: move that away, then `--resume`",
-        errno.EROFS: "allow writing to the disk, or mount it again, then `--resume`",
-    }.get(error.errno or 0, "look after the disk and its permissions, then `--resume`")
+def what_to_do(error: OSError, then: str = "`--resume`") -> str:
+    """The fix for a file that could not be written, and what to do `then`."""
+    fix = {
+        errno.ENOSPC: "make room",
+        errno.EDQUOT: "make room, or have the quota raised",
+        errno.EFBIG: "allow longer files (ulimit -f)",
+        errno.ENOENT: "the folder was moved or removed meanwhile: put it back",
+        errno.EISDIR: "a folder has its name: move that away",
+        errno.EROFS: "allow writing to the disk, or mount it again",
+    }.get(error.errno or 0, "look after the disk and its permissions")
+    return f"{fix}, then {then}"
 
 
 def out_of_memory(error: BaseException) -> bool:

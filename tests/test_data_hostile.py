@@ -397,6 +397,7 @@ def test_what_is_skipped_is_not_held_out(folders):
         ("3.png", "did you mean 'train/a/3.png'?"),
         ("zzz", "| names are paths from the dataset's root, such as 'train/a/#1 x.png'"),
         ("train/b/0.png\ntrain/b/1.png\ntrain/b/2.png\ntrain/b/3.png", "class 'b' has no training images left: all 4"),
+        ("val/a/0.png\nval/a/1.png\nval/b/0.png\nval/b/1.png", "no image of split 'val' is left: all 4"),
     ],
 )
 def test_a_skip_list_that_is_wrong_is_refused(folders, text, words):
@@ -449,6 +450,18 @@ def test_rows_of_a_manifest_are_skipped_by_their_path(tmp_path):
     (tmp_path / "skip.txt").write_text("i/4.png\n")
     dataset = {"name": "csv", "manifest": str(tmp_path / "list.csv"), "skip_list": str(tmp_path / "skip.txt")}
     assert opened(**dataset, val_fraction=0.5).counts()["train"] == {"0": 1, "1": 1}
+
+
+def test_rows_are_in_the_same_order_however_their_paths_are_written(tmp_path):
+    tree(tmp_path, {"i": 6})
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"i/{i}.png,{i % 2}\n" for i in range(6)))
+    absolute = (f"{tmp_path}/" * (i > 3) + f"i/{i}.png,{i % 2}\n" for i in range(6))
+    (tmp_path / "other.csv").write_text("path,label\n" + "".join(absolute))
+    one, other = (
+        opened(name="csv", manifest=str(tmp_path / name), val_fraction=0.5) for name in ("list.csv", "other.csv")
+    )
+    assert fingerprint(one) == fingerprint(other)
+    assert [one.train.path(i) for i in range(2)] == [other.train.path(i) for i in range(2)]
 
 
 def test_digits_have_no_skip_list():

@@ -63,7 +63,7 @@ class Net(nn.Module):
                 pathlib.Path("fault").touch()
                 exec(os.environ.get("FAULT", ""), globals())
             time.sleep(0.02)
-        return self.head(images)
+        return self.head(images * globals().get("SCALE", 1))
 
 def net(num_classes, in_channels):
     if os.environ.get("FAULT_RANK") == "1" == os.environ["RANK"] and "build" in os.environ:
@@ -196,6 +196,17 @@ def test_a_process_that_ends_ends_the_others(folder: Path, fault: str, words: st
     assert time.monotonic() - at < PROMISED_S
     run.assert_lost(words)
     assert "exitcode  : 8" in run.errors()
+
+
+def test_a_loss_that_is_not_finite_in_one_process_is_told_with_the_images_of_all(folder: Path) -> None:
+    run = Run(folder, "SCALE = float('nan')")
+    run.until_fault()
+    run.ended()
+    report = json.loads((folder / "run" / "nonfinite-00000007.json").read_text())
+    assert len(report["images"]) == 100
+    assert report["culprit"].startswith("the first layer whose output is not finite is")
+    assert "loss" in report
+    assert run.status()["exit_code"] == 6
 
 
 def test_a_process_that_is_killed_before_training_ends_the_others(folder: Path) -> None:

@@ -163,6 +163,14 @@ def test_a_run_stopped_early_is_not_extended(typed: Typed, tmp_path: Path) -> No
     assert_clear(typed(*extend), 2, "was stopped early, at step 4", "begin another run with more patience than 1")
 
 
+def test_a_run_that_has_saved_nothing_is_not_extended(typed: Typed, tmp_path: Path) -> None:
+    """As a kill right after its directory was made leaves it."""
+    (tmp_path / "none" / "checkpoints").mkdir(parents=True)
+    shutil.copy(tmp_path / "run" / "config.yaml", tmp_path / "none")
+    extend = ("fit", "c.yaml", "--resume", "--extend", "hold", "--set", "steps=6", "--out", "none")
+    assert_clear(typed(*extend), 2, "had not saved anything yet, so there is nothing to extend", "--resume --out none")
+
+
 def test_the_same_extension_again_goes_on_with_it(typed: Typed, tmp_path: Path) -> None:
     """As after an interruption, where the same command is what one types."""
     extend = ("fit", "c.yaml", "--resume", "--extend", "hold", "--set", "steps=6", "--out", "run")

@@ -232,3 +232,29 @@ def test_a_normalisation_of_other_channels_is_refused(tmp_path: Path, channels: 
         return
     with pytest.raises(CheckpointError, match=f"a mean and a std of {named} channels; the images have {channels}"):
         build_model(model, 2, channels, 1, lambda *_: "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        ("bn.running_var", torch.ones(2).to(torch.float8_e4m3fn), "'bn.running_var' is of float8_e4m3fn"),
+        ("bn.num_batches_tracked", torch.tensor(3, dtype=torch.uint32), "is of uint32, which is not read"),
+        ("bn.num_batches_tracked", torch.tensor(3j), "is of complex64"),
+        ("bn.num_batches_tracked", torch.tensor(1e30), "a count of batches that is none"),
+        ("bn.num_batches_tracked", torch.tensor(2**63 - 1), "a count of batches that is none"),
+        ("bn.num_batches_tracked", torch.tensor(2.7), "a count of batches that is none"),
+        ("bn.num_batches_tracked", torch.tensor(-1), "a count of batches below 0"),
+    ],
+)
+def test_numbers_that_no_checkpoint_could_keep_are_refused(
+    tmp_path: Path, name: str, tensor: torch.Tensor, words: str
+) -> None:
+    save_file({name: tensor}, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        load_weights_file(tmp_path / "w.safetensors")
+    assert_clear(Ended(4, "", str(caught.value)), 4, words)
+
+
+def test_a_count_may_have_become_a_float_on_its_way(tmp_path: Path) -> None:
+    save_file({"bn.num_batches_tracked": torch.tensor(3.0)}, tmp_path / "w.safetensors")
+    assert load_weights_file(tmp_path / "w.safetensors")[0]["bn.num_batches_tracked"] == 3

@@ -102,7 +102,7 @@ def test_a_file_that_is_damaged_missing_or_holds_more_than_tensors_is_refused(tm
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_values_that_are_not_finite_are_refused_with_their_tensor(
     value: float, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -229,3 +229,26 @@ def test_published_weights_load_into_timms_network() -> None:
     assert model.notes == ("head classifier: 1000 -> 2 classes, new",)
     assert model.head == ("classifier.weight", "classifier.bias")
     assert (model.mean, model.std, model.input_size) == ((0.498,) * 3, (0.502,) * 3, 224)
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv2", "bn2"])
+def test_a_layer_in_the_middle_with_as_many_outputs_as_classes_is_no_head(layer: str) -> None:
+    module = small_cnn(8, 1, 8)  # the first two convolutions have 8 outputs
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    size = {"conv1": 8, "conv2": 16, "bn2": 16}[layer]
+    module = small_cnn(size, 1, 8)
+    state |= {k: v for k, v in module.state_dict().items() if k.startswith("fc.")}
+    state |= {name: tensor[:3] for name, tensor in state.items() if name.startswith(layer) and tensor.dim()}
+    if layer == "conv2":  # it might be one; but its tensors are of several sizes
+        module.conv2.bias = nn.Parameter(torch.zeros(size))
+        state["conv2.bias"] = torch.zeros(5)
+    with pytest.raises(CheckpointError, match=rf"shapes differ: {layer}\."):
+        load_into(module, state, size, "a file")
+
+
+def test_colours_are_summed_in_float32() -> None:
+    module = small_cnn(7, 1, 4)
+    state = {name: tensor.half() for name, tensor in small_cnn(7, 3, 4).state_dict().items()}
+    state["conv1.weight"] = torch.full_like(state["conv1.weight"], 3e4)
+    load_into(module, state, 7, "a file")
+    assert torch.equal(module.conv1.weight, torch.full_like(module.conv1.weight, 9e4))

@@ -13,10 +13,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from lrtrain.checkpoint import format
+from lrtrain.config.schema import Extension
 from lrtrain.errors import EnvironmentFault
 from lrtrain.schedule.extend import extended
 from lrtrain.sinks.jsonl import append
@@ -121,7 +124,6 @@ def test_a_longer_run_without_a_policy_is_refused_with_all_three(done: Path) -> 
 
 
 def test_a_plateau_goes_on_only_with_hold() -> None:
-    from lrtrain.config.schema import Extension
     from lrtrain.errors import ConfigError
     from tests.schedules import config_of
 
@@ -140,6 +142,20 @@ def test_a_plateau_goes_on_only_with_hold() -> None:
         else:
             with pytest.raises(ConfigError, match="ReduceLROnPlateau"):
                 extended(config, planned)  # type: ignore[arg-type]
+
+
+def test_groups_that_only_frozen_until_tells_apart_begin_again_together() -> None:
+    from tests.schedules import config_of
+
+    def planned(changed: Any, frozen: bool) -> Any:
+        return plan_of(schedule, lrs=(0.1, 0.1, 0.2), frozen_steps=(50,) * frozen, length=f"steps: {changed.steps}")
+
+    schedule = "{name: CosineAnnealingLR}"
+    config = config_of(schedule).model_copy(update={"extended": (Extension(policy="restart", at=500, steps=800),)})
+    found, again = extended(config, planned), planned(config_of(schedule, length="steps: 300"), False)
+    for g in range(3):
+        assert np.array_equal(found.curve.of_group(g)[500:], again.curve.of_group(g))
+        assert np.array_equal(found.curve.of_group(g)[:500], planned(config_of(schedule), True).curve.of_group(g))
 
 
 def test_a_second_process_in_the_same_directory_is_refused_and_a_kill_frees_it(done: Path) -> None:

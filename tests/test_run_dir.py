@@ -25,8 +25,9 @@ from lrtrain.sinks.console import Screen
 from lrtrain.sinks.jsonl import Metrics, rows
 from lrtrain.sinks.lock import locked
 from lrtrain.sinks.patience import Patience
-from lrtrain.sinks.run_dir import ORIGIN, RunDir, check_free, latest, mark_begun, write_atomically
+from lrtrain.sinks.run_dir import ORIGIN, RunDir, check_free, latest, mark_begun
 from lrtrain.world import World, from_environment
+from lrtrain.writing import write_atomically
 from tests.test_engine import job
 
 # The command leaves it to the end of its process to close files.

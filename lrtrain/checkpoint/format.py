@@ -204,7 +204,8 @@ def point(root: Path, name: str, checkpoint: Path) -> None:
         temporary.rename(root / f"{name}.json")
         _sync(root)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise EnvironmentFault(
             f"{name}.json could not be written: {error.strerror}",
             str(root / f"{name}.json"),

@@ -22,7 +22,8 @@ from lrtrain.data.survey import KINDS, Finding, Survey, survey
 from lrtrain.errors import ConfigError, LrtrainError, Problem, printable
 from lrtrain.models.build import build_model
 from lrtrain.sinks.console import Screen, counted
-from lrtrain.sinks.run_dir import refuse_unwritable, write_atomically
+from lrtrain.sinks.run_dir import refuse_unwritable
+from lrtrain.writing import write_atomically
 
 FOLDER_WORKERS = 2
 EXAMPLES = 5  # images of each kind that are named
@@ -67,7 +68,7 @@ def run(target: RunConfig | Path, json: Path | None, skip_list: Path | None, *, 
     if skip_list is not None:
         _write_skip_list(checked, skip_list, screen)
     if json is not None:
-        write_atomically(json, json_module.dumps(_plain(checked, code), indent=1) + "\n")
+        write_atomically(json, json_module.dumps(_plain(checked, code), indent=1) + "\n", then="try again")
         screen.print(f"wrote {json}")
     screen.print()
     screen.print(_verdict(checked, strict, code), "bold red" if code else "bold green")
@@ -222,7 +223,7 @@ def _write_skip_list(checked: Checked, path: Path, screen: Screen) -> None:
     if not unreadable:
         screen.print(f"no image that cannot be read: {path} is not written")
         return
-    write_atomically(path, written(unreadable))
+    write_atomically(path, written(unreadable), then="try again")
     count = counted(len(unreadable), "image")
     screen.print(f"wrote {path}, {count}: review it, then leave them out with `dataset.skip_list: {path}`")
 

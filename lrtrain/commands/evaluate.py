@@ -24,7 +24,8 @@ from lrtrain.engine.events import Metrics
 from lrtrain.engine.state import load_module
 from lrtrain.errors import CheckpointError, DataError, printable
 from lrtrain.sinks.console import Screen
-from lrtrain.sinks.run_dir import RunDir, refuse_unwritable, write_atomically
+from lrtrain.sinks.run_dir import RunDir, refuse_unwritable
+from lrtrain.writing import write_atomically
 
 MOST_CLASSES = 50
 _TRIES = 5  # to load from a run that trains meanwhile
@@ -70,6 +71,7 @@ def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None
                 allow_nan=False,
             )
             + "\n",
+            then="try again",
         )
         screen.print(f"\nwrote {json}")
 

@@ -36,9 +36,10 @@ from lrtrain.sinks.jsonl import Metrics, Timing
 from lrtrain.sinks.lock import locked
 from lrtrain.sinks.patience import Patience
 from lrtrain.sinks.plan_view import show_plan
-from lrtrain.sinks.run_dir import ORIGIN, RunDir, begun_with, create, mark_begun, refuse_small_disk, write_atomically
+from lrtrain.sinks.run_dir import ORIGIN, RunDir, begun_with, create, mark_begun, refuse_small_disk
 from lrtrain.sinks.status import Status
 from lrtrain.world import ALONE, World
+from lrtrain.writing import write_atomically
 
 CURVE_ROWS = 10_000
 

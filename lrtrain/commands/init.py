@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from lrtrain.errors import ConfigError, EnvironmentFault
+from lrtrain.errors import ConfigError, EnvironmentFault, what_to_do
+from lrtrain.writing import replacing
 
 
 def run(path: Path, *, example: bool) -> None:
@@ -13,14 +14,13 @@ def run(path: Path, *, example: bool) -> None:
     if not example:
         raise ConfigError("`lrtrain init` needs to know what to write", hint="lrtrain init --example")
     text = (resources.files("lrtrain") / "config" / "example.yaml").read_text(encoding="utf-8")
+    if path.exists() or path.is_symlink():
+        raise ConfigError(f"{str(path)!r} is there already", hint="name another file: lrtrain init --example FILE")
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise ConfigError(
-            f"{str(path)!r} is there already", hint="name another file: lrtrain init --example FILE"
-        ) from None
+        with replacing(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        raise EnvironmentFault(f"cannot write {str(path)!r}: {error.strerror}") from error
+        what = f"cannot write {str(path)!r}: {error.strerror}"
+        raise EnvironmentFault(what, hint=what_to_do(error, "try again, or name another file")) from error
     name = "" if path.name == "lrtrain.yaml" and path.parent == Path() else f" {path}"
     print(f"wrote {path}\nnext: lrtrain preview{name}\n      lrtrain fit{name}")  # noqa: T201

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from lrtrain.schedule.figure import check_suffix, save_curve
 from lrtrain.schedule.plan import GroupLR, Plan, make_plan
 from lrtrain.sinks.console import Screen, number
 from lrtrain.sinks.plan_view import curve_series, monitor, show_curve
+from lrtrain.writing import replacing
 
 MOST_ROWS = 20
 
@@ -43,7 +45,7 @@ def run(config: RunConfig, csv: Path | None, plot: Path | None, at: Sequence[str
         screen.print("\nimages and weights were not looked at: `lrtrain check` does that")
     if csv is not None:
         try:
-            with csv.open("w", encoding="utf-8", newline="") as file:
+            with replacing(csv) as whole, TextIOWrapper(whole, encoding="utf-8", newline="") as file:
                 write_csv(plan, file)
         except OSError as error:
             hint = "name a file in a folder that is there, with --csv"

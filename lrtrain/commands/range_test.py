@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json as json_module
 import math
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ from lrtrain.range_test.figure import draw_range_test, save_range_test
 from lrtrain.range_test.suggest import Suggestions, smooth, suggest
 from lrtrain.range_test.sweep import Sweep, sweep
 from lrtrain.sinks.console import Screen, number
-from lrtrain.sinks.run_dir import refuse_unwritable, write_atomically
+from lrtrain.sinks.run_dir import refuse_unwritable
+from lrtrain.writing import write_atomically
 
 # fastai's default. Where the curve gives no confident answer, none is chosen.
 CHOSEN = "valley"
@@ -45,11 +48,13 @@ def run(start: Start, lrs: NDArray[np.float64], mode: str, folder: Path, json: P
             config.where("optimizer", "name"),
             "take another optimizer",
         )
-    job = build(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(f"cannot make the folder: {error.strerror}", str(folder)) from error
+    for name in ("range-test.json", "range-test.png"):
+        refuse_unwritable(folder / name, "--out")
+    job = build(config)
     with tqdm(total=steps, desc="range test", unit="step", leave=False, disable=None, dynamic_ncols=True) as bar:
         result = sweep(job, lrs, lambda step: bar.update())
     job.batches.close()
@@ -62,9 +67,9 @@ def run(start: Start, lrs: NDArray[np.float64], mode: str, folder: Path, json: P
     screen.print()
     screen.print(_table(suggestions))
     _tell(screen, result, suggestions, start)
-    write_atomically(folder / "range-test.json", _json(result, smoothed.tolist(), suggestions, mode))
+    write_atomically(folder / "range-test.json", _json(result, smoothed.tolist(), suggestions, mode), then="try again")
     if json is not None:
-        write_atomically(json, _json(result, smoothed.tolist(), suggestions, mode))
+        write_atomically(json, _json(result, smoothed.tolist(), suggestions, mode), then="try again")
     save_range_test(
         folder / "range-test.png",
         result.lrs,
@@ -91,13 +96,19 @@ def _tell(screen: Screen, result: Sweep, suggestions: Suggestions, start: Start)
     if optimizer.groups or optimizer.layer_decay is not None:
         screen.print("the LR above is `optimizer.lr`; every group was swept with it, in the config's ratio")
     chosen = getattr(suggestions, CHOSEN)
-    command = f"lrtrain fit{f' {start.path}' if start.path else ''} "
+    command = shlex.join(["lrtrain", "fit", *([str(start.path)] if start.path else []), *_kept(start.overrides)]) + " "
     if suggestions.caution:
         screen.print(f"caution: {suggestions.caution}", "yellow")
         screen.print("next: no LR stands out; look at the plot, then", "bold")
         screen.print(f"      {command}{_setting(optimizer, None)}", "bold", whole=True)
     elif chosen is not None:
         screen.print(f"next: {command}{_setting(optimizer, float(f'{chosen:.2g}'))}", "bold", whole=True)
+
+
+def _kept(overrides: Sequence[str]) -> list[str]:
+    """The overrides of the test but for LRs, which it has found."""
+    kept = [text for text in overrides if not re.match(r"optimizer\.(groups\.\d+\.)?lr=", text)]
+    return [word for text in kept for word in ("--set", text)]
 
 
 def _setting(optimizer: Optimizer, lr: float | None) -> str:

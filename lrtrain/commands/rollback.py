@@ -18,7 +18,8 @@ from lrtrain.engine.train import Recipe, due
 from lrtrain.errors import CheckpointError, EnvironmentFault, Problem
 from lrtrain.sinks.console import Screen, lr_words
 from lrtrain.sinks.jsonl import Metrics
-from lrtrain.sinks.run_dir import RunDir, write_atomically
+from lrtrain.sinks.run_dir import RunDir
+from lrtrain.writing import write_atomically
 
 
 def roll_back(

@@ -23,12 +23,13 @@ from lrtrain.world import ALONE, World
 
 @dataclass(frozen=True)
 class Start:
-    """A checked config: `label` is what it is called, `name` what its files are called after."""
+    """A checked config: `label` is what it is called, `name` what its files are called after; and its `--set`s."""
 
     config: RunConfig
     label: str
     name: str
     path: Path | None
+    overrides: tuple[str, ...] = ()
 
 
 def start(config_path: Path | None, overrides: Sequence[str] | None, *, trust: bool = False) -> Start:
@@ -44,7 +45,7 @@ def start(config_path: Path | None, overrides: Sequence[str] | None, *, trust: b
         if not trust:
             own = f"name your own config in place of {path}, or if you know the code, say --trust"
             _refuse_foreign_code(config, own)
-    return Start(config, str(path), path.stem, config_path)
+    return Start(config, str(path), path.stem, config_path, tuple(overrides or ()))
 
 
 def start_fit(

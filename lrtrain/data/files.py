@@ -36,6 +36,11 @@ class Measured(Split, Protocol):
         ...
 
 
+def relative(root: Path, name: str) -> str:
+    """A file's path from `root`; absolute where it lies elsewhere."""
+    return name.removeprefix(os.path.join(os.path.abspath(root), "")) if os.path.isabs(name) else name
+
+
 @dataclass(frozen=True, eq=False)
 class FileSplit:
     """Image files below `root`, read by the rule of `decode`; `names` are their paths from there, or absolute."""
@@ -58,8 +63,7 @@ class FileSplit:
 
     def name(self, i: int) -> str:
         """The path from `root`; absolute where the file lies elsewhere."""
-        name = self.names[i]
-        return name.removeprefix(os.path.join(os.path.abspath(self.root), "")) if os.path.isabs(name) else name
+        return relative(self.root, self.names[i])
 
     def bytes_of(self, i: int) -> int:
         """The file's size.

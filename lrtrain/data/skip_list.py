@@ -88,7 +88,8 @@ def without(
     for (split, part), own in zip(splits.items(), np.split(skipped, firsts[1:-1]), strict=True):
         left = np.flatnonzero(~own)
         kept[split] = replace(part, names=[part.names[i] for i in left.tolist()], labels=part.labels[left])
-    problems += emptied(classes, splits["train"].labels, kept["train"].labels, file)
+    before, after = ({name: part.labels for name, part in of.items()} for of in (splits, kept))
+    problems += emptied(classes, before, after, file)
     return kept, left_out(skipped, file), problems
 
 
@@ -98,10 +99,24 @@ def left_out(skipped: NDArray[np.bool_], file: str) -> str:
     return f"left out: {count:,} {'image' if count == 1 else 'images'} named in {file}"
 
 
-def emptied(classes: Sequence[str], before: NDArray[np.int64], after: NDArray[np.int64], file: str) -> list[Problem]:
-    """A problem for each class that has no training images left."""
-    counts = (np.bincount(labels, minlength=len(classes)) for labels in (before, after))
-    return [
+def emptied(
+    classes: Sequence[str], before: Mapping[str, NDArray[np.int64]], after: Mapping[str, NDArray[np.int64]], file: str
+) -> list[Problem]:
+    """A problem for each class that has no training images left, and for each other split that has none at all.
+
+    Args:
+        classes: by number.
+        before: the labels of each split, "train" among them.
+        after: those of the images that are left.
+        file: the skip list.
+    """
+    problems = [
+        Problem(f"no image of split {split!r} is left: all {len(labels):,} are named in {file}", Key("skip_list"))
+        for split, labels in before.items()
+        if split != "train" and len(labels) and not len(after[split])
+    ]
+    counts = (np.bincount(labels["train"], minlength=len(classes)) for labels in (before, after))
+    return problems + [
         Problem(f"class {name!r} has no training images left: all {was:,} are named in {file}")
         for name, was, now in zip(classes, *counts, strict=True)
         if was and not now

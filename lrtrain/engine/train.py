@@ -6,6 +6,7 @@ land. Read `train` from top to bottom; everything it does at a step is decided b
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from torch import Tensor
 from lrtrain.config.schema import EarlyStop, monitor_mode
 from lrtrain.data.batches import Batch
 from lrtrain.engine import average
-from lrtrain.engine.distributed import agreed, share_buffers, summed, unsynchronised
+from lrtrain.engine.distributed import agreed, gathered, share_buffers, summed, unsynchronised
 from lrtrain.engine.evaluate import autocast, evaluate
 from lrtrain.engine.events import (
     EpochEnded,
@@ -264,7 +265,11 @@ def _trouble(state: TrainState, plan: Plan, recipe: Recipe, batch: Batch, loss: 
     _seed_model(key(recipe.seed, "model", state.step, 0), images.device)
     why = culprit(state.model, images, autocast(images.device, recipe.precision))
     lrs = _named_lrs(plan, state.step, state)
-    return Trouble(state.step + 1, lrs, loss, norms, why, tuple(batch.index.tolist()))
+    # Each process has seen its own images: one whose loss is not finite knows why.
+    seen = [json.loads(said) for said in gathered(json.dumps([loss, why, batch.index.tolist()]), state.world)]
+    loss = sum(part * len(index) for part, _, index in seen) / sum(len(index) for _, _, index in seen)
+    why = next((words for part, words, _ in seen if not math.isfinite(part)), seen[0][1])
+    return Trouble(state.step + 1, lrs, loss, norms, why, tuple(i for _, _, index in seen for i in index))
 
 
 def _refuse_unsound(state: TrainState, plan: Plan) -> None:
@@ -272,11 +277,13 @@ def _refuse_unsound(state: TrainState, plan: Plan) -> None:
     if state.gate.passed() is not None:
         _logged(state, plan)
     tensors = [(name, t) for name, t in state.model.state_dict().items() if t.is_floating_point()]
-    sound = summed(torch.stack(norms_of([t for _, t in tensors])).sum() * 0, state.world)
+    own = torch.stack(norms_of([t for _, t in tensors])).sum() * 0
+    sound = summed(own, state.world)
     if not math.isfinite(float(sound)):
         lrs = _named_lrs(plan, max(state.step - 1, 0), state)
         name = first_bad_tensor(tensors)
-        where = "they are another process's" if state.world.size > 1 else "their norm is out of float32's range"
+        elsewhere = math.isfinite(float(own))
+        where = "they are another process's" if elsewhere else "their norm is out of float32's range"
         trouble = Trouble(state.step, lrs, math.nan, {}, f"{name!r} is the first of them" if name else where, ())
         raise NotFinite(trouble, "weights are not finite after the update")
 

@@ -49,9 +49,9 @@ def without_colour(weight: Tensor) -> Tensor:
         weight: shape (out, 3, h, w).
 
     Returns:
-        The sum over the colours, shape (out, 1, h, w).
+        The sum over the colours, shape (out, 1, h, w), in float32 at least: three of fp16's numbers may be too large.
     """
-    return weight.sum(1, keepdim=True)
+    return weight.to(torch.promote_types(weight.dtype, torch.float32)).sum(1, keepdim=True)
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ _COUNTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 MAX_NAME = 1_000
+MOST_BATCHES = 10**15  # as of any count in a checkpoint
 NEVER_NEGATIVE = {"running_var": "variance", "num_batches_tracked": "count of batches"}  # of BatchNorm, by a name's end
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO)
 _DENSENET_2017 = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
@@ -92,6 +93,10 @@ def load_weights_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, st
                 f"{str(file)!r} holds values that are not finite, in {quoted(name)}",
                 hint="take a checkpoint from before that training diverged",
             )
+        if name.endswith("num_batches_tracked") and bool(((tensor > MOST_BATCHES) | (tensor != tensor.long())).any()):
+            what = f"{str(file)!r} holds a count of batches that is none, in {quoted(name)}"
+            hint = f"whole numbers up to {MOST_BATCHES:,} are read; take the file from where it was published"
+            raise CheckpointError(what, hint=hint)
         for end, what in NEVER_NEGATIVE.items():
             if name.endswith(end) and bool((tensor < 0).any()):
                 hint = "no training makes that: take the file from where it was published"
@@ -218,11 +223,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], num_classes: int, 
     given = {_DENSENET_2017.sub(r"\1\2", name): tensor for name, tensor in state.items()}
     given = {name: tensor for name, tensor in given.items() if name in own or not name.startswith(_AUXILIARY)}
     notes = _fit_colour(module, given)
-    head = {
-        name: given.pop(name)
-        for name, tensor in own.items()
-        if name in given and _other_classes(tensor, given[name], num_classes)
-    }
+    head = {name: given.pop(name) for name in _head(module, own, given, num_classes)}
     _refuse_mismatch(own, given, head, source)
     with torch.no_grad():
         for name, tensor in given.items():
@@ -243,6 +244,24 @@ def _fit_colour(module: nn.Module, given: dict[str, Tensor]) -> tuple[str, ...]:
         return ()
     given[name] = without_colour(given[name])
     return (f"first convolution {found[0]}: 3 -> 1 channels, weights summed",)
+
+
+def _head(module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor], num_classes: int) -> list[str]:
+    """The tensors of the layers that give a number to each class, where the file has another number of them."""
+    found = first_convolution(module)
+    layers: dict[str, list[str]] = {}
+    for name in own:
+        if name in given:
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
+    return [
+        name
+        for layer, names in layers.items()
+        if isinstance(module.get_submodule(layer), nn.Linear | nn.Conv2d)
+        and (found is None or layer != found[0])
+        and len({given[name].shape[:1] for name in names}) == 1
+        for name in names
+        if _other_classes(own[name], given[name], num_classes)
+    ]
 
 
 def _other_classes(own: Tensor, given: Tensor, num_classes: int) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrtrain.errors import ConfigError, EnvironmentFault, printable
+from lrtrain.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,9 +190,8 @@ def save(figure: Figure, path: Path) -> None:
     try:
         with mpl.rc_context({"svg.fonttype": "none"}), _letters_may_lack():
             figure.savefig(drawn := BytesIO(), format=path.suffix[1:].lower(), dpi=150)
-        if path.is_symlink():
-            path.unlink()
-        path.write_bytes(drawn.getvalue())
+        with replacing(path) as file:
+            file.write(drawn.getvalue())
     except OSError as error:
         why = error.strerror or str(error)
         hint = "name a file in a folder that exists and is writable"

@@ -12,14 +12,14 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, RunDirError, quoted, what_to_do
+from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, RunDirError, quoted
 from lrtrain.foreign import json_object, read_bytes
 from lrtrain.world import World
+from lrtrain.writing import write_atomically
 
 _LAUNCH = ".launch.json"
 
@@ -278,26 +278,3 @@ def refuse_unwritable(path: Path | None, option: str) -> None:
     except OSError as error:
         hint = f"name a file in a folder that is there, with {option}"
         raise EnvironmentFault(f"cannot write: {error.strerror}", str(path), hint) from error
-
-
-def _new(path: Path) -> TextIO:
-    """A file that was not there: not what a link of its name leads to, and no pipe."""
-    with suppress(FileExistsError):
-        return path.open("x", encoding="utf-8")
-    path.unlink()
-    return path.open("x", encoding="utf-8")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file in one step, whatever had its name meanwhile: what a link leads to stays as it is."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with _new(temporary) as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        what = f"{path.name} could not be written: {error.strerror}"
-        where = temporary if temporary.is_dir() else path
-        raise EnvironmentFault(what, str(where), what_to_do(error)) from error

@@ -9,7 +9,8 @@ from lrtrain.checkpoint.format import pointed
 from lrtrain.engine.events import Event, Finished, SaveDue, Stopped
 from lrtrain.engine.state import TrainState
 from lrtrain.sinks.lock import here
-from lrtrain.sinks.run_dir import RunDir, write_atomically
+from lrtrain.sinks.run_dir import RunDir
+from lrtrain.writing import write_atomically
 
 
 class Status:

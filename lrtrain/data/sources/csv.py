@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, TextIO
 import numpy as np
 
 from lrtrain.data.classes import MOST_CHARACTERS, twins
-from lrtrain.data.files import FileSplit, channels_for, checked_root, common_side
+from lrtrain.data.files import FileSplit, channels_for, checked_root, common_side, relative
 from lrtrain.data.skip_list import without
 from lrtrain.data.source import Source, absent_note, with_notes
 from lrtrain.data.stratify import arranged
@@ -70,9 +70,8 @@ def csv(
     classes, notes, wrong = _classes(file, parts)
     whole = {name: _split(folder, part, classes, channels) for name, part in parts.items() if part or name == "train"}
     splits, left_out, unknown = without(skip_list, whole, classes)
-    names = splits["train"].names
     words = {name: f"rows of split {name}" for name in parts}
-    source = arranged(classes, channels, splits, words, val_fraction, seed, lambda i: names[i])
+    source = arranged(classes, channels, splits, words, val_fraction, seed, splits["train"].name)
     side = partial(common_side, list(splits.values()))
     # What is wrong with rows may be all that is wrong with classes.
     problems = [*(problems or wrong), *unknown, *source.problems]
@@ -189,7 +188,7 @@ def _same_numbers(labels: set[str], file: Path) -> list[Problem]:
 
 def _split(folder: Path, rows: Sequence[_Row], classes: tuple[str, ...], channels: int) -> FileSplit:
     number = {c: i for i, c in enumerate(classes)}
-    ordered = sorted(rows, key=lambda row: row.path)
+    ordered = sorted(rows, key=lambda row: relative(folder, row.path))  # the same order, however a path is written
     return FileSplit(
         folder,
         [row.path for row in ordered],

@@ -104,7 +104,8 @@ def _without(
     ends = np.cumsum([len(split) for split in splits.values()])
     each = zip(splits.items(), np.split(skipped, ends[:-1]), strict=True)
     kept = {name: split.only(~own) for (name, split), own in each}
-    problems += emptied(classes, splits["train"].labels, kept["train"].labels, file)
+    before, after = ({name: part.labels for name, part in of.items()} for of in (splits, kept))
+    problems += emptied(classes, before, after, file)
     return kept, left_out(skipped, file), problems
 
 

@@ -1,0 +1,69 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from lrtrain.errors import EnvironmentFault, what_to_do
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when all is written, in one step; else what was there stays.
+
+    What a link of that name leads to stays as it is. A device or a pipe is written to.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    # /dev/stdout is a link to a file where the shell says `> FILE`.
+    of_the_system = path.absolute().parts[1:2] in (("dev",), ("proc",))
+    if of_the_system or (path.exists() and not path.is_file()):
+        with path.open("wb") as file:
+            yield file
+        return
+    temporary = _beside(path)
+    try:
+        with _new(temporary) as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, text: str, then: str = "`--resume`") -> None:
+    """Replace a small file in one step, whatever had its name meanwhile: what a link leads to stays as it is.
+
+    Args:
+        path: the file.
+        text: its content.
+        then: what to do once the fault is mended.
+
+    Raises:
+        EnvironmentFault: the file system refuses.
+    """
+    try:
+        with replacing(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        what = f"{path.name} could not be written: {error.strerror}"
+        where = temporary if (temporary := _beside(path)).is_dir() else path
+        raise EnvironmentFault(what, str(where), what_to_do(error, then)) from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name[:60]}.tmp")  # a name has at most 255 bytes
+
+
+def _new(path: Path) -> IO[bytes]:
+    """A file that was not there: not what a link of its name leads to, and no pipe."""
+    with suppress(FileExistsError):
+        return path.open("xb")
+    path.unlink()
+    return path.open("xb")

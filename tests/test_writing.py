@@ -1,0 +1,96 @@
+"""Files that people name are replaced once the new content is whole, or stay as they were."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from io import TextIOWrapper
+from pathlib import Path
+
+import pytest
+
+from lrtrain.errors import EnvironmentFault
+from lrtrain.writing import replacing, write_atomically
+from tests.hostile import Typed, assert_clear
+
+CONFIG = """
+steps: 4
+batch_size: 64
+model: {name: small_cnn, width: 4}
+dataset: digits
+optimizer: {name: SGD, lr: 0.01}
+"""
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Typed:
+    """Types commands in a folder with c.yaml."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    return Typed(monkeypatch, capfd)
+
+
+def test_what_could_not_be_written_whole_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("precious")
+    for name in ("a", "b"):
+        with suppress(ZeroDivisionError), replacing(tmp_path / name) as file:
+            file.write(b"half" * (1 // 0))
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "precious"
+
+
+def test_a_device_is_written_to_and_never_replaced(tmp_path: Path) -> None:
+    """/dev/stdout may be a file, where the shell says `> FILE`."""
+    with (tmp_path / "shell").open("w") as shell, replacing(Path(f"/dev/fd/{shell.fileno()}")) as file:
+        file.write(b"told")
+    assert (tmp_path / "shell").read_text() == "told"
+    assert os.listdir(tmp_path) == ["shell"]
+    with replacing(Path(os.devnull)) as file, TextIOWrapper(file) as text:
+        text.write("nothing")
+    assert Path(os.devnull).is_char_device()
+
+
+def test_a_name_as_long_as_a_name_can_be_is_written(tmp_path: Path) -> None:
+    write_atomically(tmp_path / ("ü" * 127), "x")
+    assert os.listdir(tmp_path) == ["ü" * 127]
+
+
+def test_what_to_do_next_is_what_the_command_can_do(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="put it back, then try again"):
+        write_atomically(tmp_path / "gone" / "a.json", "x", then="try again")
+
+
+def test_a_full_disk_costs_no_picture_and_leaves_no_config(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lrtrain import writing
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writing.os, "replace", full)
+    for name, arguments in {
+        "a.png": ("preview", "c.yaml", "--plot", "a.png"),
+        "a.csv": ("preview", "c.yaml", "--csv", "a.csv"),
+    }.items():
+        (tmp_path / name).write_text("precious")
+        assert_clear(typed(*arguments), 5, "No space left on device", name)
+        assert (tmp_path / name).read_text() == "precious"
+    assert_clear(typed("init", "--example", "new.yaml"), 5, "No space left on device", "new.yaml")
+    assert not (tmp_path / "new.yaml").exists()
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_range_test_knows_before_its_sweep_that_it_cannot_write(typed: Typed, tmp_path: Path) -> None:
+    (tmp_path / "rt" / "range-test.png").mkdir(parents=True)
+    ended = typed("range-test", "c.yaml", "--steps", "20", "--out", "rt")
+    assert_clear(ended, 5, "rt/range-test.png", "--out")
+    assert not (tmp_path / "rt" / "range-test.json").exists()
+
+
+def test_the_next_command_of_a_range_test_keeps_its_overrides(typed: Typed) -> None:
+    more = ("--set", "optimizer.momentum=0.5", "--set", "optimizer.lr=0.01", "--set", "seed=3")
+    ended = typed("range-test", "c.yaml", "--steps", "20", *more)
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.out.split())
+    assert "lrtrain fit c.yaml --set optimizer.momentum=0.5 --set seed=3 --set optimizer.lr=" in said
