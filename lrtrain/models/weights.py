@@ -45,6 +45,7 @@ _DAMAGED = (
     MemoryError,
     OSError,
 )
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # which answer to channels, not to classes
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
@@ -256,7 +257,7 @@ def _head(module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tens
     return [
         name
         for layer, names in layers.items()
-        if isinstance(module.get_submodule(layer), nn.Linear | nn.Conv2d)
+        if not isinstance(module.get_submodule(layer), _NORMS)
         and (found is None or layer != found[0])
         and len({given[name].shape[:1] for name in names}) == 1
         for name in names
