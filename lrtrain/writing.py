@@ -28,13 +28,31 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         return
     temporary = _beside(path)
     try:
-        with _new(temporary) as file:
+        with _in_place_of(temporary) as file:
             yield file
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def new(path: Path) -> Iterator[IO[bytes]]:
+    """A file that was not there, and is not there either when it could not be written.
+
+    Raises:
+        FileExistsError: something has that name, be it a link to nothing.
+        OSError: the file system refuses.
+    """
+    with path.open("xb") as file:
+        try:
+            yield file
+            file.flush()
+        except BaseException:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise
 
 
 def write_atomically(path: Path, text: str, then: str = "`--resume`") -> None:
@@ -61,7 +79,7 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name[:60]}.tmp")  # a name has at most 255 bytes
 
 
-def _new(path: Path) -> IO[bytes]:
+def _in_place_of(path: Path) -> IO[bytes]:
     """A file that was not there: not what a link of its name leads to, and no pipe."""
     with suppress(FileExistsError):
         return path.open("xb")

@@ -220,16 +220,19 @@ def test_images_that_change_while_they_are_prepared_are_refused(folder, kept, mo
 # Damage, interruption, several at once
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "header", "shape", "dtype", "text"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "header", "shape", "dtype", "text", "pixel"])
 def test_a_damaged_file_is_made_anew(folder, kept, damage):
     reference = digest(batches(folder))
     path = next(iter(kept.glob("train-*.npy")))
-    content, array = path.read_bytes(), np.load(path)
+    content, array, found = path.read_bytes(), np.load(path), path.stat()
     if damage in ("shape", "dtype"):
         np.save(path, array[1:] if damage == "shape" else array.astype(np.int16))
     else:
         damaged = {"empty": b"", "cut": content[:-1], "longer": content + b"\0", "text": b"hello"}
+        damaged["pixel"] = content[:-1] + bytes([content[-1] ^ 1])
         path.write_bytes(damaged.get(damage, content[:10] + b"((((" + content[14:]))
+    if damage != "pixel":  # which only the time of the change tells
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
     assert digest(batches(folder)) == reference
     assert path.read_bytes() == content
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lrtrain.errors import EnvironmentFault
-from lrtrain.writing import replacing, write_atomically
+from lrtrain.writing import new, replacing, write_atomically
 from tests.hostile import Typed, assert_clear
 
 CONFIG = """
@@ -39,6 +39,18 @@ def test_what_could_not_be_written_whole_leaves_the_old_file(tmp_path: Path) -> 
     assert (tmp_path / "a").read_text() == "precious"
 
 
+def test_a_new_file_is_never_another_and_never_half(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("precious")
+    (tmp_path / "link").symlink_to("nothing")
+    for name in ("a", "link"):
+        with pytest.raises(FileExistsError), new(tmp_path / name):
+            pass
+    with suppress(ZeroDivisionError), new(tmp_path / "b") as file:
+        file.write(b"half" * (1 // 0))
+    assert sorted(os.listdir(tmp_path)) == ["a", "link"]
+    assert (tmp_path / "a").read_text() == "precious"
+
+
 def test_a_device_is_written_to_and_never_replaced(tmp_path: Path) -> None:
     """/dev/stdout may be a file, where the shell says `> FILE`."""
     with (tmp_path / "shell").open("w") as shell, replacing(Path(f"/dev/fd/{shell.fileno()}")) as file:
@@ -60,9 +72,7 @@ def test_what_to_do_next_is_what_the_command_can_do(tmp_path: Path) -> None:
         write_atomically(tmp_path / "gone" / "a.json", "x", then="try again")
 
 
-def test_a_full_disk_costs_no_picture_and_leaves_no_config(
-    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_costs_no_picture(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lrtrain import writing
 
     def full(*_: object) -> None:
@@ -76,8 +86,6 @@ def test_a_full_disk_costs_no_picture_and_leaves_no_config(
         (tmp_path / name).write_text("precious")
         assert_clear(typed(*arguments), 5, "No space left on device", name)
         assert (tmp_path / name).read_text() == "precious"
-    assert_clear(typed("init", "--example", "new.yaml"), 5, "No space left on device", "new.yaml")
-    assert not (tmp_path / "new.yaml").exists()
     assert not list(tmp_path.glob(".*.tmp"))
 
 

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from lrtrain.errors import ConfigError, EnvironmentFault, what_to_do
-from lrtrain.writing import replacing
+from lrtrain.writing import new
 
 
 def run(path: Path, *, example: bool) -> None:
@@ -14,11 +14,12 @@ def run(path: Path, *, example: bool) -> None:
     if not example:
         raise ConfigError("`lrtrain init` needs to know what to write", hint="lrtrain init --example")
     text = (resources.files("lrtrain") / "config" / "example.yaml").read_text(encoding="utf-8")
-    if path.exists() or path.is_symlink():
-        raise ConfigError(f"{str(path)!r} is there already", hint="name another file: lrtrain init --example FILE")
     try:
-        with replacing(path) as file:
+        with new(path) as file:
             file.write(text.encode())
+    except FileExistsError as error:
+        hint = "name another file: lrtrain init --example FILE"
+        raise ConfigError(f"{str(path)!r} is there already", hint=hint) from error
     except OSError as error:
         what = f"cannot write {str(path)!r}: {error.strerror}"
         raise EnvironmentFault(what, hint=what_to_do(error, "try again, or name another file")) from error

@@ -27,6 +27,9 @@ from lrtrain.foreign import opened
 
 _FORMAT = 1  # goes up when what lrtrain itself does to pixels changes
 
+# The time of the last change of a complete file (2000-01-01), in ns: whatever writes to it later moves that.
+_SEAL = 946_684_800 * 10**9
+
 Shape = tuple[int, ...]
 
 
@@ -35,7 +38,7 @@ class MappedImages:
 
     Raises:
         OSError: the file cannot be opened, or is none, such as a pipe.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or not as it was written.
     """
 
     def __init__(self, path: Path):
@@ -47,8 +50,11 @@ class MappedImages:
             raise
         except Exception as error:  # a damaged header is parsed as Python: there is no telling
             raise ValueError(f"{path} is no .npy file: {error}") from error
-        if self._images.dtype != np.uint8 or path.stat().st_size != self._images.offset + self._images.nbytes:
+        found = path.stat()
+        if self._images.dtype != np.uint8 or found.st_size != self._images.offset + self._images.nbytes:
             raise ValueError(f"{path} is damaged")
+        if found.st_mtime_ns != _SEAL:
+            raise ValueError(f"{path} was written to after it was complete")
 
     @property
     def shape(self) -> Shape:
@@ -168,6 +174,8 @@ def _build(path: Path, shape: Shape, parts: Iterable[torch.Tensor]) -> None:
         npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for part in parts:
             file.write(part.numpy().data)
+        file.flush()
+        os.utime(file.name, ns=(_SEAL, _SEAL))
 
 
 @contextmanager
