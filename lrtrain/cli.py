@@ -18,7 +18,7 @@ import typer
 
 from lrtrain import __version__
 from lrtrain.ending import complain, ending, tell
-from lrtrain.errors import ConfigError, DistributedError, Problem
+from lrtrain.errors import ConfigError, DistributedError, EnvironmentFault, Problem
 from lrtrain.world import from_environment
 
 app = typer.Typer(
@@ -113,7 +113,10 @@ def _lrtrain(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    pass
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # torch's libraries would end the process without a word of use
+        raise EnvironmentFault("the folder that this is run in was deleted", hint="cd to another one") from None
 
 
 @command("fit")
@@ -153,6 +156,9 @@ def fit(
     from lrtrain.commands.start import start, start_fit
 
     if smoke:
+        given = {"--out": out, "--resume": resume, "--extend": extend, "--allow-inexact": allow_inexact}
+        if flag := next((flag for flag, value in given.items() if value), ""):
+            raise ConfigError(f"--smoke leaves no run, and {flag} is for one", hint=f"drop {flag}, or --smoke")
         started = start(config, [*(set or []), "cache=off", "workers=0"], trust=trust)
         from lrtrain.commands import smoke as smoke_test
 
@@ -363,14 +369,24 @@ def main() -> None:
     with suppress(DistributedError):  # which `fit` tells
         if not from_environment().leads:
             os.environ["TQDM_DISABLE"] = "1"
+    ending(_run)()
+
+
+def _run() -> int:
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except UsageError as error:
-        if len(sys.argv) == 1:
-            error.show()  # the help
-        else:
+        if len(sys.argv) > 1:
             complain(str(_usage_problem(error)))
-        sys.exit(ConfigError.exit_code)
+        else:
+            with suppress(OSError):
+                error.show()  # the help
+        return ConfigError.exit_code
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer's own help went to nobody
+            return 0
+        raise
 
 
 def _usage_problem(error: Any) -> Problem:

@@ -88,6 +88,9 @@ def _fault_of_the_machine(error: Exception) -> Problem | None:
     if out_of_memory(error):
         hint = "lower batch_size, use accumulate, set cache: off, or take a smaller model"
         return Problem(f"out of memory: {what}"[:400], hint=hint)
+    if isinstance(error, FileNotFoundError) and "temporary directory" in what:  # torch asks for one when it is imported
+        hint = "set TMPDIR to a folder that can be written and has room"
+        return Problem("no folder for temporary files can be written", hint=hint)
     if isinstance(error, OSError) and error.errno in _FILE_FAULTS:
         place = None if error.filename is None else quoted(error.filename)
         return Problem(f"{error.strerror}"[:400], place, "check its name, and that you may use it")
@@ -105,8 +108,14 @@ def _crash(error: Exception) -> Problem:
     import tempfile
     import traceback
 
-    with tempfile.NamedTemporaryFile("w", prefix="lrtrain-crash-", suffix=".txt", delete=False) as file:
-        file.write(f"lrtrain {__version__}, python {sys.version}\n{sys.argv}\n\n")
-        traceback.print_exception(error, file=file)
     what = f"this is a bug in lrtrain: {type(error).__name__}: {error}"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="lrtrain-crash-", suffix=".txt", delete=False) as file:
+            file.write(f"lrtrain {__version__}, python {sys.version}\n{sys.argv}\n\n")
+            traceback.print_exception(error, file=file)
+    except OSError as unwritable:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"in {last.name}, {last.filename}:{last.lineno}"
+        hint = f"{where}; the traceback could not be written: {unwritable.strerror}; please report it"
+        return Problem(what[:600], hint=hint)
     return Problem(what[:600], hint=f"the traceback is in {file.name}; please report it")

@@ -12,10 +12,14 @@ from lrtrain.errors import EnvironmentFault, what_to_do
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when all is written, in one step; else what was there stays.
 
     What a link of that name leads to stays as it is. A device or a pipe is written to.
+
+    Args:
+        path: the file.
+        temporary: what it is called until then, where no other process writes it meanwhile.
 
     Raises:
         OSError: the file system refuses.
@@ -26,7 +30,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with path.open("wb") as file:
             yield file
         return
-    temporary = _beside(path)
+    temporary = temporary or _beside(path, f".{os.getpid()}")
     try:
         with _in_place_of(temporary) as file:
             yield file
@@ -67,7 +71,7 @@ def write_atomically(path: Path, text: str, then: str = "`--resume`") -> None:
         EnvironmentFault: the file system refuses.
     """
     try:
-        with replacing(path) as file:
+        with replacing(path, _beside(path)) as file:
             file.write(text.encode())
     except OSError as error:
         what = f"{path.name} could not be written: {error.strerror}"
@@ -75,8 +79,8 @@ def write_atomically(path: Path, text: str, then: str = "`--resume`") -> None:
         raise EnvironmentFault(what, str(where), what_to_do(error, then)) from error
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name[:60]}.tmp")  # a name has at most 255 bytes
+def _beside(path: Path, whose: str = "") -> Path:
+    return path.with_name(f".{path.name[:60]}{whose}.tmp")  # a name has at most 255 bytes
 
 
 def _in_place_of(path: Path) -> IO[bytes]:

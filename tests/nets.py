@@ -37,11 +37,15 @@ def linear(num_classes: int, in_channels: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, 64), nn.Linear(64, num_classes))
 
 
-class _Fragile(nn.Module):
-    """Finite while the weights of its head change little from step to step; a lower LR keeps them so.
+def _signal_in(step: int) -> None:
+    """Send $TEST_SIGNAL, such as SIGTERM@8, to this process in its step of that number, or in every one: SIGUSR2@."""
+    name, _, at = os.environ.get("TEST_SIGNAL", "").partition("@")
+    if name and at in ("", str(step)):
+        os.kill(os.getpid(), signal.Signals[name])
 
-    $TEST_SIGNAL, such as SIGTERM@8, is sent to this process in its step of that number, or in every one: SIGUSR2@.
-    """
+
+class _Fragile(nn.Module):
+    """Finite while the weights of its head change little from step to step; a lower LR keeps them so."""
 
     def __init__(self, num_classes: int, in_channels: int, limit: float):
         super().__init__()
@@ -52,10 +56,9 @@ class _Fragile(nn.Module):
         self.steps = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        name, _, at = os.environ.get("TEST_SIGNAL", "").partition("@")
-        self.steps += self.training
-        if name and self.training and at in ("", str(self.steps)):
-            os.kill(os.getpid(), signal.Signals[name])
+        if self.training:
+            self.steps += 1
+            _signal_in(self.steps)
         moved = (self.head.weight.detach() - self.before).abs().max()
         if self.training and moved <= self.limit:
             self.before.copy_(self.head.weight.detach())
@@ -79,6 +82,7 @@ class _BadGradient(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             self.calls += 1
+            _signal_in(int(self.calls))
         return self.head(self.body(x.flatten(1)))  # type: ignore[no-any-return]
 
 

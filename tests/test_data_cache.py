@@ -25,7 +25,7 @@ from lrtrain.config.schema import Dataset
 from lrtrain.data.batches import Batches
 from lrtrain.data.build import make_pipeline
 from lrtrain.data.cache import available_bytes
-from lrtrain.data.disk_cache import MappedImages, cache_folder
+from lrtrain.data.disk_cache import StoredImages, cache_folder
 from lrtrain.data.open import open_source
 from lrtrain.data.pairs import PairSplit
 from lrtrain.data.source import Part
@@ -124,7 +124,7 @@ def test_the_file_is_a_plain_array_of_the_prepared_images(folder, kept):
 
 def test_an_image_of_the_file_is_a_copy_and_workers_that_do_not_fork_open_the_file_again(folder, kept):
     batches(folder)
-    images = MappedImages(files(kept)[0])
+    images = StoredImages(files(kept)[0])
     images[0].zero_()
     again = pickle.loads(pickle.dumps(images))
     assert again.shape == images.shape
@@ -235,6 +235,19 @@ def test_a_damaged_file_is_made_anew(folder, kept, damage):
         os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
     assert digest(batches(folder)) == reference
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("to", ["header", "image"])
+def test_a_file_that_is_cut_while_it_is_in_use_is_told_and_made_anew(folder, kept, to):
+    """A mapped page of it that is gone would end the process by a signal."""
+    reference = digest(batches(folder))
+    path = files(kept)[0]
+    images, size = StoredImages(path), path.stat().st_size
+    os.truncate(path, 8 if to == "header" else size - 1)
+    with pytest.raises(DataError, match="was cut while it was in use") as told:
+        images[len(images) - 1]
+    assert "--resume" in str(told.value)
+    assert digest(batches(folder)) == reference
 
 
 BUILDER = """
@@ -420,7 +433,7 @@ def test_a_folder_in_the_home_of_nobody_is_a_fault_of_the_environment(monkeypatc
 def test_a_pipe_in_place_of_a_cache_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "train.npy")
     with pytest.raises(OSError, match="no regular file"):
-        MappedImages(tmp_path / "train.npy")
+        StoredImages(tmp_path / "train.npy")
 
 
 def test_the_folder_follows_the_environment(monkeypatch, tmp_path):

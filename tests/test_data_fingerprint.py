@@ -48,6 +48,21 @@ def shards(root):
     return {"name": "webdataset", "train": str(root / "train.tar"), "val": str(root / "val.tar")}
 
 
+def test_members_of_a_shard_in_another_order_are_another_dataset(tmp_path, monkeypatch):
+    """Images are trained on in the order of the tar file, within a class and between classes."""
+    monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "cache"))
+    dataset = shards(tmp_path)
+    found = [fingerprint(opened(**dataset))]
+    for order in ("0213", "1032"):  # the classes take turns: the first swaps images of one, the second the classes
+        with tarfile.open(tmp_path / "train.tar", "w") as tar:
+            for key in order:
+                for suffix in ("cls", "png"):
+                    tar.add(tmp_path / "train" / f"{key}.{suffix}", f"{key}.{suffix}")
+        found.append(fingerprint(opened(**dataset)))
+    assert found[0] != found[1] != found[2] != found[0]
+    assert "their order differ" in differences(found[0], found[2])[0]
+
+
 @pytest.mark.parametrize("made", [folders, listed, listed_absolutely, shards])
 def test_a_dataset_that_was_moved_and_touched_has_the_same_fingerprint(tmp_path, made, monkeypatch):
     monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "cache"))
@@ -101,8 +116,14 @@ def new_split(root):
     [
         (add, ["train/ants: 4 images when the run began, 5 now"]),
         (remove, ["train/ants: 4 images when the run began, 3 now"]),
-        (rename, ["val/bees: 1 image as when the run began, but not the same ones: names or sizes differ"]),
-        (resize, ["val/bees: 1 image as when the run began, but not the same ones: names or sizes differ"]),
+        (
+            rename,
+            ["val/bees: 1 image as when the run began, but not the same ones: names, sizes or their order differ"],
+        ),
+        (
+            resize,
+            ["val/bees: 1 image as when the run began, but not the same ones: names, sizes or their order differ"],
+        ),
         (relabel, ["train/ants: 4 images when the run began, 3 now", "train/bees: 3 images when the run began, 4 now"]),
         (
             new_class,

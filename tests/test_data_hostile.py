@@ -190,6 +190,13 @@ def test_a_manifest_that_contradicts_itself_is_refused(tmp_path, table, words):
     assert words in refused(DataError, name="csv", manifest=str(tmp_path / "list.csv"), val_fraction=0.5)
 
 
+def test_a_path_and_the_whole_path_of_one_file_are_one_image(tmp_path):
+    tree(tmp_path, {"i": 2})
+    (tmp_path / "list.csv").write_text(f"path,label\ni/0.png,a\n{tmp_path}/i/0.png,b\ni/1.png,b\n")
+    words = refused(DataError, name="csv", manifest=str(tmp_path / "list.csv"), val_fraction=0.5)
+    assert f"'{tmp_path}/i/0.png' is listed twice, first on line 2" in words
+
+
 def test_a_dataset_of_ones_own_needs_two_classes_too(tmp_path, monkeypatch):
     (tmp_path / "lonely.py").write_text(
         "from PIL import Image\nmade = lambda: ([(Image.new('L', (8, 8)), 0)] * 3, [(Image.new('L', (8, 8)), 0)])\n"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, Ended
+from tests.forked import environment
 from tests.hostile import Typed, assert_clear
 from tests.test_hostile_checkpoint import manifest_of, rewrite
 
@@ -90,6 +93,8 @@ LINES: list[tuple[str, list[str], int, tuple[str, ...]]] = [
     ("a model beyond memory", ["fit", "c.yaml", "--set", "model.width=200000"], 5, ("out of memory", "a smaller model")),
     ("a list of nothing", ["list", "things"], 2, ("'things'", "'models'")),
     ("a file that is there", ["init", "--example", "c.yaml"], 2, ("'c.yaml' is there already", "FILE")),
+    ("a smoke test with a run", ["fit", "c.yaml", "--smoke", "--out", "run"], 2, ("--out", "drop --out, or --smoke")),
+    ("a smoke test that goes on", ["fit", "c.yaml", "--smoke", "--resume"], 2, ("--resume", "--smoke")),
     ("nothing to write", ["init"], 2, ("lrtrain init --example",)),
 ]  # fmt: skip
 
@@ -147,6 +152,47 @@ def test_no_command_shows_the_help(typed: Typed) -> None:
     ended = typed()
     assert ended.code == 2
     assert "range-test" in ended.out + ended.err
+
+
+@pytest.mark.parametrize("words", ["--help", "fit --help", "--version", "list models"])
+@pytest.mark.parametrize(("to", "code"), [("> /dev/full", 5), ("| true", 0)])
+def test_what_nobody_reads_or_no_disk_holds_is_no_bug(tmp_path: Path, words: str, to: str, code: int) -> None:
+    line = f"set -o pipefail; {sys.executable} -m lrtrain {words} {to}"
+    ended = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ("No space left on device" in ended.stderr) == (code == 5)
+
+
+def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    line = f"mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m lrtrain preview {tmp_path}/c.yaml"
+    (tmp_path / "c.yaml").write_text(GOOD)
+    ended = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert_clear(Ended(ended.returncode, ended.stdout, ended.stderr), 5, "was deleted", "cd to another")
+
+
+def test_without_a_folder_for_temporary_files_it_says_so(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose disk cannot be written, or is full: torch asks for one when it is imported."""
+    import tempfile
+
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    def bug(*_: object, **__: object) -> None:
+        raise RuntimeError("of ours")
+
+    with monkeypatch.context() as lacking:
+        lacking.setattr(tempfile, "gettempdir", none)
+        lacking.setattr("lrtrain.commands.preview.run", lambda *_, **__: none())
+        assert_clear(typed("preview", "c.yaml"), 5, "no folder for temporary files", "TMPDIR")
+        lacking.setattr("lrtrain.commands.preview.run", bug)
+        ended = typed("preview", "c.yaml")
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    assert "RuntimeError: of ours" in ended.err
+    assert "in bug, " in ended.err
 
 
 @pytest.mark.parametrize("row", [LINES[1], LINES[18], LINES[24]], ids=lambda row: row[0])

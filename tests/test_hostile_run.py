@@ -249,12 +249,21 @@ def test_a_log_that_is_cut_after_an_earlier_checkpoint_costs_the_later_one_alone
     earlier = sorted(checkpoints.glob("step-*"))[-2]
     log.write_bytes(whole[0][: manifest_of(earlier)["log_bytes"]["metrics.jsonl"] + 9])
     assert_clear(typed("verify", "longer"), 4, "1 of", f"goes on from {earlier.name}")
+    curve = (run / "curve.csv").read_bytes()
+    (run / "curve.csv").unlink()
     ended = typed("fit", "--resume", "--out", "longer")
     assert ended.code == 0, ended.err
+    assert (run / "curve.csv").read_bytes() == curve
     assert "step-00000008 is damaged, the one before is used: metrics.jsonl is shorter" in " ".join(ended.out.split())
     assert whole == (log.read_bytes(), model.read_bytes())
     # What was logged from the beginning is not begun again.
+    # `verify` promises no resume that would be refused.
+    (earlier / "folder").mkdir()
+    (checkpoints / "step-00000008" / "model.safetensors").write_bytes(b"")
+    assert_clear(typed("verify", "longer"), 4, "'folder' is a folder; then", f"goes on from {earlier.name}")
+    (earlier / "folder").rmdir()
     log.write_bytes(b"")
+    assert_clear(typed("verify", "longer"), 4, "no other fits the log")
     assert_clear(
         typed("fit", "--resume", "--out", "longer"), 4, "every checkpoint is damaged", "metrics.jsonl is shorter"
     )

@@ -215,3 +215,31 @@ def test_going_back_ends_after_three_times(tmp_path: Path) -> None:
     assert sum(row["event"] == "rollback" for row in rows(tmp_path / "run")) == 3
     last = json.loads((tmp_path / "run" / "checkpoints" / "last.json").read_text())["checkpoint"]
     assert f"the last good checkpoint is {last}" in ended.stderr
+
+
+BAD = ("--set", 'model={name: "tests.nets:bad_gradient", at: 9}', "--out", "run")
+
+
+def test_checkpoints_of_another_cadence_are_not_taken_for_damaged(tmp_path: Path) -> None:
+    """`checkpoint.every` may change in a run that stops, and what it had saved before is good all the same."""
+    stop = ("--set", "on_nonfinite=stop", "--set", "checkpoint.keep=1")
+    for every, more in (("5step", ()), ("20step", ("--resume",))):
+        ended = fit(tmp_path, FRAGILE, *BAD, *stop, "--set", f"checkpoint.every={every}", *more)
+        assert ended.returncode == 6, ended.stderr
+        assert "the last good checkpoint is step-00000005" in ended.stderr
+        assert (tmp_path / "run" / "nonfinite-00000009.json").exists()
+        (tmp_path / "run" / "nonfinite-00000009.json").unlink()
+
+
+def test_a_run_that_was_made_longer_goes_back_to_what_it_saved_before(tmp_path: Path) -> None:
+    """A cadence in parts of the run is another since, by which the checkpoint would not have been due."""
+    every = ("--set", "checkpoint.every=25%", "--set", "checkpoint.keep=1", "--set", "epochs=null")
+    (tmp_path / "c.yaml").write_text(FRAGILE)
+    signal = environment(TEST_SIGNAL="SIGTERM@7")
+    stopped = run(["fit", "c.yaml", *BAD, *every, "--set", "steps=24"], tmp_path, signal)
+    assert stopped.returncode == 143, stopped.stderr
+    ended = fit(tmp_path, FRAGILE, *BAD, *every, "--set", "steps=48", "--resume", "--extend", "hold")
+    assert ended.returncode == 6, ended.stderr
+    gone_back = [row["step"] for row in rows(tmp_path / "run") if row["event"] == "rollback"]
+    assert gone_back[0] == 6
+    assert "training went back 3 times already" in ended.stderr

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 
 from lrtrain.errors import EnvironmentFault
 from lrtrain.writing import new, replacing, write_atomically
+from tests.forked import environment
 from tests.hostile import Typed, assert_clear
 
 CONFIG = """
@@ -37,6 +40,30 @@ def test_what_could_not_be_written_whole_leaves_the_old_file(tmp_path: Path) -> 
             file.write(b"half" * (1 // 0))
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_text() == "precious"
+
+
+def test_of_two_that_write_one_file_at_once_each_is_whole(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from lrtrain.writing import replacing
+with replacing(Path("a")) as file:
+    file.write(b"x" * 1000)
+    print("begun", flush=True)
+    sys.stdin.read()
+    file.write(b"x" * 1000)
+"""
+    other = Popen([sys.executable, "-c", script], cwd=tmp_path, stdin=PIPE, stdout=PIPE, env=environment())
+    assert other.stdin is not None
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"begun\n"
+    with replacing(tmp_path / "a") as file:
+        file.write(b"y" * 1000)
+    assert (tmp_path / "a").read_bytes() == b"y" * 1000
+    other.communicate()
+    assert other.returncode == 0
+    assert (tmp_path / "a").read_bytes() == b"x" * 2000
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_a_new_file_is_never_another_and_never_half(tmp_path: Path) -> None:

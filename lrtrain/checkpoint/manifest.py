@@ -99,6 +99,7 @@ class _Fields(_Part):
     version: int
     step: Count
     files: dict[str, _File]
+    planned: bool = True
     pending: bool = False
     best: _Best = _Best(value=None, step=0, stale=0)
     early: _Best = best
@@ -182,6 +183,7 @@ def _refuse_other_fields(manifest: dict[str, Any], path: Path) -> None:
         f"step {step} is after the last, {fields.total_steps}": "total_steps" in manifest and step > fields.total_steps,
         "ema_updates: it belongs to averaged weights": ("ema.safetensors" in fields.files)
         != (fields.ema_updates is not None),
+        "planned: every run saves before its first step": not fields.planned and step == 0,
         "pending: nothing can be pending before the first step": fields.pending and step == 0,
     }
     if any(wrong.values()):

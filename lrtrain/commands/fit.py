@@ -15,7 +15,7 @@ from lrtrain.checkpoint import format
 from lrtrain.commands import resume
 from lrtrain.commands.kept import naming_kept, with_kept
 from lrtrain.commands.origin import facts
-from lrtrain.commands.rollback import is_planned, roll_back
+from lrtrain.commands.rollback import roll_back
 from lrtrain.commands.signals import EXIT_CODES, Requests
 from lrtrain.commands.start import Start, code_of
 from lrtrain.commands.together import refuse_other_config, refuse_other_start
@@ -110,7 +110,7 @@ def run(
             return _train_silently(job, run_dir, requests)
         if found is None or wishes.extend is not None:
             write_plan(job, run_dir, printable(start.label))
-        elif job.state.rollbacks or job.config.extended:  # a kill may have come before it was written
+        else:  # a kill may have come before it was written, or somebody's edit after it
             write_curve(job, run_dir)
         log_bytes = 0 if found is None else found.manifest["log_bytes"]["metrics.jsonl"]
         drawn = wishes.extend is not None
@@ -196,7 +196,7 @@ def follow(
     state, config = job.state, job.config
     metrics = Metrics(run_dir.metrics, log_bytes)
     there = format.readable(run_dir.checkpoints)
-    unplanned = [checkpoint.path for checkpoint in there if not is_planned(checkpoint, job.recipe)]
+    unplanned = [checkpoint.path for checkpoint in there if not checkpoint.manifest["planned"]]
     checkpoints = Checkpoints(run_dir.checkpoints, state, config.checkpoint.keep, known, metrics.safe, unplanned)
     status = Status(run_dir, state, job.recipe.best)
     progress = Progress(screen, job.recipe.total_steps, job.plan.steps_per_epoch, state.step, len(job.groups) > 1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib import resources
 from pathlib import Path
 
-from lrtrain.errors import ConfigError, EnvironmentFault, what_to_do
+from lrtrain.errors import ConfigError, EnvironmentFault, printable, what_to_do
 from lrtrain.writing import new
 
 
@@ -23,5 +24,5 @@ def run(path: Path, *, example: bool) -> None:
     except OSError as error:
         what = f"cannot write {str(path)!r}: {error.strerror}"
         raise EnvironmentFault(what, hint=what_to_do(error, "try again, or name another file")) from error
-    name = "" if path.name == "lrtrain.yaml" and path.parent == Path() else f" {path}"
-    print(f"wrote {path}\nnext: lrtrain preview{name}\n      lrtrain fit{name}")  # noqa: T201
+    name = "" if path.name == "lrtrain.yaml" and path.parent == Path() else f" {printable(shlex.quote(str(path)))}"
+    print(f"wrote {printable(str(path))}\nnext: lrtrain preview{name}\n      lrtrain fit{name}")  # noqa: T201

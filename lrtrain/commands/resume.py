@@ -73,7 +73,7 @@ def find(run_dir: RunDir, screen: Screen | None, world: World) -> Checkpoint | N
 
 def _complete(found: Checkpoint) -> Checkpoint:
     """Refuse a checkpoint that does not say where it comes from; for its state, `restore` asks."""
-    missing = [key for key in (*FACTS, "log_bytes", "log_sha256") if key not in found.manifest]
+    missing = [key for key in (*FACTS, "planned", "log_bytes", "log_sha256") if key not in found.manifest]
     if missing:
         raise CheckpointError(f"the manifest lacks {', '.join(missing)}", str(found.path), COPY)
     return found

@@ -14,7 +14,6 @@ from lrtrain.checkpoint import format
 from lrtrain.checkpoint.manifest import MAX_ROLLBACKS
 from lrtrain.engine.finite import Gate, NotFinite
 from lrtrain.engine.state import ROLLBACK_FACTOR, Rollback, restore
-from lrtrain.engine.train import Recipe, due
 from lrtrain.errors import CheckpointError, EnvironmentFault, Problem
 from lrtrain.sinks.console import Screen, lr_words
 from lrtrain.sinks.jsonl import Metrics
@@ -44,11 +43,10 @@ def roll_back(
         NotFinite: the config says `stop`, or training went back too often already.
     """
     earlier = list(job.state.rollbacks)
-    newest = _newest(run_dir, job.recipe)
     report = _write_report(job, run_dir, error) if screen is not None else ""
     if job.config.on_nonfinite == "stop" or len(earlier) >= MAX_ROLLBACKS:
-        raise _final(error, newest.path.name, report, len(earlier)) from error
-    checkpoint = _target(run_dir, job.recipe, earlier, newest)
+        raise _final(error, _kept(run_dir), report, len(earlier)) from error
+    checkpoint = _target(run_dir, earlier)
     job.state.optimizer.state.clear()  # what came after the checkpoint would pass for what it lacks
     restore(job.state, job.plan, checkpoint)
     job.state.gate = Gate(job.state.optimizer, job.device)
@@ -73,30 +71,35 @@ def roll_back(
     return job
 
 
-def _target(run_dir: RunDir, recipe: Recipe, earlier: list[Rollback], newest: format.Checkpoint) -> format.Checkpoint:
+def _target(run_dir: RunDir, earlier: list[Rollback]) -> format.Checkpoint:
     """The newest checkpoint; where training went back to it and failed again, the one before if there is one."""
+    newest = _newest(run_dir)
     if earlier and earlier[-1].to == newest.step:
         with suppress(CheckpointError):
-            return _newest(run_dir, recipe, before=newest.step)
+            return _newest(run_dir, before=newest.step)
     return newest
 
 
-def _newest(run_dir: RunDir, recipe: Recipe, before: int | None = None) -> format.Checkpoint:
+def _newest(run_dir: RunDir, before: int | None = None) -> format.Checkpoint:
     """The newest that a run left alone would have too: where training goes back to is no matter of interruptions."""
 
     def planned(checkpoint: format.Checkpoint) -> None:
-        if not is_planned(checkpoint, recipe):
+        if not checkpoint.manifest["planned"]:
             raise CheckpointError("it was saved when the run was interrupted", str(checkpoint.path))
 
-    return format.newest(run_dir.checkpoints, before, also=planned)[0]
+    try:
+        return format.newest(run_dir.checkpoints, before, also=planned)[0]
+    except CheckpointError:
+        if before is not None:
+            raise
+        return format.newest(run_dir.checkpoints)[0]  # the others are damaged, and this is better than the end
 
 
-def is_planned(checkpoint: format.Checkpoint, recipe: Recipe) -> bool:
-    """Whether a run that nobody interrupts saves here too: at its start, its end, when it is due, and the best."""
-    if checkpoint.step == 0 or due(checkpoint.step, recipe.checkpoint_every, recipe):
-        return True
-    best = checkpoint.manifest["best"]
-    return best["value"] is not None and best["step"] == checkpoint.step and not checkpoint.manifest["pending"]
+def _kept(run_dir: RunDir) -> str:
+    try:
+        return f"the last good checkpoint is {format.newest(run_dir.checkpoints)[0].path.name}"
+    except CheckpointError:
+        return "no checkpoint is whole"
 
 
 def _write_report(job: Job, run_dir: RunDir, error: NotFinite) -> str:
@@ -116,10 +119,10 @@ def _write_report(job: Job, run_dir: RunDir, error: NotFinite) -> str:
     return f"report in {path}"
 
 
-def _final(error: NotFinite, checkpoint: str, report: str, gone_back: int) -> NotFinite:
+def _final(error: NotFinite, kept: str, report: str, gone_back: int) -> NotFinite:
     problem = error.problems[0]
     what = problem.what + (f"\ntraining went back {gone_back} times already" if gone_back else "")
-    hint = f"{problem.hint}\nthe last good checkpoint is {checkpoint}; {report}"
+    hint = f"{problem.hint}\n{kept}; {report}"
     if not gone_back:
         hint += "; `on_nonfinite: rollback` goes back there by itself and halves the LR"
     final = NotFinite(error.trouble)

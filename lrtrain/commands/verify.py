@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from rich.table import Table
@@ -12,7 +11,7 @@ from lrtrain.checkpoint import format
 from lrtrain.errors import CheckpointError, printable
 from lrtrain.sinks.console import Screen
 from lrtrain.sinks.jsonl import refuse_other_log
-from lrtrain.sinks.run_dir import RunDir, refuse_lost_link
+from lrtrain.sinks.run_dir import RunDir, refuse_lost_link, refuse_other_files
 
 MOST_WHOLE = 50  # that are listed
 
@@ -28,7 +27,16 @@ def run(path: Path) -> None:
     if not run_dir.checkpoints.is_dir():
         what = f"{str(path)!r} is no run directory: it has no checkpoints/"
         raise CheckpointError(what, hint="name one, such as runs/quickstart")
-    found = format.verify_all(run_dir.checkpoints, partial(refuse_other_log, run_dir.metrics))
+    odd: list[int] = []
+
+    def fits_the_log(checkpoint: format.Checkpoint) -> None:
+        try:
+            refuse_other_log(run_dir.metrics, checkpoint)
+        except CheckpointError:
+            odd.append(checkpoint.step)
+            raise
+
+    found = format.verify_all(run_dir.checkpoints, fits_the_log)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("checkpoint", no_wrap=True)
     table.add_column("MB", justify="right", no_wrap=True)
@@ -58,7 +66,22 @@ def run(path: Path) -> None:
         raise CheckpointError(f"{str(path)!r} has no checkpoint", hint="it ended before its first one")
     if damaged or lost:
         whole = [name for name in found if name not in damaged]
-        kept = f"`lrtrain fit --resume --out {run_dir.typed}` goes on from {whole[-1]}" if whole else "none is whole"
+        kept = _kept(run_dir, whole, begins=bool(odd))
         what = f"{len(damaged)} of {len(found)} checkpoints are damaged: {', '.join(damaged)}" if damaged else ""
         raise CheckpointError("\n".join(filter(None, (what, *lost))), str(run_dir.checkpoints), kept)
     screen.print(f"\nall {len(found)} are whole" if len(found) > 1 else "\nit is whole")
+
+
+def _kept(run_dir: RunDir, whole: list[str], begins: bool) -> str:
+    """What can be done with the checkpoints that are whole, the way in which `fit --resume` chooses."""
+    if not whole:
+        return "none is whole"
+    if whole == ["step-00000000"] and begins:
+        return "no other fits the log, and a run never begins anew by itself: restore the run directory from a copy"
+    goes_on = f"`lrtrain fit --resume --out {run_dir.typed}` goes on from {whole[-1]}"
+    try:
+        refuse_other_files(run_dir)
+    except CheckpointError as error:
+        first = error.problems[0]
+        return f"{first.hint}: {first.what}; then {goes_on}"
+    return goes_on

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lrtrain.data.disk_cache import MappedImages, Shape, cache_folder, file_for, stored
+from lrtrain.data.disk_cache import Shape, StoredImages, cache_folder, file_for, stored
 from lrtrain.data.loader import Order, Workshop, fulfilled
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 
@@ -36,7 +36,7 @@ class Kept:
         size: bytes.
     """
 
-    images: torch.Tensor | MappedImages | None
+    images: torch.Tensor | StoredImages | None
     place: str
     size: int = 0
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+from weakref import finalize
 
 import numpy as np
 import PIL
@@ -22,7 +24,7 @@ from tqdm import tqdm
 
 from lrtrain.data.source import Split, Stamped
 from lrtrain.data.transforms import Step
-from lrtrain.errors import EnvironmentFault, quoted
+from lrtrain.errors import DataError, EnvironmentFault, quoted
 from lrtrain.foreign import opened
 
 _FORMAT = 1  # goes up when what lrtrain itself does to pixels changes
@@ -30,10 +32,12 @@ _FORMAT = 1  # goes up when what lrtrain itself does to pixels changes
 # The time of the last change of a complete file (2000-01-01), in ns: whatever writes to it later moves that.
 _SEAL = 946_684_800 * 10**9
 
+_ANEW = "go on with --resume: what is damaged is made anew"
+
 Shape = tuple[int, ...]
 
 
-class MappedImages:
+class StoredImages:
     """The images of a cache file, (n, C, H, W), read from disk as they are asked for.
 
     Raises:
@@ -43,32 +47,45 @@ class MappedImages:
 
     def __init__(self, path: Path):
         self.path = path
-        opened(path, links=True).close()
-        try:
-            self._images = npy.open_memmap(path, mode="r")
-        except OSError:
-            raise
-        except Exception as error:  # a damaged header is parsed as Python: there is no telling
-            raise ValueError(f"{path} is no .npy file: {error}") from error
-        found = path.stat()
-        if self._images.dtype != np.uint8 or found.st_size != self._images.offset + self._images.nbytes:
+        # Read, not mapped: where a mapped file is cut meanwhile, the process ends at once.
+        self._file = opened(path, links=True)
+        finalize(self, self._file.close)
+        self.shape, dtype = self._header()
+        self._start, self._each = self._file.tell(), math.prod(self.shape[1:])
+        found = os.fstat(self._file.fileno())
+        if dtype != np.uint8 or found.st_size != self._start + len(self) * self._each:
             raise ValueError(f"{path} is damaged")
         if found.st_mtime_ns != _SEAL:
             raise ValueError(f"{path} was written to after it was complete")
 
-    @property
-    def shape(self) -> Shape:
-        """(n, C, H, W)."""
-        return self._images.shape
+    def _header(self) -> tuple[Shape, np.dtype[Any]]:
+        try:
+            version = npy.read_magic(self._file)
+            shape, columns, dtype = npy.read_array_header_1_0(self._file)
+        except OSError:
+            raise
+        except Exception as error:  # a damaged header is parsed as Python: there is no telling
+            raise ValueError(f"{self.path} is no .npy file: {error}") from error
+        if version != (1, 0) or columns or len(shape) != 4:
+            raise ValueError(f"{self.path} is damaged")
+        return shape, dtype
 
     def __len__(self) -> int:
-        return len(self._images)
+        return self.shape[0]
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        return torch.from_numpy(np.array(self._images[i]))  # a copy: torch has no read-only tensors
+        image = torch.empty(self.shape[1:], dtype=torch.uint8)
+        try:
+            # Forks read from the same descriptor, and preadv has no place in the file that they would share.
+            read = os.preadv(self._file.fileno(), [image.numpy().data], self._start + i * self._each)
+        except OSError as error:
+            raise DataError(f"cannot read {self.path}: {error.strerror}", hint=_ANEW) from error
+        if read != self._each:
+            raise DataError(f"the cache file {self.path} was cut while it was in use", hint=_ANEW)
+        return image
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MappedImages, (self.path,)  # workers that do not fork map the file, instead of being sent it
+        return StoredImages, (self.path,)  # workers that do not fork open the file, instead of being sent it
 
 
 def cache_folder() -> Path:
@@ -133,7 +150,7 @@ def _versions() -> list[str]:
     return [PIL.__version__, *jpeg, torch.__version__, torchvision.__version__, kernels]
 
 
-def stored(path: Path, shape: Shape, parts: Callable[[], Iterable[torch.Tensor]]) -> MappedImages:
+def stored(path: Path, shape: Shape, parts: Callable[[], Iterable[torch.Tensor]]) -> StoredImages:
     """The images in `path`, prepared and written first where it does not hold them.
 
     One process prepares them while others wait for it; where it dies, the next takes over. The file gets its name
@@ -156,13 +173,13 @@ def stored(path: Path, shape: Shape, parts: Callable[[], Iterable[torch.Tensor]]
         found = _opened(path, shape)
         if found is None:
             _build(path, shape, parts())
-            found = MappedImages(path)
+            found = StoredImages(path)
     return found
 
 
-def _opened(path: Path, shape: Shape) -> MappedImages | None:
+def _opened(path: Path, shape: Shape) -> StoredImages | None:
     try:
-        images = MappedImages(path)
+        images = StoredImages(path)
     except (FileNotFoundError, ValueError):
         return None
     return images if images.shape == shape else None
@@ -217,7 +234,9 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         OSError: the folder cannot be written, or its file system has no locks.
     """
-    lock = FileLock(path.with_suffix(".lock"))
+    name = path.with_suffix(".lock")
+    name.touch()  # filelock would wait for a place where no file can be made
+    lock = FileLock(name)
     try:
         try:
             lock.acquire(timeout=0)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lrtrain.data.shards import ShardSplit
 from lrtrain.data.source import InFiles, Source, Split, unwrapped
 
 _DIGITS = 16  # of each sha256: 64 bits tell an accident; nothing here is for an attacker
@@ -28,9 +29,10 @@ Fingerprint = dict[str, dict[str, Part]]
 def fingerprint(source: Source) -> Fingerprint:
     """What each class has in each split, as plain data: `{"train": {"ants": {"images": 123, "sha256": "..."}}}`.
 
-    Where the images are files, or members of shards, the digest is of their names and sizes, sorted: the same
-    wherever the folder lies, and whenever it was copied. No image is read; one that was replaced by another of as many
-    bytes under the same name is not noticed. Elsewhere the digest is of the places that the class has in the order
+    Where the images are files, or members of shards, the digest is of their names and sizes: the same wherever the
+    folder lies, and whenever it was copied. No image is read; one that was replaced by another of as many bytes under
+    the same name is not noticed. Files are in the order of their names; that of members is the tar file's, and in the
+    digest. Elsewhere the digest is of the places that the class has in the order
     of the split, which follow from the labels.
 
     Args:
@@ -74,7 +76,7 @@ def _difference(old: Part | None, new: Part | None) -> str:
         return "{} when the run began, {} now".format(*counts)
     if old["images"] != new["images"]:
         return f"{_counted(old['images'])} when the run began, {new['images']:,} now"
-    return f"{_counted(new['images'])} as when the run began, but not the same ones: names or sizes differ"
+    return f"{_counted(new['images'])} as when the run began, but not the same ones: names, sizes or their order differ"
 
 
 def _whole(split: Mapping[str, Part] | None) -> str:
@@ -95,7 +97,10 @@ def _parts(split: Split, names: Sequence[str], bar: tqdm[Any]) -> Iterator[tuple
     order = np.argsort(split.labels, kind="stable")
     ends = np.cumsum(np.bincount(split.labels, minlength=len(names)))
     for name, places in zip(names, np.split(order, ends[:-1]), strict=True):
-        digest = _of_files(images, indices[places]) if isinstance(images, InFiles) else _of_places(places)
+        if isinstance(images, ShardSplit):
+            digest = _of_members(images, places, indices[places])
+        else:
+            digest = _of_files(images, indices[places]) if isinstance(images, InFiles) else _of_places(places)
         bar.update(len(places))
         yield name, Part(images=len(places), sha256=digest[:_DIGITS])
 
@@ -103,6 +108,12 @@ def _parts(split: Split, names: Sequence[str], bar: tqdm[Any]) -> Iterator[tuple
 def _of_files(images: InFiles, indices: NDArray[np.int64]) -> str:
     listed = sorted(f"{images.name(i)}\0{images.bytes_of(i)}\0" for i in indices.tolist())
     return hashlib.sha256("".join(listed).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _of_members(images: ShardSplit, places: NDArray[np.int64], indices: NDArray[np.int64]) -> str:
+    each = zip(places.tolist(), indices.tolist(), strict=True)
+    listed = "".join(f"{place}\0{images.name(i)}\0{images.bytes_of(i)}\0" for place, i in each)
+    return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _of_places(places: NDArray[np.int64]) -> str:

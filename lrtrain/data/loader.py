@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from lrtrain.data.disk_cache import MappedImages
+from lrtrain.data.disk_cache import StoredImages
 from lrtrain.data.source import Split
 from lrtrain.data.transforms import Moment, Stages
 from lrtrain.errors import DataError, EnvironmentFault, Problem
@@ -52,7 +52,7 @@ class Workshop(Dataset[Any]):
     name: str
     split: Split
     stages: Stages
-    ready: torch.Tensor | MappedImages | None = None
+    ready: torch.Tensor | StoredImages | None = None
     """All images after the deterministic beginning, where they are kept."""
 
     def __getitem__(self, order: Order) -> torch.Tensor | list[Problem]:

@@ -56,6 +56,7 @@ class Shard:
         labels: each label once, as it is written there.
         label_of: which of them each image has.
         passed_over: members that belong to no sample.
+        called: the file, in the names of its images; its own name where none is given.
     """
 
     path: str
@@ -67,6 +68,7 @@ class Shard:
     labels: Texts
     label_of: NDArray[np.int64]
     passed_over: int
+    called: str = ""
 
     def __len__(self) -> int:
         return len(self.members)
@@ -171,7 +173,7 @@ class ShardSplit:
     def name(self, i: int) -> str:
         """What image i is called wherever the folder lies."""
         shard, j = self._place(i)
-        return f"{os.path.basename(shard.path)}:{shard.members[j]}"
+        return f"{shard.called or os.path.basename(shard.path)}:{shard.members[j]}"
 
     def bytes_of(self, i: int) -> int:
         """The size of the member."""

@@ -41,7 +41,8 @@ class Checkpoints:
         if not isinstance(event, SaveDue):
             return
         parts, manifest = snapshot(self._state)
-        path = format.write(self.root, event.step, parts, {**manifest, **self._log(), **self._facts})
+        manifest = {**manifest, "planned": event.planned, **self._log(), **self._facts}
+        path = format.write(self.root, event.step, parts, manifest)
         (self._unplanned.discard if event.planned else self._unplanned.add)(path)
         format.point(self.root, "last", path)
         if event.best:

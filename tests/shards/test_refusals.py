@@ -237,3 +237,17 @@ def test_a_header_that_leads_astray_is_refused(tmp_path, header, words):
 )
 def test_patterns_without_end_have_one(pattern, kind, words):
     assert words in refused(kind, train=pattern)
+
+
+def test_a_skip_list_tells_shards_of_one_name_apart(tmp_path):
+    for folder in ("train", "val"):
+        shard(tmp_path / folder / "000.tar", samples("a", "b", "a", "b"))
+    here = {"train": str(tmp_path / "train" / "000.tar"), "val": str(tmp_path / "val" / "000.tar")}
+    skip = tmp_path / "skip.txt"
+    skip.write_text("train/000.tar:0003.png\n")
+    source = opened(**here, skip_list=str(skip))
+    assert [len(source.train), len(source.val)] == [3, 4]
+    skip.write_text("000.tar:0003.png\n")
+    words = refused(DataError, **here, skip_list=str(skip))
+    assert "names '000.tar:0003.png', which is not in the dataset" in words
+    assert "did you mean 'train/000.tar:0003.png'?" in words

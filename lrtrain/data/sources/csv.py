@@ -96,7 +96,7 @@ def _read(file: Path, folder: Path) -> tuple[list[_Row], list[Problem]]:
             for cells in reader:
                 path, label, split = ((cells.get(c) or "").strip() for c in ("path", "label", "split"))
                 row = _Row(path, label, _SPLITS.get(split or "train", ""), reader.line_num)
-                spelled = os.path.normpath(path)
+                spelled = os.path.abspath(folder / path)
                 what = _wrong(row, split, rows.get(spelled), folder, None in cells)
                 if what:
                     problems.append(Problem(what, f"{file}:{row.line}"))

@@ -62,7 +62,8 @@ def webdataset(
         classes: a text file, one name a line.
         val_fraction: share of each class of train held out for val.
         color: rgb, or gray for one channel.
-        skip_list: a text file of images to leave out, `SHARD.tar:MEMBER` a line.
+        skip_list: a text file of images to leave out, `SHARD.tar:MEMBER` a line, `FOLDER/SHARD.tar:MEMBER` where
+            shards in two folders have one name.
         seed: chooses what `val_fraction` holds out.
 
     Raises:
@@ -76,7 +77,11 @@ def webdataset(
     paths = _shard_paths(patterns)
     listed = None if classes is None else _class_file(classes)
     found, problems, note = indexed([path for part in paths.values() for path in part])
-    parts = {name: [found[path] for path in part if path in found] for name, part in paths.items()}
+    called = _called([path for part in paths.values() for path in part])
+    parts = {
+        name: [replace(found[path], called=called[path]) for path in part if path in found]
+        for name, part in paths.items()
+    }
     names, number, wrong = _classes(parts, listed, complete=not problems)
     if problems or wrong:
         raise DataError(shortened([*problems, *wrong]))
@@ -232,6 +237,15 @@ def _repeated(paths: Mapping[str, Sequence[str]]) -> list[Problem]:
                 problems.append(Problem(f"the shard {path} is {twice}", hint="keep one of them"))
             seen[os.path.realpath(path)] = split
     return problems
+
+
+def _called(paths: Sequence[str]) -> dict[str, str]:
+    """What shards are called wherever their folder lies: their names, with their folders where two have one name."""
+    names = {path: os.path.basename(path) for path in paths}
+    if len(set(names.values())) == len(names):
+        return names
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return {path: os.path.relpath(path, root) for path in paths}
 
 
 def _class_file(classes: str) -> tuple[str, ...]:
