@@ -322,10 +322,11 @@ def drop_after(root: Path, step: int, best_step: int | None) -> None:
     """Delete the checkpoints of steps after `step`, to which training has gone back; `best_step` is the best so far."""
     dropped = _steps(root, after=step)
     if pointed(root, "best") in dropped:
-        (root / "best.json").unlink()
         best = None if best_step is None else root / f"step-{best_step:08d}"
         if best is not None and best.is_dir() and best not in dropped:
             point(root, "best", best)
+        else:
+            point_nowhere(root, "best")
     for path in dropped:
         _remove(path)
 

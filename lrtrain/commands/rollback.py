@@ -55,7 +55,8 @@ def roll_back(
     job = replace(job, plan=job.plan.lowered(rollback.to, ROLLBACK_FACTOR))
     if screen is not None and metrics is not None:
         best = job.state.best
-        format.drop_after(run_dir.checkpoints, rollback.to, None if best.value is None else best.step)
+        best_step = None if best.value is None else best.step
+        patience(partial(format.drop_after, run_dir.checkpoints, rollback.to, best_step))
         metrics.cut(checkpoint.manifest["log_bytes"]["metrics.jsonl"])
         lrs = job.plan.lrs(min(rollback.to, job.plan.total_steps - 1), job.state.live)
         lr = {group.name: value for group, value in zip(job.plan.groups, lrs, strict=True)}
