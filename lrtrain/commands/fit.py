@@ -196,7 +196,7 @@ def follow(
     state, config = job.state, job.config
     metrics = Metrics(run_dir.metrics, log_bytes)
     there = format.readable(run_dir.checkpoints)
-    unplanned = [checkpoint.path for checkpoint in there if not checkpoint.manifest["planned"]]
+    unplanned = [checkpoint.path for checkpoint in there if not checkpoint.manifest.get("planned", True)]
     checkpoints = Checkpoints(run_dir.checkpoints, state, config.checkpoint.keep, known, metrics.safe, unplanned)
     status = Status(run_dir, state, job.recipe.best)
     progress = Progress(screen, job.recipe.total_steps, job.plan.steps_per_epoch, state.step, len(job.groups) > 1)
