@@ -24,9 +24,7 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
     Raises:
         OSError: the file system refuses.
     """
-    # /dev/stdout is a link to a file where the shell says `> FILE`.
-    of_the_system = path.absolute().parts[1:2] in (("dev",), ("proc",))
-    if of_the_system or (path.exists() and not path.is_file()):
+    if is_of_the_system(path) or (path.exists() and not path.is_file()):
         with path.open("wb") as file:
             yield file
         return
@@ -39,6 +37,11 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def is_of_the_system(path: Path) -> bool:
+    """Whether it is a way out of the process, not a place: /dev/stdout, which may be a link to a file, /dev/null ..."""
+    return path.absolute().parts[1:2] in (("dev",), ("proc",))
 
 
 @contextmanager

@@ -373,12 +373,25 @@ def test_of_a_long_log_beginning_and_end_are_looked_at(tmp_path: Path, broken: i
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics.jsonl", "curve.csv", "timing.jsonl", "status.json", "checkpoints/last.json", "checkpoints/x"]
+    "name",
+    [
+        "metrics.jsonl",
+        "curve.csv",
+        "timing.jsonl",
+        "status.json",
+        "config.yaml",
+        "checkpoints/last.json",
+        "checkpoints/x",
+    ],
 )
 def test_what_a_run_has_written_is_not_written_over(typed: Typed, tmp_path: Path, name: str) -> None:
     before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
-    for command in (("evaluate", "run", "--json"), ("preview", "run/config.yaml", "--csv")):
-        assert_clear(typed(*command, f"run/{name}"), 2, "would write over the run's own")
+    for command in (
+        ("evaluate", "run", "--json"),
+        ("preview", "run/config.yaml", "--csv"),
+        ("check", "c.yaml", "--json"),
+    ):
+        assert_clear(typed(*command, f"run/{name}"), 2, "would write over")
     assert before == {file: file.read_bytes() for file in before}
     assert typed("evaluate", "run", "--json", "run/mine.json").code == 0
 

@@ -12,6 +12,7 @@ from subprocess import PIPE, Popen
 import pytest
 
 from lrtrain.errors import EnvironmentFault
+from lrtrain.sinks.run_dir import refuse_unwritable
 from lrtrain.writing import new, replacing, write_atomically
 from tests.forked import environment
 from tests.hostile import Typed, assert_clear
@@ -86,6 +87,7 @@ def test_a_device_is_written_to_and_never_replaced(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["shell"]
     with replacing(Path(os.devnull)) as file, TextIOWrapper(file) as text:
         text.write("nothing")
+    refuse_unwritable(Path(os.devnull), "--json")
     assert Path(os.devnull).is_char_device()
 
 

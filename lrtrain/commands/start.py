@@ -19,6 +19,7 @@ from lrtrain.errors import CheckpointError, ConfigError, quoted
 from lrtrain.lookup import is_path
 from lrtrain.sinks.run_dir import RunDir, check_free, is_run, latest, refuse_lost_link, refuse_other_files, was_begun
 from lrtrain.world import ALONE, World
+from lrtrain.writing import is_of_the_system
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def start_check(target: Path | None, overrides: Sequence[str] | None, *, trust: 
 def refuse_overwriting(
     written: Mapping[str, Path | None], config_path: Path | None, config: RunConfig | Path | None
 ) -> None:
-    """Refuse to write two files in one, or over the config or a file that it names, such as a manifest.
+    """Refuse to write two files in one, or over the config, a file that it names, such as a manifest, or a run's own.
 
     Args:
         written: the files to be written, by their options.
@@ -172,19 +173,24 @@ def refuse_overwriting(
     named = _files_of(config) if isinstance(config, RunConfig) else ()
     taken = {os.path.realpath(path / "config.yaml" if path.is_dir() else path): "the config"}
     taken |= {os.path.realpath(file): "a file that the config names" for file in named}
-    folder = RunDir(path if path.is_dir() else path.parent)
-    if is_run(folder.path):
-        own = (folder.curve, folder.metrics, folder.timing, folder.status)
-        taken |= {os.path.realpath(file): "the run's own" for file in own}
     for option, file in written.items():
-        if file is None:
+        if file is None or is_of_the_system(file):
             continue
         other = taken.setdefault(os.path.realpath(file), option)
-        if os.path.realpath(file).startswith(os.path.join(os.path.realpath(folder.checkpoints), "")):
-            other = "the run's own"
+        if _is_of_a_run(Path(os.path.realpath(file))):
+            other = "a run's own"
         if other != option:
             what = f"{option} would write over {other}: {quoted(str(file))}"
             raise ConfigError(what, f"{option} {quoted(str(file))}", "name another file")
+
+
+def _is_of_a_run(file: Path) -> bool:
+    """Whether a run keeps it: one of its own files, or anything among its checkpoints."""
+    run = RunDir(file.parent)
+    own = (run.config, run.curve, run.metrics, run.timing, run.status)
+    if file in own and is_run(run.path):
+        return True
+    return any(RunDir(folder.parent).checkpoints == folder and is_run(folder.parent) for folder in file.parents)
 
 
 def _files_of(config: RunConfig) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, RunDirError, quoted
 from lrtrain.foreign import json_object, read_bytes
 from lrtrain.world import World
-from lrtrain.writing import write_atomically
+from lrtrain.writing import is_of_the_system, write_atomically
 
 _LAUNCH = ".launch.json"
 
@@ -268,7 +268,7 @@ def refuse_unwritable(path: Path | None, option: str) -> None:
     Raises:
         EnvironmentFault: says why not.
     """
-    if path is None:
+    if path is None or is_of_the_system(path):
         return
     try:
         if not path.name or (path.exists() and not path.is_file()):
