@@ -293,8 +293,11 @@ def _first(config: RunConfig) -> RunConfig:
 
 
 def _recipe(config: RunConfig, plan: Plan, precision: Precision, source: Source) -> Recipe:
+    # As it was first planned: what a part of the run is does not change because the run is made longer.
+    first = run_steps(_first(config), plan.steps_per_epoch)
+
     def steps(duration: Duration, *loc: str) -> int:
-        count = duration.to_steps(plan.steps_per_epoch, plan.total_steps)
+        count = duration.to_steps(plan.steps_per_epoch, first)
         if count == 0:
             raise ConfigError(
                 f"{'.'.join(loc)}: {duration} is less than half a step", config.where(*loc), "1step or more"
@@ -319,7 +322,7 @@ def _recipe(config: RunConfig, plan: Plan, precision: Precision, source: Source)
         live_from=plan.live_from or 0,
         flip=config.tta == "flip",
         thawed_from=max(group.frozen_steps for group in plan.groups),
-        former_ends=former_ends(config, run_steps(_first(config), plan.steps_per_epoch)),
+        former_ends=former_ends(config, first),
     )
 
 

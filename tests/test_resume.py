@@ -74,6 +74,20 @@ def test_hold_goes_on_with_the_last_lr_and_the_config_repeats_the_longer_run(don
         assert "already complete" in fit(done, config, "--resume", "--out", "hold").stdout
 
 
+def test_parts_of_the_run_are_those_of_the_one_first_planned_however_long_it_gets(tmp_path: Path) -> None:
+    config = QUICK.replace("epochs: 3", "epochs: 1") + "eval_every: 30%\ncheckpoint: {every: 10%, keep: 99}\n"
+    assert fit(tmp_path, config, "--out", "run").returncode == 0
+    for epochs in (2, 3):
+        longer = config.replace("epochs: 1", f"epochs: {epochs}")
+        assert fit(tmp_path, longer, "--resume", "--extend", "hold", "--out", "run").returncode == 0
+    evaluated = [row["step"] for row in rows(tmp_path / "run") if row["event"] == "eval"]
+    assert evaluated == sorted({*range(7, 70, 7), 23, 46, 69})
+    assert fit(tmp_path, (tmp_path / "run" / "config.yaml").read_text(), "--out", "again").returncode == 0
+    assert_same_bits(tmp_path / "run", tmp_path / "again")
+    saved = [sorted(path.name for path in (tmp_path / out / "checkpoints").iterdir()) for out in ("run", "again")]
+    assert saved[0] == saved[1]
+
+
 def test_rescale_follows_the_schedule_of_the_longer_run_from_the_step_reached(done: Path) -> None:
     kill_when(done, QUICK, "rescale", lambda text: text.count("\n") >= 7, signal.SIGTERM)
     at = json.loads((done / "rescale" / "status.json").read_text())["step"]
@@ -142,6 +156,27 @@ def test_a_plateau_goes_on_only_with_hold() -> None:
         else:
             with pytest.raises(ConfigError, match="ReduceLROnPlateau"):
                 extended(config, planned)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("policy", ["rescale", "restart"])
+@pytest.mark.parametrize(("before", "after"), [(1, 40), (40, 41)])
+def test_a_momentum_cycle_of_one_tick_goes_on_as_a_longer_one(policy: Any, before: int, after: int) -> None:
+    """Of one tick the cycle is the optimizer's own momentum, which the table would leave alone."""
+    from tests.schedules import config_of
+
+    def planned(changed: Any, frozen: bool) -> Any:
+        return plan_of(schedule, lrs=(0.1, 0.2), steps_per_epoch=1, length=f"steps: {changed.steps}")
+
+    schedule = "{name: CyclicLR, base_lr: 0.001, step_size_up: 3, every: step}"
+    extension = Extension(policy=policy, at=before, steps=after)
+    config = config_of(schedule, length=f"steps: {before}").model_copy(update={"extended": (extension,)})
+    found, begun = extended(config, planned).curve, planned(config, True).curve
+    own = np.full((before, 1), 0.9)
+    then = planned(config.model_copy(update={"steps": after if policy == "rescale" else after - before}), True).curve
+    expected = np.full((len(then), 1), 0.9) if then.momentum is None else then.momentum[:, :1]
+    assert found.momentum is not None
+    assert np.array_equal(found.momentum[:before, :1], own if begun.momentum is None else begun.momentum[:, :1])
+    assert np.array_equal(found.momentum[before:, :1], expected[before if policy == "rescale" else 0 :])
 
 
 def test_groups_that_only_frozen_until_tells_apart_begin_again_together() -> None:
@@ -401,8 +436,9 @@ def test_sigusr2_before_there_is_anything_to_save_changes_nothing(tmp_path: Path
     process.communicate()
 
 
+@pytest.mark.parametrize("every", ["1ep", "1step"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_cannot_be_read_costs_no_step_that_is_done(tmp_path: Path, workers: int) -> None:
+def test_an_image_that_cannot_be_read_costs_no_step_that_is_done(tmp_path: Path, workers: int, every: str) -> None:
     noise(tmp_path / "data", {"train": 20, "val": 2})
     config = f"""
 epochs: 2
@@ -410,6 +446,7 @@ batch_size: 4
 model: {{name: small_cnn, width: 4}}
 dataset: {{name: imagefolder, root: data}}
 optimizer: {{name: SGD, lr: 0.05}}
+checkpoint: {{every: {every}, keep: 99}}
 cache: "off"
 workers: {workers}
 """
@@ -420,8 +457,10 @@ workers: {workers}
     os.utime(image, ns=(age.st_atime_ns, age.st_mtime_ns))
     ended = fit(tmp_path, config, "--out", "run")
     assert ended.returncode == 3, ended.stderr
-    step = format.newest(tmp_path / "run" / "checkpoints")[0].step
-    assert 0 < step < 10, "epochs end, and checkpoints are made, at 10"
+    kept = format.newest(tmp_path / "run" / "checkpoints")[0]
+    step = kept.step
+    assert 0 < step < 10, "epochs end at 10"
+    assert kept.manifest["planned"] == (every == "1step"), "what was saved as planned stays so"
     assert f"step-{step:08d} is kept" in ended.stderr
     image.write_bytes(whole)
     os.utime(image, ns=(age.st_atime_ns, age.st_mtime_ns))

@@ -48,9 +48,7 @@ def refuse_contradictions(
         f"best.value: no {recipe.best}": not _possible(state.best, recipe.best),
         "early: the run does not stop early": not watched and state.early != Best(),
         f"early.value: no {watched}": bool(watched) and not _possible(state.early, watched),
-        f"pending: no evaluation is due at step {step}": state.pending
-        and _as_long_as_now(recipe, checkpoint)
-        and not due(step, recipe.eval_every, recipe),
+        f"pending: no evaluation is due at step {step}": state.pending and not due(step, recipe.eval_every, recipe),
     }
     for why, so in wrong.items():
         if so:
@@ -95,7 +93,7 @@ def refuse_other_story(
         if found is None or (monitor in _LOGGED and found.get(_LOGGED[monitor]) != best.value):
             said = "has no evaluation then" if found is None else f"says {found.get(_LOGGED[monitor])}"
             what = f"{name}: {monitor} is {best.value} at step {best.step} in the manifest, and metrics.jsonl {said}"
-    was_due = state.step and _as_long_as_now(recipe, checkpoint) and due(state.step, recipe.eval_every, recipe)
+    was_due = state.step and due(state.step, recipe.eval_every, recipe)
     if (state.pending or was_due) and (row(state.step) is None) != state.pending:
         what = (
             f"pending: {state.pending}, and metrics.jsonl has {'an' if state.pending else 'no'} evaluation of its step"
@@ -105,11 +103,6 @@ def refuse_other_story(
         what = f"rollbacks: {len(state.rollbacks)} in the manifest, and metrics.jsonl has {len(logged)}, or other ones"
     if what:
         raise CheckpointError(f"the checkpoint contradicts the log: {what}", str(checkpoint.path), COPY)
-
-
-def _as_long_as_now(recipe: Recipe, checkpoint: Checkpoint) -> bool:
-    """Whether the run has not been extended since: then an `eval_every` in parts of the run was another."""
-    return bool(checkpoint.manifest["total_steps"] == recipe.total_steps)
 
 
 def _possible(best: Best, monitor: str) -> bool:

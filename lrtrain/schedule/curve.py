@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,10 @@ class Curve:
         if self.momentum is not None and after.momentum is not None:
             momentum = np.concatenate([self.momentum, after.momentum])
         return Curve(np.concatenate([self.lr, after.lr]), self.columns, momentum)
+
+    def cycling(self, own: Table) -> Curve:
+        """The same with a momentum, to be added to one that cycles it: `own` of each column where it is left alone."""
+        return self if self.momentum is not None else replace(self, momentum=np.broadcast_to(own, self.lr.shape))
 
     def of_group(self, group: int) -> Table:
         """One group's LR at every step, shape (steps,)."""

@@ -66,13 +66,13 @@ def _longer(
     if rescale:
         if after.live_from != plan.live_from:
             raise ConfigError("ReduceLROnPlateau would begin at another step", where, "extend it with `hold`")
-        curve = _part(plan.curve, 0, at) + _part(after.curve, at, total)
+        curve = _followed(plan, _part(plan.curve, 0, at), _part(after.curve, at, total))
         phases = (*_cut(plan.phases, 0, at), *_cut(after.phases, at, total))
         return replace(plan, curve=curve, total_steps=total, phases=phases, notes=after.notes)
     if plan.live_from is not None:
         raise ConfigError("ReduceLROnPlateau can only be the last phase", where, "extend it with `hold`")
     again = tuple(replace(span, start=span.start + old, stop=span.stop + old) for span in after.phases)
-    curve = plan.curve + _in_columns(after.curve, plan.curve.columns)
+    curve = _followed(plan, plan.curve, _in_columns(after.curve, plan.curve.columns))
     return replace(
         plan, curve=curve, total_steps=total, phases=(*plan.phases, *again), notes=(*plan.notes, *after.notes)
     )
@@ -100,6 +100,15 @@ def _held(plan: Plan, total: int) -> Plan:
         words = f"hold  {lr[-1].max():.3g} for {lasting(added, plan.steps_per_epoch)}"
         phases = (*plan.phases, replace(last, name="hold", start=plan.total_steps, stop=total, words=words))
     return replace(plan, curve=curve, total_steps=total, phases=phases)
+
+
+def _followed(plan: Plan, curve: Curve, after: Curve) -> Curve:
+    """Two curves end to end. Only one may cycle the momentum: a cycle of a single step can be the optimizer's own."""
+    if (curve.momentum is None) == (after.momentum is None):
+        return curve + after
+    columns = plan.curve.columns
+    own = np.array([plan.groups[columns.index(c)].momentum for c in range(curve.lr.shape[1])], dtype=np.float64)
+    return curve.cycling(own) + after.cycling(own)
 
 
 def _part(curve: Curve, start: int, stop: int) -> Curve:

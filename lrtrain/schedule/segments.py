@@ -60,17 +60,8 @@ def joined(segments: Sequence[Curve], groups: Sequence[GroupLR], columns: tuple[
     """
     cycled = any(part.momentum is not None for part in segments)
     own = _own_momentum(groups)
-    whole = reduce(
-        operator.add,
-        [
-            Curve(
-                part.lr,
-                columns,
-                np.broadcast_to(own, part.lr.shape) if cycled and part.momentum is None else part.momentum,
-            )
-            for part in segments
-        ],
-    )
+    whole = reduce(operator.add, [part.cycling(own) if cycled else part for part in segments])
+    whole = replace(whole, columns=columns)
     frozen = np.arange(len(whole))[:, None] < np.array([group.frozen_steps for group in groups])
     return replace(whole, lr=np.where(frozen, 0.0, whole.lr)) if frozen.any() else whole
 

@@ -16,7 +16,7 @@ class Checkpoints:
 
     Args:
         root: the run's checkpoints folder.
-        state: is read when an event says that it is consistent.
+        state: is read when an event says that it is consistent; as it is now it is saved already, but for step 0.
         keep: newest checkpoints that stay, besides the best.
         facts: what the manifest says besides the state: classes, versions, threads.
         log: what the manifest says of metrics.jsonl at this moment.
@@ -35,11 +35,13 @@ class Checkpoints:
         self.root, self._state, self._keep = root, state, keep
         self._unplanned = set(unplanned)
         self._facts, self._log = facts, log
-        self.last: str | None = None
+        self._saved = state.step
 
     def __call__(self, event: Event) -> None:
         if not isinstance(event, SaveDue):
             return
+        if not event.planned and event.step == self._saved:
+            return  # there it is, and what the config plans stays known as planned
         parts, manifest = snapshot(self._state)
         manifest = {**manifest, "planned": event.planned, **self._log(), **self._facts}
         path = format.write(self.root, event.step, parts, manifest)
@@ -48,7 +50,7 @@ class Checkpoints:
         if event.best:
             format.point(self.root, "best", path)
         format.prune(self.root, self._keep, self._unplanned)
-        self.last = path.name
+        self._saved = event.step
 
 
 def point_again(root: Path, checkpoint: format.Checkpoint) -> None:
