@@ -19,6 +19,7 @@ from lrtrain.errors import CheckpointError, quoted
 from lrtrain.foreign import json_object
 
 MAX_HEADER = 8_000_000  # bytes
+MAX_TENSORS = 20_000  # each takes a tenth of a millisecond to look at
 MAX_SIDE = 2**48  # of a tensor
 DTYPES = {
     "BOOL": torch.bool,
@@ -78,6 +79,8 @@ def read_header(file: IO[bytes], name: str) -> dict[str, Described]:
     except ValueError as error:
         raise _not_one(name, f"its header is not JSON: {error}") from None
     header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise _not_one(name, f"it holds {len(header):,} tensors, and at most {MAX_TENSORS:,} are read")
     spans: list[tuple[int, int]] = []
     found = {tensor: _entry(name, tensor, entry, spans) for tensor, entry in header.items()}
     end = 0

@@ -96,6 +96,10 @@ def a_broken_link(root):
     (root / "train" / "ants" / "gone.png").symlink_to("nowhere")
 
 
+def a_link_to_a_device(root):
+    (root / "train" / "ants" / "zero.png").symlink_to("/dev/zero")
+
+
 def an_empty_file(root):
     write(root / "train" / "ants" / "0.png", b"")
 
@@ -121,6 +125,7 @@ def two_vals(root):
         (a_symlink_loop, "links to a folder that it lies in"),
         (a_link_to_itself, "is a broken link"),
         (a_pipe, "is no regular file (a pipe, socket or device)"),
+        (a_link_to_a_device, "is no regular file (a pipe, socket or device)"),
         (a_broken_link, "is a broken link"),
         (an_empty_file, "0.png: "),
         (two_vals, "val/ and valid/; which is evaluated?"),

@@ -21,7 +21,7 @@ from lrtrain.data.open import open_source
 from lrtrain.data.source import Source
 from lrtrain.engine.consistent import refuse_contradictions, refuse_other_story
 from lrtrain.engine.distributed import told_by_the_leader
-from lrtrain.engine.state import ROLLBACK_FACTOR, restore
+from lrtrain.engine.state import ROLLBACK_FACTOR, TrainState, restore
 from lrtrain.errors import CheckpointError, ConfigError, Problem, quoted
 from lrtrain.schedule.plan import Plan, make_plan, run_steps
 from lrtrain.sinks.console import Screen
@@ -219,8 +219,7 @@ def continued(
             job.config.where("early_stop"),
             f"begin another run with more patience than {rule.patience if rule else 0}, or without early_stop",
         )
-    for rollback in job.state.rollbacks:
-        job = replace(job, plan=job.plan.lowered(rollback.to, rollback.factor))
+    job = replace(job, plan=_lowered(job.plan, job.state))
     if screen is not None:
         if wishes.extend:
             show_extension(_before(job), job.plan, wishes.extend or "", screen)
@@ -234,7 +233,14 @@ def _before(job: Job) -> Plan:
     """The plan before the last extension."""
     earlier = (job.config.extended or ())[:-1]
     config = job.config.model_copy(update={"extended": earlier or None})
-    return make_plan(config, job.plan.groups, job.plan.steps_per_epoch)
+    return _lowered(make_plan(config, job.plan.groups, job.plan.steps_per_epoch), job.state)
+
+
+def _lowered(plan: Plan, state: TrainState) -> Plan:
+    """The plan as it is since training went back."""
+    for rollback in state.rollbacks:
+        plan = plan.lowered(rollback.to, rollback.factor)
+    return plan
 
 
 def is_complete(job: Job) -> bool:

@@ -141,7 +141,7 @@ def _images(folder: str, name: str, found: ClassFolders, others: Counter[str], a
                 found.read[real] = entry.path
                 yield from _images(entry.path, inner, found, others, above | {real})
         elif not _is(entry, entry.is_file):
-            what = "a broken link" if entry.is_symlink() else "no regular file (a pipe, socket or device)"
+            what = "a broken link" if not os.path.exists(entry.path) else "no regular file (a pipe, socket or device)"
             found.problems.append(Problem(f"{entry.path!r} is {what}", hint="remove it"))
         else:
             suffix = os.path.splitext(entry.name)[1].lower()
