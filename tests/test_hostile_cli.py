@@ -245,6 +245,8 @@ def test_code_that_a_run_directory_names_is_not_run(typed: Typed, elsewhere: Pat
     assert_clear(typed("fit", "--resume", "--out", "sent"), 2, "names code outside lrtrain: 'canary:", own, "--trust")
     for command in (["fit"], ["fit", "--smoke"], ["preview"], ["range-test"]):
         assert_clear(typed(*command, "sent/config.yaml"), 2, "names code outside lrtrain: 'canary:", "say --trust")
+    Path("link.yaml").symlink_to("sent/config.yaml")
+    assert_clear(typed("preview", "link.yaml"), 2, "names code outside lrtrain: 'canary:", "say --trust")
     assert_clear(typed("fit", "sent/config.yaml", "--resume"), 2, "names code outside lrtrain", "say --trust")
     assert_clear(typed("evaluate", "sent"), 2, "names code outside lrtrain: 'canary:", "say --trust")
     assert not (tmp_path / "canary").exists()

@@ -41,7 +41,7 @@ def start(config_path: Path | None, overrides: Sequence[str] | None, *, trust: b
     """
     path = config_path or DEFAULT
     config = load(config_path, overrides or ())
-    if is_run(path.parent):
+    if is_run(path.parent) or is_run(Path(os.path.realpath(path)).parent):
         config = _without_downloads(config)
         if not trust:
             own = f"name your own config in place of {path}, or if you know the code, say --trust"

@@ -104,16 +104,16 @@ class FileSplit:
             return image.size
 
     def stamp(self, i: int) -> str:
-        """Where the file lies, its bytes, and when it was written.
+        """Where the file lies, its bytes, when it was written, and when anything of it changed last.
 
-        Not its content: to hash ImageNet would be to read 150 GB before every run. So what is missed is another
-        image of as many bytes that was given the old one's time, as `cp -p`, `rsync -t` and `touch -r` can.
+        Not its content: to hash ImageNet would be to read 150 GB before every run. The last is there because another
+        image of as many bytes may have been given the old one's mtime, as `cp -p`, `rsync -t` and `touch -r` can.
 
         Raises:
             DataError: the file is not there.
         """
         found = self._found(i)
-        return f"{os.path.abspath(self.path(i))}\0{found.st_size}\0{found.st_mtime_ns}"
+        return f"{os.path.abspath(self.path(i))}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}"
 
     def _found(self, i: int) -> os.stat_result:
         path = self.path(i)

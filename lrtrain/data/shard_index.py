@@ -98,9 +98,9 @@ def _unkept(folder: Path, error: OSError) -> str:
 
 
 def index_file(path: str) -> Path:
-    """Where the index of a shard belongs: another file for a shard that was written anew."""
+    """Where the index of a shard belongs: another file for a shard that was written anew, whatever its mtime says."""
     found = os.stat(path)
-    made_for = f"{_FORMAT}\0{path}\0{found.st_size}\0{found.st_mtime_ns}"
+    made_for = f"{_FORMAT}\0{path}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}"
     digest = hashlib.sha256(made_for.encode("utf-8", "surrogateescape")).hexdigest()
     return cache_folder() / "shards" / f"{digest[:32]}.npz"
 

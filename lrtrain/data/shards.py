@@ -203,7 +203,9 @@ class ShardSplit:
         """
         shard, j = self._place(i)
         try:
-            shard.check(os.stat(shard.path))
+            found = os.stat(shard.path)
         except OSError as error:
             raise DataError(f"cannot read the shard {shard.path}: {error.strerror}", hint="restore the file") from error
-        return f"{shard.path}\0{shard.size}\0{shard.mtime_ns}\0{shard.offsets[j]}\0{shard.sizes[j]}"
+        shard.check(found)
+        of_shard = f"{shard.path}\0{shard.size}\0{shard.mtime_ns}\0{found.st_ctime_ns}"
+        return f"{of_shard}\0{shard.offsets[j]}\0{shard.sizes[j]}"

@@ -39,6 +39,15 @@ def test_a_shard_that_changed_is_indexed_again_and_the_others_are_not(two, monke
     assert asked == [two["val"]]
 
 
+def test_a_shard_of_as_many_bytes_that_was_given_the_old_time_is_indexed_again(two):
+    before = opened(**two).val.labels.tolist()
+    found = os.stat(two["val"])
+    shard(Path(two["val"]), samples(0, 1))
+    os.utime(two["val"], ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert os.stat(two["val"]).st_size == found.st_size
+    assert opened(**two).val.labels.tolist() == before[::-1] != before
+
+
 def test_a_damaged_index_is_made_again(two, kept):
     expected = opened(**two).counts()
     for i, file in enumerate(sorted(kept.glob("*.npz"))):
