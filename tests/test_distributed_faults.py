@@ -282,7 +282,7 @@ def test_the_error_of_the_process_that_reads_a_broken_image_is_the_one_shown(fol
 
 def test_a_full_disk_of_the_leading_process_ends_the_others(folder: Path) -> None:
     full = "import errno; from lrtrain.checkpoint import format; " + (
-        "format._write = lambda path, data: (_ for _ in ()).throw(OSError(errno.ENOSPC, 'No space left on device'))"
+        "format.write_synced = lambda path, data: (_ for _ in ()).throw(OSError(errno.ENOSPC, 'No space left on device'))"
     )
     run = Run(folder, full, "--set", "checkpoint.disk_full_wait=0", rank=0)
     at = run.until_fault()
@@ -310,8 +310,8 @@ def test_a_killed_data_worker_ends_the_run(folder: Path) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_process_stops_and_saves_all(folder: Path, rank: int) -> None:
     # Long enough a save that torchrun would hurry the leading process when the other has ended.
-    slow = "from lrtrain.checkpoint import format; real = format._write; "
-    slow += "format._write = lambda path, data: (time.sleep(0.5), real(path, data)); "
+    slow = "from lrtrain.checkpoint import format; real = format.write_synced; "
+    slow += "format.write_synced = lambda path, data: (time.sleep(0.5), real(path, data)); "
     run = Run(folder, slow + "os.kill(os.getpid(), signal.SIGTERM)", rank=rank)
     run.until_fault()
     run.ended()

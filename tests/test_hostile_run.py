@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from lrtrain.checkpoint import format
+from lrtrain.checkpoint import folder, format
 from lrtrain.engine.state import restore, snapshot
 from lrtrain.engine.train import train
 from lrtrain.errors import CheckpointError, EnvironmentFault
@@ -132,7 +132,7 @@ def test_a_file_system_that_refuses_is_said(monkeypatch: pytest.MonkeyPatch, tmp
 
     monkeypatch.setattr(shutil, "rmtree", refused)
     with pytest.raises(EnvironmentFault, match="cannot be put in order: Permission denied"):
-        format.sweep(tmp_path)
+        folder.sweep(tmp_path)
 
 
 @pytest.mark.parametrize(

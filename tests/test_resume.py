@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrtrain.checkpoint import format
+from lrtrain.checkpoint import folder, format
 from lrtrain.config.schema import Extension
 from lrtrain.errors import EnvironmentFault
 from lrtrain.schedule.extend import extended
@@ -316,7 +316,7 @@ def test_a_checkpoint_written_again_changes_places_and_leaves_nothing_behind(tmp
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000007"]
     # As an interrupted exchange leaves it where the file system has none.
     path.rename(tmp_path / ".old-step-00000007")
-    format.put_back(tmp_path)
+    folder.put_back(tmp_path)
     assert format.newest(tmp_path)[0].step == 7
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from lrtrain.checkpoint import format, manifest
+from lrtrain.checkpoint import folder, format, manifest
 from lrtrain.commands import rollback, verify
 from lrtrain.commands.start import start, start_fit, start_from_run
 from lrtrain.engine.events import SaveDue
@@ -128,7 +128,7 @@ def test_what_a_run_deletes_meanwhile_is_not_damaged(tmp_path: Path, monkeypatch
     def late(path: Path) -> format.Checkpoint:
         if (step := next(saved)) < 5:  # the run saves another one, and deletes this
             format.write(tmp_path, step, {"model": {}}, {})
-            format.prune(tmp_path, 1)
+            folder.prune(tmp_path, 1)
         return real(path)
 
     monkeypatch.setattr(format, "verify", late)
@@ -171,8 +171,8 @@ def test_a_lock_that_is_a_link_makes_a_folder_none_to_begin_in(tmp_path: Path) -
 
 def test_going_back_to_the_beginning_leaves_no_best(tmp_path: Path) -> None:
     format.write(tmp_path, 0, {"model": {}}, {})
-    format.point(tmp_path, "best", format.write(tmp_path, 4, {"model": {}}, {}))
-    format.drop_after(tmp_path, 0, None)
+    folder.point(tmp_path, "best", format.write(tmp_path, 4, {"model": {}}, {}))
+    folder.drop_after(tmp_path, 0, None)
     assert not (tmp_path / "best.json").exists()
 
 
@@ -236,10 +236,10 @@ def test_the_best_is_pointed_to_where_it_is_there_and_nowhere_else(tmp_path: Pat
     best = {"value": 0.5, "step": 2, "stale": 0}
     path = format.write(tmp_path, 2, {"model": {}}, {"best": best})
     point_again(tmp_path, format.open_checkpoint(path))
-    assert (format.pointed(tmp_path, "last"), format.pointed(tmp_path, "best")) == (path, path)
+    assert (folder.pointed(tmp_path, "last"), folder.pointed(tmp_path, "best")) == (path, path)
     path = format.write(tmp_path, 3, {"model": {}}, {"best": {**best, "step": 1}})
     point_again(tmp_path, format.open_checkpoint(path))
-    assert (format.pointed(tmp_path, "last"), format.pointed(tmp_path, "best")) == (path, None)
+    assert (folder.pointed(tmp_path, "last"), folder.pointed(tmp_path, "best")) == (path, None)
 
 
 def test_what_cannot_be_read_now_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +268,7 @@ def test_a_pointer_that_moved_while_verify_looked_is_not_lost(
 
     def then_saved(*arguments: Any) -> Any:
         found = real(*arguments)
-        format.point(root, "last", format.write(root, 2, {"model": {}}, said))
+        folder.point(root, "last", format.write(root, 2, {"model": {}}, said))
         return found
 
     monkeypatch.setattr(format, "verify_all", then_saved)

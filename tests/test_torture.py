@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lrtrain.checkpoint import format
+from lrtrain.checkpoint import folder, format
 from tests.conftest import REPOSITORY, Ended
 from torture_parts import child
 from torture_parts.case import Case, Found, numbered, spread
@@ -122,7 +122,7 @@ def saved(root: Path, step: int = 10, value: float = 1.0, **manifest: object) ->
     root.mkdir(exist_ok=True)
     path = format.write(root / "checkpoints", step, parts, {"channels": 3, **manifest})
     for name in ("last", "best"):
-        format.point(root / "checkpoints", name, path)
+        folder.point(root / "checkpoints", name, path)
     (root / "metrics.jsonl").write_text('{"step": 1}\n')
     (root / "config.yaml").write_text("seed: 1\nworkers: 2\n")
     (root / "status.json").write_text(json.dumps({"state": "done", "step": step}))

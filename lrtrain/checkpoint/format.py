@@ -18,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +40,12 @@ from lrtrain.checkpoint.manifest import (
     unreadable,
 )
 from lrtrain.errors import CheckpointError, EnvironmentFault, about, what_to_do
-from lrtrain.foreign import json_object, opened, read_bytes
+from lrtrain.foreign import opened
 from lrtrain.tensor_header import Described, read_header
 
 _LARGE = 2**24  # bytes of a file
 _LOOKS = 20  # at a folder whose checkpoints another process replaces
-_STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,14})")
-_LEFT = re.compile(rf"\.tmp-([0-9]{{8,15}}-[0-9]+|{_STEP.pattern}|(last|best)\.json)")
+STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,14})")
 
 
 @dataclass(frozen=True)
@@ -143,16 +142,16 @@ def write(root: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]]
         files = {}
         for part, tensors in parts.items():
             data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-            _write(temporary / f"{part}.safetensors", data)
+            write_synced(temporary / f"{part}.safetensors", data)
             files[f"{part}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         content = {"version": VERSION, "step": step, **manifest, "files": files}
         text = json.dumps({**content, "sha256": digest(content)}, indent=1, allow_nan=False).encode()
         refuse_unreadable(content, text, final)
-        _write(temporary / "manifest.json", text)
-        _sync(temporary)
+        write_synced(temporary / "manifest.json", text)
+        sync(temporary)
         _all_there(temporary, files)
         _put(temporary, final)
-        _sync(root)
+        sync(root)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise EnvironmentFault(
@@ -196,148 +195,13 @@ def _all_there(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             raise OSError(errno.EIO, f"{name} has {size} bytes instead of {entry['bytes']}")
 
 
-def point(root: Path, name: str, checkpoint: Path) -> None:
-    """Make `root/<name>.json` name a checkpoint, in one step."""
-    temporary = root / f".tmp-{name}.json"
-    try:
-        _write(temporary, json.dumps({"checkpoint": checkpoint.name}).encode())
-        temporary.rename(root / f"{name}.json")
-        _sync(root)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise EnvironmentFault(
-            f"{name}.json could not be written: {error.strerror}",
-            str(root / f"{name}.json"),
-            what_to_do(error),
-        ) from error
-
-
-def point_nowhere(root: Path, name: str) -> None:
-    """Remove `root/<name>.json`, if it is there.
-
-    Raises:
-        EnvironmentFault: the file system refuses.
-    """
-    with _mending(root):
-        (root / f"{name}.json").unlink(missing_ok=True)
-
-
-def prune(root: Path, keep: int, unplanned: Collection[Path] = ()) -> None:
-    """Delete all but the newest `keep` checkpoints and those that last.json and best.json name.
-
-    What cannot be deleted now is tried again the next time.
-
-    Args:
-        root: the run's `checkpoints` folder.
-        keep: how many.
-        unplanned: those that go in any case, and are not counted: what stays is what a run keeps that was left alone.
-    """
-    named = {pointed(root, name) for name in ("last", "best")}
-    paths = _steps(root)
-    for path in [*[p for p in paths if p not in unplanned][:-keep], *[p for p in paths if p in unplanned]]:
-        if path not in named:
-            with suppress(OSError):
-                _remove(path)
-
-
-def _remove(path: Path) -> None:
-    """Delete a checkpoint, first out of sight: half a directory that is still called step-* would look damaged."""
-    gone = path.rename(path.with_name(f".tmp-{path.name}"))
-    shutil.rmtree(gone, ignore_errors=True)
-
-
-def put_back(root: Path) -> None:
-    """Give a checkpoint its name again, where an interrupted `write` had moved it aside.
-
-    Raises:
-        EnvironmentFault: the file system refuses.
-    """
-    with _mending(root):
-        for old in root.glob(".old-step-*"):
-            place = root / old.name.removeprefix(".old-")
-            if _STEP.fullmatch(place.name) and _is_folder(old) and not place.exists():
-                old.rename(place)
-
-
-def sweep(root: Path) -> None:
-    """Remove what an interrupted `write` or `prune` left, by the names that these give; nothing else.
-
-    Raises:
-        EnvironmentFault: the file system refuses.
-    """
-    with _mending(root):
-        for left in root.glob(".old-step-*"):
-            if _STEP.fullmatch(left.name.removeprefix(".old-")):
-                _delete(left)
-        for left in root.glob(".tmp-*"):
-            if _LEFT.fullmatch(left.name):
-                _delete(left)
-
-
-def set_aside_after(root: Path, step: int) -> None:
-    """Rename the checkpoints after `step`, which are damaged, to `.bad-*`: to be looked at, never counted again.
-
-    Raises:
-        EnvironmentFault: the file system refuses.
-    """
-    with _mending(root):
-        for path in _steps(root, after=step):
-            bad = root / f".bad-{path.name}"
-            _delete(bad)
-            path.rename(bad)
-
-
-@contextmanager
-def _mending(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        what = f"the checkpoints cannot be put in order: {error.strerror}"
-        raise EnvironmentFault(what, str(error.filename or root), "allow writing there") from error
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
-def _delete(path: Path) -> None:
-    """Whatever it is, or nothing."""
-    if _is_folder(path):
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def pointed(root: Path, name: str) -> Path | None:
-    """The checkpoint that `<name>.json` names."""
-    try:
-        target = json_object(read_bytes(root / f"{name}.json", 10_000))["checkpoint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return root / target if isinstance(target, str) and _STEP.fullmatch(target) else None
-
-
-def drop_after(root: Path, step: int, best_step: int | None) -> None:
-    """Delete the checkpoints of steps after `step`, to which training has gone back; `best_step` is the best so far."""
-    dropped = _steps(root, after=step)
-    if pointed(root, "best") in dropped:
-        best = None if best_step is None else root / f"step-{best_step:08d}"
-        if best is not None and best.is_dir() and best not in dropped:
-            point(root, "best", best)
-        else:
-            point_nowhere(root, "best")
-    for path in dropped:
-        _remove(path)
-
-
 def there_are(root: Path) -> bool:
     """Whether there is any checkpoint, whole or not.
 
     Raises:
         EnvironmentFault: the folder cannot be read.
     """
-    return bool(_steps(root))
+    return bool(steps(root))
 
 
 Also = Callable[[Checkpoint], object]
@@ -356,7 +220,7 @@ def newest(root: Path, before: int | None = None, also: Also = lambda _: None) -
     """
     damaged: dict[str, str] = {}
     for _ in range(_LOOKS):
-        paths = _steps(root, before=before)
+        paths = steps(root, before=before)
         for path in reversed(paths):
             try:
                 found = verify(path)
@@ -379,7 +243,7 @@ def newest(root: Path, before: int | None = None, also: Also = lambda _: None) -
 
 def readable(root: Path) -> Iterator[Checkpoint]:
     """Every checkpoint whose manifest can be read, oldest first."""
-    for path in _steps(root):
+    for path in steps(root):
         with suppress(CheckpointError):
             yield open_checkpoint(path)
 
@@ -391,7 +255,7 @@ def verify_all(root: Path, also: Also = lambda _: None) -> dict[str, tuple[int, 
     """
     found: dict[str, tuple[int, str | None]] = {}
     for _ in range(_LOOKS):
-        for path in (paths := _steps(root)):
+        for path in (paths := steps(root)):
             wrong = None
             try:
                 also(verify(path))
@@ -423,7 +287,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest.pop("step"), manifest, manifest.pop("files"))
 
 
-def _steps(root: Path, after: int = -1, before: int | None = None) -> list[Path]:
+def steps(root: Path, after: int = -1, before: int | None = None) -> list[Path]:
     """The checkpoint directories, oldest first, by number."""
     try:
         names = os.listdir(root)
@@ -431,18 +295,20 @@ def _steps(root: Path, after: int = -1, before: int | None = None) -> list[Path]
         return []
     except OSError as error:
         raise unreadable(error, root) from error
-    found = {int(match[1]): root / name for name in names if (match := _STEP.fullmatch(name))}
+    found = {int(match[1]): root / name for name in names if (match := STEP.fullmatch(name))}
     return [found[step] for step in sorted(found) if after < step and (before is None or step < before)]
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file, and wait until the disk has it."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Wait until the disk has a folder's names."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

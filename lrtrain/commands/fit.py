@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import lrtrain
 from lrtrain.build import Job, build
-from lrtrain.checkpoint import format
+from lrtrain.checkpoint import folder, format
 from lrtrain.commands import resume
 from lrtrain.commands.kept import naming_kept, with_kept
 from lrtrain.commands.origin import facts
@@ -92,9 +92,9 @@ def run(
         if resumed is not None:
             job = resume.continued(job, resumed, found, known, wishes, screen)
             if world.leads:
-                format.sweep(resumed.checkpoints)
+                folder.sweep(resumed.checkpoints)
             if found is not None and world.leads:
-                format.set_aside_after(resumed.checkpoints, found.step)
+                folder.set_aside_after(resumed.checkpoints, found.step)
                 point_again(resumed.checkpoints, found)
             if resume.is_complete(job):
                 return 0 if screen is None else _already_complete(job, resumed, screen)

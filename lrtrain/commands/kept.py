@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
-from lrtrain.checkpoint import format
+from lrtrain.checkpoint import folder
 from lrtrain.errors import DataError, DistributedError, EnvironmentFault, LrtrainError
 from lrtrain.sinks.run_dir import RunDir
 
@@ -25,7 +25,7 @@ def naming_kept(run_dir: RunDir) -> Iterator[None]:
 
 def with_kept(error: E, run_dir: RunDir) -> E:
     """The error, its hint naming the run's last checkpoint where there is one."""
-    last = format.pointed(run_dir.checkpoints, "last")
+    last = folder.pointed(run_dir.checkpoints, "last")
     if last is None:
         return error
     kept = f"{last.name} is kept: `lrtrain fit --resume --out {run_dir.typed}` goes on from it"

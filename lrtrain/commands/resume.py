@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lrtrain import lookup
 from lrtrain.build import Job
-from lrtrain.checkpoint import format
+from lrtrain.checkpoint import folder, format
 from lrtrain.checkpoint.format import Checkpoint
 from lrtrain.checkpoint.manifest import COPY
 from lrtrain.commands.origin import FACTS, flat, free_to_change
@@ -65,7 +65,7 @@ def find(run_dir: RunDir, screen: Screen | None, world: World) -> Checkpoint | N
     """
     name = None
     if screen is not None:
-        format.put_back(run_dir.checkpoints)
+        folder.put_back(run_dir.checkpoints)
         name = _newest(run_dir, screen)
     name = told_by_the_leader(name or "", world)
     return _complete(format.open_checkpoint(run_dir.checkpoints / name)) if name else None

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from lrtrain.build import Job
-from lrtrain.checkpoint import format
+from lrtrain.checkpoint import folder, format
 from lrtrain.checkpoint.manifest import MAX_ROLLBACKS
 from lrtrain.engine.finite import Gate, NotFinite
 from lrtrain.engine.state import ROLLBACK_FACTOR, Rollback, restore
@@ -56,7 +56,7 @@ def roll_back(
     if screen is not None and metrics is not None:
         best = job.state.best
         best_step = None if best.value is None else best.step
-        patience(partial(format.drop_after, run_dir.checkpoints, rollback.to, best_step))
+        patience(partial(folder.drop_after, run_dir.checkpoints, rollback.to, best_step))
         metrics.cut(checkpoint.manifest["log_bytes"]["metrics.jsonl"])
         lrs = job.plan.lrs(min(rollback.to, job.plan.total_steps - 1), job.state.live)
         lr = {group.name: value for group, value in zip(job.plan.groups, lrs, strict=True)}

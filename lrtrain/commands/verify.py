@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from lrtrain.checkpoint import format
+from lrtrain.checkpoint import folder, format
 from lrtrain.errors import CheckpointError, printable
 from lrtrain.sinks.console import Screen
 from lrtrain.sinks.jsonl import refuse_other_log
@@ -46,7 +46,7 @@ def run(path: Path) -> None:
         if not wrong and name not in shown:
             continue
         names = " ".join(
-            p for p in ("last", "best") if format.pointed(run_dir.checkpoints, p) == run_dir.checkpoints / name
+            p for p in ("last", "best") if folder.pointed(run_dir.checkpoints, p) == run_dir.checkpoints / name
         )
         words = Text(f"damaged: {printable(wrong)}", style="red") if wrong else Text(f"whole  {names}".rstrip())
         table.add_row(name, f"{size / 1e6:,.1f}", words)
@@ -57,10 +57,10 @@ def run(path: Path) -> None:
     lost = [
         f"{pointer}.json names {target.name}, which is not there"
         for pointer in ("last", "best")
-        if (target := format.pointed(run_dir.checkpoints, pointer)) is not None
+        if (target := folder.pointed(run_dir.checkpoints, pointer)) is not None
         # A run that goes on meanwhile moves the pointer before it deletes.
         and not target.exists()
-        and format.pointed(run_dir.checkpoints, pointer) == target
+        and folder.pointed(run_dir.checkpoints, pointer) == target
     ]
     if not found:
         raise CheckpointError(f"{str(path)!r} has no checkpoint", hint="it ended before its first one")

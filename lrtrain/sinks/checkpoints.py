@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lrtrain.checkpoint import format
+from lrtrain.checkpoint import folder, format
 from lrtrain.engine.events import Event, SaveDue
 from lrtrain.engine.state import TrainState, snapshot
 
@@ -46,10 +46,10 @@ class Checkpoints:
         manifest = {**manifest, "planned": event.planned, **self._log(), **self._facts}
         path = format.write(self.root, event.step, parts, manifest)
         (self._unplanned.discard if event.planned else self._unplanned.add)(path)
-        format.point(self.root, "last", path)
+        folder.point(self.root, "last", path)
         if event.best:
-            format.point(self.root, "best", path)
-        format.prune(self.root, self._keep, self._unplanned)
+            folder.point(self.root, "best", path)
+        folder.prune(self.root, self._keep, self._unplanned)
         self._saved = event.step
 
 
@@ -64,6 +64,6 @@ def point_again(root: Path, checkpoint: format.Checkpoint) -> None:
     of_best = None if best["value"] is None else root / f"step-{best['step']:08d}"
     for name, path in {"last": checkpoint.path, "best": of_best}.items():
         if path is None or not path.exists():
-            format.point_nowhere(root, name)
-        elif format.pointed(root, name) != path:
-            format.point(root, name, path)
+            folder.point_nowhere(root, name)
+        elif folder.pointed(root, name) != path:
+            folder.point(root, name, path)

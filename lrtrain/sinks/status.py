@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lrtrain.checkpoint.format import pointed
+from lrtrain.checkpoint.folder import pointed
 from lrtrain.engine.events import Event, Finished, SaveDue, Stopped
 from lrtrain.engine.state import TrainState
 from lrtrain.sinks.lock import here

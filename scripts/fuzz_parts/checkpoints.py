@@ -15,7 +15,7 @@ import torch
 
 from fuzz_parts.damage import damaged
 from lrtrain.build import Job, build
-from lrtrain.checkpoint import format
+from lrtrain.checkpoint import folder, format
 from lrtrain.config import yaml
 from lrtrain.config.load import resolve
 from lrtrain.engine.state import restore, snapshot
@@ -108,7 +108,7 @@ class Tries:
 
     def read(self, case: Path) -> None:
         """Find the newest, go on from it, and take a step."""
-        format.pointed(case, "last")
+        folder.pointed(case, "last")
         found, _ = format.newest(case)
         job = self._again[self._run]
         restore(job.state, job.plan, found)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lrtrain.checkpoint import format
+from lrtrain.checkpoint import folder, format
 from lrtrain.errors import CheckpointError
 
 FILES = ("metrics.jsonl", "curve.csv", "config.yaml")
@@ -33,7 +33,7 @@ def differences(whole: Path, run: Path) -> list[str]:
 
 
 def _pointed_differ(whole: Path, run: Path, pointer: str) -> list[str]:
-    ours, theirs = (format.pointed(path / "checkpoints", pointer) for path in (whole, run))
+    ours, theirs = (folder.pointed(path / "checkpoints", pointer) for path in (whole, run))
     if ours is None or theirs is None or ours.name != theirs.name:
         names = (path.name if path is not None else "nothing" for path in (theirs, ours))
         return ["is {}, not {}".format(*names)]

@@ -45,7 +45,7 @@ BUGS = (
     Bug(
         "rename before fsync",
         "checkpoint/format.py",
-        "        _sync(temporary)\n",
+        "        sync(temporary)\n",
         "",
         "order of the changes",
         order._whole,

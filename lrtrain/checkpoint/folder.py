@@ -1,0 +1,151 @@
+"""A run's checkpoints together: what last.json and best.json name, what is deleted, and what a crash left behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lrtrain.checkpoint.format import STEP, steps, sync, write_synced
+from lrtrain.errors import EnvironmentFault, what_to_do
+from lrtrain.foreign import json_object, read_bytes
+
+_LEFT = re.compile(rf"\.tmp-([0-9]{{8,15}}-[0-9]+|{STEP.pattern}|(last|best)\.json)")
+
+
+def point(root: Path, name: str, checkpoint: Path) -> None:
+    """Make `root/<name>.json` name a checkpoint, in one step."""
+    temporary = root / f".tmp-{name}.json"
+    try:
+        write_synced(temporary, json.dumps({"checkpoint": checkpoint.name}).encode())
+        temporary.rename(root / f"{name}.json")
+        sync(root)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise EnvironmentFault(
+            f"{name}.json could not be written: {error.strerror}",
+            str(root / f"{name}.json"),
+            what_to_do(error),
+        ) from error
+
+
+def point_nowhere(root: Path, name: str) -> None:
+    """Remove `root/<name>.json`, if it is there.
+
+    Raises:
+        EnvironmentFault: the file system refuses.
+    """
+    with _mending(root):
+        (root / f"{name}.json").unlink(missing_ok=True)
+
+
+def prune(root: Path, keep: int, unplanned: Collection[Path] = ()) -> None:
+    """Delete all but the newest `keep` checkpoints and those that last.json and best.json name.
+
+    What cannot be deleted now is tried again the next time.
+
+    Args:
+        root: the run's `checkpoints` folder.
+        keep: how many.
+        unplanned: those that go in any case, and are not counted: what stays is what a run keeps that was left alone.
+    """
+    named = {pointed(root, name) for name in ("last", "best")}
+    paths = steps(root)
+    for path in [*[p for p in paths if p not in unplanned][:-keep], *[p for p in paths if p in unplanned]]:
+        if path not in named:
+            with suppress(OSError):
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint, first out of sight: half a directory that is still called step-* would look damaged."""
+    gone = path.rename(path.with_name(f".tmp-{path.name}"))
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def put_back(root: Path) -> None:
+    """Give a checkpoint its name again, where an interrupted `write` had moved it aside.
+
+    Raises:
+        EnvironmentFault: the file system refuses.
+    """
+    with _mending(root):
+        for old in root.glob(".old-step-*"):
+            place = root / old.name.removeprefix(".old-")
+            if STEP.fullmatch(place.name) and _is_folder(old) and not place.exists():
+                old.rename(place)
+
+
+def sweep(root: Path) -> None:
+    """Remove what an interrupted `write` or `prune` left, by the names that these give; nothing else.
+
+    Raises:
+        EnvironmentFault: the file system refuses.
+    """
+    with _mending(root):
+        for left in root.glob(".old-step-*"):
+            if STEP.fullmatch(left.name.removeprefix(".old-")):
+                _delete(left)
+        for left in root.glob(".tmp-*"):
+            if _LEFT.fullmatch(left.name):
+                _delete(left)
+
+
+def set_aside_after(root: Path, step: int) -> None:
+    """Rename the checkpoints after `step`, which are damaged, to `.bad-*`: to be looked at, never counted again.
+
+    Raises:
+        EnvironmentFault: the file system refuses.
+    """
+    with _mending(root):
+        for path in steps(root, after=step):
+            bad = root / f".bad-{path.name}"
+            _delete(bad)
+            path.rename(bad)
+
+
+@contextmanager
+def _mending(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = f"the checkpoints cannot be put in order: {error.strerror}"
+        raise EnvironmentFault(what, str(error.filename or root), "allow writing there") from error
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _delete(path: Path) -> None:
+    """Whatever it is, or nothing."""
+    if _is_folder(path):
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def pointed(root: Path, name: str) -> Path | None:
+    """The checkpoint that `<name>.json` names."""
+    try:
+        target = json_object(read_bytes(root / f"{name}.json", 10_000))["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return root / target if isinstance(target, str) and STEP.fullmatch(target) else None
+
+
+def drop_after(root: Path, step: int, best_step: int | None) -> None:
+    """Delete the checkpoints of steps after `step`, to which training has gone back; `best_step` is the best so far."""
+    dropped = steps(root, after=step)
+    if pointed(root, "best") in dropped:
+        best = None if best_step is None else root / f"step-{best_step:08d}"
+        if best is not None and best.is_dir() and best not in dropped:
+            point(root, "best", best)
+        else:
+            point_nowhere(root, "best")
+    for path in dropped:
+        _remove(path)
