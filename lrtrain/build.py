@@ -61,12 +61,13 @@ class Job:
     """Whether the bits are those of a run that was never interrupted."""
 
 
-def build(config: RunConfig, *, load_weights: bool = True, world: World = ALONE) -> Job:
+def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, world: World = ALONE) -> Job:
     """Open the data, build model, optimizer and plan.
 
     Args:
         config: the run.
         load_weights: False where the model's state comes from a checkpoint.
+        trains: False where it is only evaluated, for which the training batches do not matter.
         world: the processes that train together, joined already.
 
     Raises:
@@ -91,7 +92,8 @@ def build(config: RunConfig, *, load_weights: bool = True, world: World = ALONE)
         photo_size=built.input_size or PHOTO,
     )
     _try_forward(config, built, pipeline, len(source.classes), device)
-    refuse_single_images(config, built.module, len(source.train), per_epoch, world)
+    if trains:
+        refuse_single_images(config, built.module, len(source.train), per_epoch, world)
     batches = Batches(
         pipeline,
         batch_size=config.batch_size,

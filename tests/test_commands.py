@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -125,6 +126,9 @@ workers: 1
     assert evaluated.code == 0, evaluated.err
     assert "24 images" in evaluated.out
     assert lrtrain("evaluate", "runs/c", "--split", "test").code == 3
+    shutil.copy(photos / "train" / "red" / "0.jpg", photos / "train" / "red" / "more.jpg")
+    evaluated = lrtrain("evaluate", "runs/c")
+    assert evaluated.code == 0, "25 images leave a training batch of one, and nothing is trained"
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def _ready(run_dir: RunDir, config: RunConfig, which: str, screen: Screen) -> tu
         try:
             checkpoint = _checkpoint(run_dir, which, screen)
             refuse_edits(checkpoint, load(run_dir.config), run_dir)
-            job = job or build(config, load_weights=False)
+            job = job or build(config, load_weights=False, trains=False)
             _load(job, checkpoint)
             return job, checkpoint
         except CheckpointError:
