@@ -41,6 +41,7 @@ def state_of(num_classes: int, in_channels: int = 3) -> dict[str, Tensor]:
         dict,
         lambda s: {"state_dict": s, "epoch": 3},
         lambda s: {"model": s},
+        lambda s: {"state_dict": s, "model": {"name": "small_cnn"}},
         lambda s: {f"module.{k}": v for k, v in s.items()},
         lambda s: {"model": {f"module._orig_mod.{k}": v for k, v in s.items()}},
     ],
@@ -52,6 +53,13 @@ def test_a_torch_file_is_read_through_its_usual_wrappings(wrap: Any, tmp_path: P
     assert metadata == {}
     assert read.keys() == state.keys()
     assert all(torch.equal(read[name], state[name]) for name in state)
+
+
+def test_of_two_state_dicts_none_is_chosen(tmp_path: Path) -> None:
+    torch.save({"state_dict": state_of(5), "model": state_of(5)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="holds two state dicts, 'state_dict' and 'model'") as caught:
+        load_weights_file(tmp_path / "w.pth")
+    assert "save the one that is meant alone" in str(caught.value)
 
 
 def test_a_safetensors_file_is_read_with_its_metadata(tmp_path: Path) -> None:

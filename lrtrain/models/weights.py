@@ -141,8 +141,15 @@ def _torch_file(file: Path) -> object:
         raise CheckpointError(what, hint="save module.state_dict() again, best as .safetensors") from error
 
 
+def _has_tensors(content: Any) -> bool:
+    return isinstance(content, dict) and any(isinstance(value, Tensor) for value in dict.values(content))
+
+
 def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
     # By dict's and Tensor's own methods: a file may give its objects attributes of any name.
+    if isinstance(content, dict) and all(_has_tensors(dict.get(content, wrapper)) for wrapper in _WRAPPERS):
+        what = f"{str(file)!r} holds two state dicts, {' and '.join(map(repr, _WRAPPERS))}"
+        raise CheckpointError(what, hint="save the one that is meant alone")
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(inside := dict.get(content, wrapper), dict):
             content = inside
