@@ -33,6 +33,7 @@ from lrtrain.engine.train import Recipe
 from lrtrain.errors import ConfigError, out_of_memory
 from lrtrain.models.build import BuiltModel, build_model
 from lrtrain.models.small_maps import multiply_small_maps
+from lrtrain.models.stem_pool import pool_before_relu
 from lrtrain.optim.build import build_optimizer, momentum_of
 from lrtrain.optim.groups import ParamGroup, make_groups
 from lrtrain.schedule.extend import former_ends
@@ -152,15 +153,21 @@ def _planned(
     built.module.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     if device.type == "cpu":
         multiply_small_maps(built.module)
+        pool_before_relu(built.module)
     groups = make_groups(built.module, config.optimizer, config.where)
     optimizer = build_optimizer(groups, config.optimizer, device, config.where, scaled=precision == "fp16")
     plan = make_plan(config, _group_lrs(config, groups, optimizer, per_epoch), per_epoch)
     return built, groups, optimizer, plan
 
 
-def plan_of_groups(config: RunConfig, source: Source, per_epoch: int) -> Plan:
-    """The plan alone, of a run whose groups need the model's parameters; no weights are loaded."""
-    return _planned(config, source, torch.device("cpu"), per_epoch, load_weights=False, precision="fp32")[3]
+def model_and_plan(config: RunConfig, source: Source, per_epoch: int) -> tuple[torch.nn.Module, Plan]:
+    """The network, with no weights loaded, and the plan, whose groups need its parameters; nothing to train with.
+
+    Raises:
+        ConfigError: the config's model, optimizer, groups or schedule contradict each other.
+    """
+    built, _, _, plan = _planned(config, source, torch.device("cpu"), per_epoch, load_weights=False, precision="fp32")
+    return built.module, plan
 
 
 def _graphs(

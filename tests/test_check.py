@@ -212,6 +212,15 @@ def test_a_last_batch_of_one_image_is_a_problem_of_the_config(lrtrain, tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_fit_refuses_of_the_groups_check_refuses(lrtrain, tmp_path):
+    noisy(tmp_path / "photos", {"train": 4, "val": 1})
+    (tmp_path / "c.yaml").write_text(CONFIG.replace(", skip_list: skip.txt", ""))
+    for command in ("check", "fit"):
+        ended = lrtrain(command, "c.yaml", "--set", "optimizer.groups=[{params: ^backbone, lr: 0.1}]")
+        assert ended.code == 2
+        assert "no trainable parameter matches '^backbone'" in ended.out + ended.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -17,12 +17,14 @@ import torch
 from lrtrain.checkpoint import folder, format, manifest
 from lrtrain.commands import rollback, verify
 from lrtrain.commands.start import start, start_fit, start_from_run
-from lrtrain.engine.events import SaveDue
+from lrtrain.engine import events
+from lrtrain.engine.events import Evaluated, Evaluating, Logged, SaveDue, Stepped
 from lrtrain.engine.finite import NotFinite, Trouble
 from lrtrain.errors import CheckpointError, EnvironmentFault, RunDirError
+from lrtrain.sinks import jsonl
 from lrtrain.sinks.checkpoints import point_again
 from lrtrain.sinks.console import Screen
-from lrtrain.sinks.jsonl import Metrics, rows
+from lrtrain.sinks.jsonl import Metrics, Timing, rows
 from lrtrain.sinks.lock import locked
 from lrtrain.sinks.patience import Patience
 from lrtrain.sinks.run_dir import ORIGIN, RunDir, check_free, latest, mark_begun
@@ -328,3 +330,21 @@ def test_the_newest_run_of_a_config_is_not_that_of_another_whose_name_ends_in_a_
     mark_begun(RunDir(tmp_path / "runs" / "a"), began, [began.launch])
     assert str(latest("a", World(0, 2, 0, 1, "job7"))) == "runs/a"
     assert latest("a", World(0, 2, 0, 1, "job8")) is None
+
+
+def test_images_per_second_are_of_the_time_that_was_spent_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation before the first logged step is not as slow as the training before it, nor is training after it."""
+    times = iter([0.0, 10.0, 12.0, 20.0])
+    monkeypatch.setattr(jsonl.time, "perf_counter", lambda: next(times))
+    timing = Timing(tmp_path / "timing.jsonl")
+    lrs, metrics = {"default": 0.1}, events.Metrics(40, 1.0, 0.5, 0.9)
+    timing(Stepped(1, 90))
+    for done in (0, 20, 40):
+        timing(Evaluating(done, 40))
+    timing(Evaluated(1, 1.0, "val", metrics, 1.0, best=True))
+    timing(Stepped(2, 90))
+    timing(Logged(2, 2.0, lrs, 1.0))
+    said = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
+    assert [(row["event"], row["images_per_s"]) for row in said] == [("eval", 20.0), ("train", 10.0)]

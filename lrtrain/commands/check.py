@@ -10,9 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
-from lrtrain.build import refuse_single_images
+from lrtrain.build import model_and_plan, refuse_single_images
 from lrtrain.config.schema import RunConfig
-from lrtrain.data.build import channels_seen
 from lrtrain.data.files import MAX_PROBLEMS
 from lrtrain.data.open import epoch_steps, found_source
 from lrtrain.data.skip_list import written
@@ -20,7 +19,6 @@ from lrtrain.data.source import Source, absent_note
 from lrtrain.data.sources.imagefolder import unsplit
 from lrtrain.data.survey import KINDS, Finding, Survey, survey
 from lrtrain.errors import ConfigError, LrtrainError, Problem, printable
-from lrtrain.models.build import build_model
 from lrtrain.sinks.console import Screen, counted
 from lrtrain.sinks.run_dir import refuse_unwritable
 from lrtrain.writing import write_atomically
@@ -93,7 +91,7 @@ def _checked(source: Source, config: RunConfig | None) -> Checked:
         source,
         found,
         source.problems,
-        () if config is None else tuple(_of_batches(source, config)),
+        () if config is None else tuple(_of_config(source, config)),
         tuple(absent.values()),
         tuple(note for note in source.notes if not note.startswith(tuple(f"no {name} images of" for name in absent))),
     )
@@ -111,15 +109,14 @@ def _absent(source: Source) -> dict[str, str]:
     return {split: warning for split, warning in each.items() if warning}
 
 
-def _of_batches(source: Source, config: RunConfig) -> Iterator[Problem]:
-    """What the config's batches make of the number of images."""
+def _of_config(source: Source, config: RunConfig) -> Iterator[Problem]:
+    """What is wrong with a config's model, groups, schedule and batches for these images."""
     if not len(source.train):
         return
     try:
         steps = epoch_steps(source, config.batch_size, config.drop_last, config.where)
-        channels = channels_seen(source, config.dataset)
-        model = build_model(config.model, len(source.classes), channels, config.seed, config.where, load=False)
-        refuse_single_images(config, model.module, len(source.train), steps)
+        model, _ = model_and_plan(config, source, steps)
+        refuse_single_images(config, model, len(source.train), steps)
     except LrtrainError as error:
         yield from error.problems
 
@@ -133,7 +130,7 @@ def _code(checked: Checked, strict: bool) -> int:
 
 def _show(checked: Checked, screen: Screen) -> None:
     screen.print(_table(checked.survey, checked.source))
-    notes = [_words(found) for found in checked.survey.findings if found.level == "note"]
+    notes = [f"{_words(found)}{_named(found)}" for found in checked.survey.findings if found.level == "note"]
     notes += checked.notes
     if notes:
         screen.print()
@@ -166,6 +163,12 @@ def _show_finding(found: Finding, screen: Screen) -> None:
 
 def _words(found: Finding) -> str:
     return f"{counted(found.count, 'image')} {KINDS[found.kind][1]}"
+
+
+def _named(found: Finding) -> str:
+    """The first image, of a kind whose images are not listed."""
+    name = printable(found.images[0][0]) if found.images else ""
+    return f"; it is {name}" if found.count == 1 and name else f", such as {name}" if name else ""
 
 
 def _example(kind: str, name: str, detail: str) -> str:

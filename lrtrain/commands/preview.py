@@ -74,9 +74,9 @@ def plan_only(config: RunConfig) -> Plan:
     per_epoch = epoch_steps(source, config.batch_size, config.drop_last, config.where)
     optimizer = config.optimizer
     if optimizer.groups or optimizer.layer_decay is not None or lookup.is_path(optimizer.name):
-        from lrtrain.build import plan_of_groups  # which imports torchvision: two seconds
+        from lrtrain.build import model_and_plan  # which imports torchvision: two seconds
 
-        return plan_of_groups(config, source, per_epoch)
+        return model_and_plan(config, source, per_epoch)[1]
     return make_plan(config, [GroupLR("default", optimizer.lr, declared_momentum(optimizer, config.where))], per_epoch)
 
 

@@ -47,6 +47,7 @@ def evaluate(
     sums = torch.zeros(4, dtype=_sum_dtype(device), device=device)
     done = 0
     try:
+        yield Evaluating(0, total)
         for batch in batches:
             if stopping():
                 return None

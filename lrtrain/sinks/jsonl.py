@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lrtrain.checkpoint.format import Checkpoint
-from lrtrain.engine.events import Evaluated, Event, Logged, SaveDue, Stepped
+from lrtrain.engine.events import Evaluated, Evaluating, Event, Logged, SaveDue, Stepped
 from lrtrain.errors import CheckpointError, EnvironmentFault, what_to_do
 from lrtrain.foreign import json_object, opened
 
@@ -210,25 +210,30 @@ class Timing:
         except OSError as error:
             raise EnvironmentFault(f"cannot write: {error.strerror}", str(path)) from error
         self._path = path
-        self._start = self._mark = time.perf_counter()
+        self._start = self._mark = self._evaluating = time.perf_counter()
         self._images = 0
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Stepped):
             self._images += event.images
+        elif isinstance(event, Evaluating) and not event.done:
+            self._evaluating = time.perf_counter()
         elif isinstance(event, Logged | Evaluated):
             now = time.perf_counter()
-            seconds = now - self._mark
             row: dict[str, Any] = {
                 "event": "train" if isinstance(event, Logged) else "eval",
                 "step": event.step,
                 "seconds": round(now - self._start, 4),
                 "memory_mb": _memory_mb(),
             }
+            since = self._mark if isinstance(event, Logged) else self._evaluating
             images = self._images if isinstance(event, Logged) else event.metrics.images
-            row["images_per_s"] = round(images / max(seconds, 1e-9), 1)
+            row["images_per_s"] = round(images / max(now - since, 1e-9), 1)
             append(self._file, self._path, row)
-            self._mark, self._images = now, 0
+            if isinstance(event, Logged):
+                self._mark, self._images = now, 0
+            else:
+                self._mark += now - since  # what is evaluated is not trained meanwhile
 
 
 def _memory_mb() -> float:

@@ -175,13 +175,20 @@ def _optimizer(job: Job) -> str:
 
 def _groups(job: Job) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("group", overflow="fold")
-    for title in ("LR", "weights", "frozen until"):
-        table.add_column(title, justify="right", overflow="fold")
-    table.add_column("own options", overflow="fold")
-    for group, spec in zip(job.groups, job.plan.groups, strict=True):
-        count = sum(parameter.numel() for parameter in group.parameters)
-        frozen = str(group.frozen_until) if spec.frozen_steps else ""
-        options = ", ".join(f"{key} {value}" for key, value in group.options.items())
-        table.add_row(printable(group.name), number(group.lr), f"{count:,}", frozen, printable(options))
+    rows = [
+        (
+            printable(group.name),
+            number(group.lr),
+            f"{sum(parameter.numel() for parameter in group.parameters):,}",
+            str(group.frozen_until) if spec.frozen_steps else "",
+            printable(", ".join(f"{key} {value}" for key, value in group.options.items())),
+        )
+        for group, spec in zip(job.groups, job.plan.groups, strict=True)
+    ]
+    titles = ("group", "LR", "weights", "frozen until", "own options")
+    said = [column for column in range(len(titles)) if any(row[column] for row in rows)]  # the rest would take room
+    for column in said:
+        table.add_column(titles[column], justify="right" if 0 < column < 4 else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(row[column] for column in said))
     return table
