@@ -11,7 +11,7 @@ from lrtrain.config.load import load
 from lrtrain.schedule.plan import GroupLR, make_plan
 
 # Steps per epoch where the images are not at hand.
-STEPS_PER_EPOCH = {"cifar10_fast": 48, "cifar10_resnet18": 261, "transfer": 8}
+STEPS_PER_EPOCH = {"cifar10_fast": 48, "cifar10_resnet18": 98, "transfer": 8}
 
 
 def golden(path: Path) -> dict[str, str]:
