@@ -392,6 +392,13 @@ def test_what_a_run_has_written_is_not_written_over(typed: Typed, tmp_path: Path
         ("check", "c.yaml", "--json"),
     ):
         assert_clear(typed(*command, f"run/{name}"), 2, "would write over")
+    (tmp_path / "link").symlink_to(f"run/{name}")
+    assert_clear(typed("check", "c.yaml", "--json", "link"), 2, "would write over")
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "disk")
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "disk")
+    assert_clear(typed("check", "c.yaml", "--json", f"run/{name}"), 2, "would write over")
+    (tmp_path / "run" / "checkpoints").unlink()
+    (tmp_path / "disk").rename(tmp_path / "run" / "checkpoints")
     assert before == {file: file.read_bytes() for file in before}
     assert typed("evaluate", "run", "--json", "run/mine.json").code == 0
 

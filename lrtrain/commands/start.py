@@ -177,7 +177,8 @@ def refuse_overwriting(
         if file is None or is_of_the_system(file):
             continue
         other = taken.setdefault(os.path.realpath(file), option)
-        if _is_of_a_run(Path(os.path.realpath(file))):
+        # A run's checkpoints may be a link to another disk, and the file a link into a run.
+        if any(_is_of_a_run(Path(path)) for path in (os.path.abspath(file), os.path.realpath(file))):
             other = "a run's own"
         if other != option:
             what = f"{option} would write over {other}: {quoted(str(file))}"
