@@ -1,4 +1,4 @@
-"""What a safetensors file holds, read from its header and held against its length, before any tensor is allocated.
+"""The header of a safetensors file: written, and read and held against the file's length before a tensor is allocated.
 
 8 bytes   length n of the header, little-endian
 n bytes   {"name": {"dtype": "F32", "shape": [64, 3], "data_offsets": [0, 768]}, ..., "__metadata__": {...}}
@@ -7,6 +7,7 @@ the rest  the tensors, one after the other without gaps
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,29 @@ class Described:
 def described(tensors: Mapping[str, torch.Tensor]) -> dict[str, Described]:
     """Type and shape of each of a module's or optimizer's tensors."""
     return {name: Described(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def header_of(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[str]]:
+    """The beginning of a file, and the names of its tensors in the order in which their bytes follow, without gaps.
+
+    Types with large numbers come first, so that every number lies at a multiple of its size.
+
+    Raises:
+        CheckpointError: a tensor is of a type that safetensors does not have; names it.
+    """
+    header: dict[str, dict[str, Any]] = {}
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        if tensor.dtype not in _CODES:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _CODES)
+            what = f"{quoted(name)} is {kind}, which a checkpoint cannot hold"
+            raise CheckpointError(what, hint=f"make it one of {allowed}")
+        start, end = end, end + tensor.numel() * tensor.dtype.itemsize
+        header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, list(header)
 
 
 def read_header(file: IO[bytes], name: str) -> dict[str, Described]:

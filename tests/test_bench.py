@@ -323,17 +323,23 @@ def test_what_failed_beside_training_is_not_measured(monkeypatch: pytest.MonkeyP
     assert {check.verdict for check in found} == {"not measured"}
 
 
-def test_checkpoints_cost_what_a_round_with_them_is_slower_than_that_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    def answer(asked: Task) -> dict[str, Any]:
-        step = {"5step": 1.0, "2step": 1.25}[asked.variant["checkpoint"]["every"]]
-        # The first step, of another speed, is the warm-up.
-        return {"seconds": [7.0 + step * i for i in range(5)], "images": [64] * 5}
+def test_checkpoints_cost_what_steps_with_a_save_take_longer_than_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The end of each step. The first two, of another speed, are the warm-up; a save follows steps 3 and 6.
+    seconds = [7.0, 15.0, 16.0, 17.5, 18.5, 19.5, 20.75, 21.75]
+    asked: list[Any] = []
+
+    def answer(task: Task) -> dict[str, Any]:
+        asked.append(task.variant["checkpoint"])
+        return {"seconds": seconds, "images": [64] * 8}
 
     answering(monkeypatch, answer)
-    (without, saving, lost), (check,) = beside.checkpoint(CIFAR, 1, 2, 2, lambda text: None)
-    assert (without.values, saving.values) == ([64.0] * 2, [51.2] * 2)
-    assert lost.values == pytest.approx([20.0] * 2)
-    assert (check.value, check.verdict) == (pytest.approx(20.0), "not met")
+    eight = replace(CIFAR, steps=8)
+    (speed, each, lost), (check,) = beside.checkpoint(eight, 2, 3, 2, lambda text: None)
+    assert asked == [{"every": "3step"}] * 2
+    assert speed.values == pytest.approx([64 * 6 / 6.75] * 2)
+    assert each.values == pytest.approx([0.375] * 2)
+    assert lost.values == pytest.approx([100 * 0.75 / 6.75] * 2)
+    assert (check.value, check.verdict) == (pytest.approx(100 * 0.75 / 6.75), "not met")
 
 
 def test_the_first_start_of_a_command_is_not_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

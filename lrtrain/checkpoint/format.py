@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,9 +42,10 @@ from lrtrain.checkpoint.manifest import (
 )
 from lrtrain.errors import CheckpointError, EnvironmentFault, about, what_to_do
 from lrtrain.foreign import opened
-from lrtrain.tensor_header import Described, read_header
+from lrtrain.tensor_header import Described, header_of, read_header
 
 _LARGE = 2**24  # bytes of a file
+_BUFFER = 2**20  # bytes, so that a hundred small tensors are one write
 _LOOKS = 20  # at a folder whose checkpoints another process replaces
 STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,14})")
 
@@ -131,7 +133,7 @@ def write(root: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]]
 
     Raises:
         EnvironmentFault: the disk is full or refuses; what was there before is untouched.
-        CheckpointError: it could not be read again.
+        CheckpointError: it could not be read again, or a tensor is of a type that no checkpoint can hold.
     """
     final = root / f"step-{step:08d}"
     temporary = root / f".tmp-{step:08d}-{os.getpid()}"
@@ -141,9 +143,7 @@ def write(root: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]]
         temporary.mkdir()
         files = {}
         for part, tensors in parts.items():
-            data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-            write_synced(temporary / f"{part}.safetensors", data)
-            files[f"{part}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            files[f"{part}.safetensors"] = _write_tensors(temporary / f"{part}.safetensors", tensors)
         content = {"version": VERSION, "step": step, **manifest, "files": files}
         text = json.dumps({**content, "sha256": digest(content)}, indent=1, allow_nan=False).encode()
         refuse_unreadable(content, text, final)
@@ -164,6 +164,31 @@ def write(root: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]]
         raise
     shutil.rmtree(temporary, ignore_errors=True)  # what was replaced, if anything
     return final
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Write a part, wait until the disk has it, and say how many bytes it is and their SHA-256.
+
+    Not with the safetensors package: it makes the file in memory, twice, before a byte is written, which takes longer
+    than to write and hash it; and what the disk refuses is no OSError there.
+    """
+    header, order = header_of(tensors)
+    pieces: Iterator[bytes | memoryview] = chain([header], (_bytes_of(tensors[name]) for name in order))
+    sha, size = hashlib.sha256(), 0
+    with path.open("wb", buffering=_BUFFER) as file:
+        for data in pieces:
+            file.write(data)
+            sha.update(data)
+            size += len(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": size, "sha256": sha.hexdigest()}
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """A tensor's numbers as they lie in memory, little-endian as safetensors wants them."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def _put(temporary: Path, final: Path) -> None:
