@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,13 +180,34 @@ def test_a_run_that_is_asked_to_save_at_every_step_goes_back_to_where_one_left_a
 def test_a_run_that_is_stopped_goes_back_to_where_one_left_alone_does(rolled_back: Path) -> None:
     first = next(row for row in rows(rolled_back / "whole") if row["event"] == "rollback")
     (rolled_back / "c.yaml").write_text(FRAGILE)
-    signal = environment(TEST_SIGNAL=f"SIGTERM@{first['failed'] - 1}")
-    stopped = run(["fit", "c.yaml", "--out", "stopped"], rolled_back, signal)
+    at = environment(TEST_SIGNAL=f"SIGTERM@{first['failed'] - 1}")
+    stopped = run(["fit", "c.yaml", "--out", "stopped"], rolled_back, at)
     assert stopped.returncode == 143, stopped.stderr
     assert first["step"] < first["failed"] - 1 < first["step"] + 6  # between two checkpoints that are planned
     ended = fit(rolled_back, FRAGILE, "--resume", "--out", "stopped")
     assert ended.returncode == 0, ended.stderr
     assert_same_bits(rolled_back / "whole", rolled_back / "stopped")
+
+
+def test_what_a_kill_left_undeleted_is_deleted_before_training_goes_on(tmp_path: Path) -> None:
+    """Else training could go back to a checkpoint that a run left alone does not have any more."""
+    (tmp_path / "c.yaml").write_text(FRAGILE)
+    sets = ('model={name: "tests.nets:bad_gradient", at: 99}', "on_nonfinite=stop", "checkpoint.every=3step")
+    command = ["fit", "c.yaml", "--out", "run", *(word for one in sets for word in ("--set", one))]
+    stopped = run(command, tmp_path, environment(TEST_SIGNAL="SIGTERM@7"))
+    assert stopped.returncode == 143, stopped.stderr
+    killed = run([*command, "--resume", "--set", "checkpoint.keep=1"], tmp_path, environment(TEST_SIGNAL="SIGKILL@8"))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left = sorted(path.name[-1] for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert left == ["6", "7"]
+
+
+def test_fp16_with_clipped_gradients_goes_back_too(tmp_path: Path) -> None:
+    wide = ("--set", "precision=fp16", "--set", "clip_norm=1.0", "--set", "steps=8", "--set", "epochs=null")
+    model = ("--set", "model={name: 'tests.nets:fragile', limit: 0.001}")
+    ended = fit(tmp_path, FRAGILE, *wide, *model, "--out", "run")
+    assert "went back to step" in ended.stdout, ended.stderr
+    assert ended.returncode in (0, 6), ended.stderr
 
 
 def test_where_training_goes_back_to_is_not_changed_on_the_way(rolled_back: Path) -> None:
@@ -235,8 +257,8 @@ def test_a_run_that_was_made_longer_goes_back_to_what_it_saved_before(tmp_path: 
     """A cadence in parts of the run is another since, by which the checkpoint would not have been due."""
     every = ("--set", "checkpoint.every=25%", "--set", "checkpoint.keep=1", "--set", "epochs=null")
     (tmp_path / "c.yaml").write_text(FRAGILE)
-    signal = environment(TEST_SIGNAL="SIGTERM@7")
-    stopped = run(["fit", "c.yaml", *BAD, *every, "--set", "steps=24"], tmp_path, signal)
+    at = environment(TEST_SIGNAL="SIGTERM@7")
+    stopped = run(["fit", "c.yaml", *BAD, *every, "--set", "steps=24"], tmp_path, at)
     assert stopped.returncode == 143, stopped.stderr
     ended = fit(tmp_path, FRAGILE, *BAD, *every, "--set", "steps=48", "--resume", "--extend", "hold")
     assert ended.returncode == 6, ended.stderr

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,23 @@ def test_the_best_is_pointed_to_where_it_is_there_and_nowhere_else(tmp_path: Pat
     path = format.write(tmp_path, 3, {"model": {}}, {"best": {**best, "step": 1}})
     point_again(tmp_path, format.open_checkpoint(path))
     assert (folder.pointed(tmp_path, "last"), folder.pointed(tmp_path, "best")) == (path, None)
+
+
+def test_the_best_of_a_checkpoint_stays_as_long_as_that_one(tmp_path: Path) -> None:
+    """Training may go back to it, and has its best again."""
+    for step, best in ((4, 4), (8, 4), (12, 12), (16, 12)):
+        said = {"best": {"value": 0.5, "step": best, "stale": 0}}
+        path = format.write(tmp_path, step, {"model": {}}, said)
+        folder.point(tmp_path, "last", path)
+        if step == best:
+            folder.point(tmp_path, "best", path)
+        folder.prune(tmp_path, 2)
+        if step == 12:
+            assert [path.name[-2:] for path in format.steps(tmp_path)] == ["04", "08", "12"]
+    assert [path.name[-2:] for path in format.steps(tmp_path)] == ["12", "16"]
+    shutil.rmtree(tmp_path / "step-00000016")
+    (tmp_path / "step-00000012" / "manifest.json").write_text("{")
+    folder.prune(tmp_path, 2)  # what cannot be read names no best
 
 
 def test_what_cannot_be_read_now_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lrtrain.checkpoint.format import STEP, steps, sync, write_synced
-from lrtrain.errors import EnvironmentFault, what_to_do
+from lrtrain.checkpoint.format import STEP, open_checkpoint, steps, sync, write_synced
+from lrtrain.errors import EnvironmentFault, LrtrainError, what_to_do
 from lrtrain.foreign import json_object, read_bytes
 
 _LEFT = re.compile(rf"\.tmp-([0-9]{{8,15}}-[0-9]+|{STEP.pattern}|(last|best)\.json)")
@@ -44,21 +44,31 @@ def point_nowhere(root: Path, name: str) -> None:
 
 
 def prune(root: Path, keep: int, unplanned: Collection[Path] = ()) -> None:
-    """Delete all but the newest `keep` checkpoints and those that last.json and best.json name.
+    """Delete all but the newest `keep` checkpoints, the last, and what is the best to each of these.
 
-    What cannot be deleted now is tried again the next time.
+    Training that goes on from an older one has its best again. What cannot be deleted now is tried the next time.
 
     Args:
         root: the run's `checkpoints` folder.
         keep: how many.
         unplanned: those that go in any case, and are not counted: what stays is what a run keeps that was left alone.
     """
-    named = {pointed(root, name) for name in ("last", "best")}
     paths = steps(root)
-    for path in [*[p for p in paths if p not in unplanned][:-keep], *[p for p in paths if p in unplanned]]:
-        if path not in named:
+    stay = {*[path for path in paths if path not in unplanned][-keep:], pointed(root, "last"), pointed(root, "best")}
+    stay |= {_best_of(path) for path in stay if path is not None}
+    for path in paths:
+        if path not in stay:
             with suppress(OSError):
                 _remove(path)
+
+
+def _best_of(path: Path) -> Path | None:
+    """Which checkpoint was the best when this one was saved."""
+    try:
+        best = open_checkpoint(path).manifest.get("best")
+    except LrtrainError:  # damaged, or gone meanwhile
+        return None
+    return path.with_name(f"step-{best['step']:08d}") if best and best["value"] is not None else None
 
 
 def _remove(path: Path) -> None:

@@ -197,6 +197,8 @@ def follow(
     metrics = Metrics(run_dir.metrics, log_bytes)
     there = format.readable(run_dir.checkpoints)
     unplanned = [checkpoint.path for checkpoint in there if not checkpoint.manifest.get("planned", True)]
+    # A kill may have come between a commit and this: where training goes back to is then the same all the same.
+    folder.prune(run_dir.checkpoints, config.checkpoint.keep, unplanned)
     checkpoints = Checkpoints(run_dir.checkpoints, state, config.checkpoint.keep, known, metrics.safe, unplanned)
     status = Status(run_dir, state, job.recipe.best)
     progress = Progress(screen, job.recipe.total_steps, job.plan.steps_per_epoch, state.step, len(job.groups) > 1)

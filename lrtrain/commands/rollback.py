@@ -9,6 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from torch.amp import GradScaler
+
 from lrtrain.build import Job
 from lrtrain.checkpoint import folder, format
 from lrtrain.checkpoint.manifest import MAX_ROLLBACKS
@@ -48,6 +50,8 @@ def roll_back(
         raise _final(error, _kept(run_dir), report, len(earlier)) from error
     checkpoint = _target(run_dir, earlier)
     job.state.optimizer.state.clear()  # what came after the checkpoint would pass for what it lacks
+    if job.state.scaler is not None:  # it remembers that it has unscaled the gradients of the step that failed
+        job.state.scaler = GradScaler(job.device.type)
     restore(job.state, job.plan, checkpoint)
     job.state.gate = Gate(job.state.optimizer, job.device)
     rollback = Rollback(error.trouble.step, checkpoint.step, ROLLBACK_FACTOR)
