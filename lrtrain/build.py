@@ -108,8 +108,7 @@ def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, 
     )
     if config.sync_bn and world.size > 1:
         built = replace(built, module=torch.nn.SyncBatchNorm.convert_sync_batchnorm(built.module))  # type: ignore[no-untyped-call]
-    some_frozen = any(group.frozen_steps for group in plan.groups)
-    replicas = replicated(built.module, world, device, some_frozen)
+    replicas = replicated(built.module, world, device)
     state = TrainState(
         model=built.module,
         forward=torch.compile(replicas) if config.compile else replicas,  # type: ignore[arg-type]
@@ -347,7 +346,11 @@ def _resolved(config: RunConfig, device: torch.device, precision: Precision, pip
         paths.append(("dataset", "classes"))
     for section, key in paths:
         if data[section].get(key) is not None:
-            data[section][key] = str(Path(os.path.expanduser(data[section][key])).resolve())
+            # Links stay: what lies beside one, or how it is called, may not be so where it leads to.
+            data[section][key] = str(Path(os.path.expanduser(data[section][key])).absolute())
+    for own in data["dataset"].get("splits", {}).values():
+        if own.get("root") is not None:
+            own["root"] = str(Path(os.path.expanduser(own["root"])).absolute())
     if config.dataset.name == "webdataset":
         shards = {key: absolute(data["dataset"][key]) for key in ("train", "val", "test") if key in data["dataset"]}
         data["dataset"].update(shards)

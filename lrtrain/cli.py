@@ -178,7 +178,7 @@ def fit(
     from lrtrain.commands.signals import stop_requests
 
     # Only now: until torch is imported, a signal ends the process at once.
-    with stop_requests(launched=world.size > 1) as requests:
+    with stop_requests(launched=world.size > 1 or bool(world.launch)) as requests:
         wishes = Wishes(extend.value if extend else None, allow_inexact)
         return run(started, out, resumed, requests, world=world, wishes=wishes, complain=complain)
 
@@ -367,7 +367,10 @@ def main() -> None:
     gc.set_threshold(50_000)
     atexit.register(gc.freeze)
     with suppress(DistributedError):  # which `fit` tells
-        if not from_environment().leads:
+        world = from_environment()
+        if world.size > 1:  # torch would say of each process that all its parameters are used
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        if not world.leads:
             os.environ["TQDM_DISABLE"] = "1"
     ending(_run)()
 

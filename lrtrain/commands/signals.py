@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,6 +11,8 @@ from typing import Any
 
 from lrtrain.engine.events import Event, SaveDue
 
+ECHO_S = 2.0
+"""How long torchrun may take to pass on a signal that the process has heard already."""
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 75}
 SAVE = "SIGUSR2"
 
@@ -23,6 +26,7 @@ class Requests:
     def __init__(self, launched: bool):
         self._launched, self._began = launched, False
         self._stop: str | None = None
+        self._stopped_at = 0.0
         self._save = False
         self._heard: list[int] = []
 
@@ -57,9 +61,17 @@ class Requests:
         if name == SAVE:
             self._save = True
             return
-        if not self._began or (self._stop and (not self._launched or name == self._stop)):
+        now = time.monotonic()
+        if self._began and self._stop and self._launched:
+            # Of torchrun: what it has heard itself it sends on, and after a terminal's SIGINT a SIGTERM.
+            if name != self._stop:
+                self._stop, self._stopped_at = name, now
+                return
+            if now - self._stopped_at < ECHO_S:
+                return
+        if not self._began or self._stop:
             raise SystemExit(EXIT_CODES[self._stop or name])
-        self._stop = name
+        self._stop, self._stopped_at = name, now
 
 
 @contextmanager
@@ -67,7 +79,8 @@ def stop_requests(launched: bool = False) -> Iterator[Requests]:
     """Inside, signals are requests.
 
     A signal that the parent process has set to be ignored (nohup) stays ignored. Where torchrun has launched the
-    process, it sends SIGTERM after a terminal's SIGINT: only the same signal again stops at once.
+    process, it sends SIGTERM after a terminal's SIGINT, and the same signal once more where it heard it too: only the
+    same one again, `ECHO_S` later or more, stops at once.
     """
     requests = Requests(launched)
     before = requests.hear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -106,19 +107,23 @@ def needing_peers(world: World) -> Iterator[None]:
         raise
 
 
-def replicated(module: nn.Module, world: World, device: torch.device, some_frozen: bool) -> nn.Module:
+def replicated(module: nn.Module, world: World, device: torch.device) -> nn.Module:
     """The network whose gradients are averaged over all processes.
 
     Args:
         module: the same in every process.
         world: the processes.
         device: this process's.
-        some_frozen: some parameters get no gradient for a time.
     """
     if world.size == 1:
         return module
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=some_frozen)
+    # Of 1x1 kernels, whose numbers lie in the same order by either strides.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    # Parameters may be frozen for a time. Besides, torch lays gradients out anew after a process's first step unless
+    # they may be unused, and of three numbers or more the sum depends on the layout: a run that is resumed would add
+    # them otherwise in one step than the run that was left alone.
+    return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True)
 
 
 def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:

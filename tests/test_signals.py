@@ -1,0 +1,59 @@
+"""What a second signal does: at once where a person sends it, nothing where torchrun passes the first one on."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from lrtrain.commands import signals
+from lrtrain.commands.signals import ECHO_S, Requests
+
+TERM, INT = signal.SIGTERM, signal.SIGINT
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    return now
+
+
+def begun(launched: bool) -> Requests:
+    requests = Requests(launched)
+    requests.begin()
+    return requests
+
+
+def test_a_second_signal_ends_a_process_of_its_own_at_once(clock: list[float]) -> None:
+    requests = begun(launched=False)
+    requests.on_signal(INT, None)
+    assert requests() == "SIGINT"
+    with pytest.raises(SystemExit) as ended:
+        requests.on_signal(INT, None)
+    assert ended.value.code == 130
+
+
+@pytest.mark.parametrize("first", [TERM, INT])
+def test_what_torchrun_passes_on_is_no_second_signal(clock: list[float], first: signal.Signals) -> None:
+    requests = begun(launched=True)
+    requests.on_signal(first, None)
+    clock[0] += 0.9 * ECHO_S
+    requests.on_signal(first, None)  # torchrun has heard it too, and passes it on
+    assert requests() == first.name
+    clock[0] += 0.2 * ECHO_S
+    with pytest.raises(SystemExit):
+        requests.on_signal(first, None)  # a person, again
+
+
+def test_of_a_terminals_interrupt_torchrun_makes_another_signal(clock: list[float]) -> None:
+    requests = begun(launched=True)
+    requests.on_signal(INT, None)
+    clock[0] += 2 * ECHO_S
+    requests.on_signal(TERM, None)
+    assert requests() == "SIGTERM"
+    requests.on_signal(TERM, None)
+    clock[0] += 2 * ECHO_S
+    with pytest.raises(SystemExit) as ended:
+        requests.on_signal(TERM, None)
+    assert ended.value.code == 143
