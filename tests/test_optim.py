@@ -322,6 +322,29 @@ def test_an_impossible_optimizer_is_refused(section: dict[str, Any], message: st
     assert problem.where == at
 
 
+@pytest.mark.parametrize("where", ["k of its own", "k in its groups"])
+def test_an_optimizer_that_counts_where_no_checkpoint_looks_is_refused(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    class Counting(torch.optim.SGD):
+        k = 0
+
+        def step(self, closure: Any = None) -> Any:
+            if where == "k of its own":
+                self.k += 1
+            else:
+                self.param_groups[-1]["k"] = self.param_groups[-1].get("k", 0) + 1
+            return super().step(closure)
+
+    mine = types.ModuleType("my_optimizers")
+    mine.__dict__.update(Counting=Counting)
+    monkeypatch.setitem(sys.modules, "my_optimizers", mine)
+    problem = error_of(net(), name="my_optimizers:Counting").problems[0]
+    key = "k" if where == "k of its own" else "param_groups[0].k"
+    assert f"counts in {key!r}" in problem.what
+    assert "state" in str(problem.hint)
+
+
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam"])
 def test_betas_may_be_whole_numbers(name: str) -> None:
     assert optimizer_of(net(), name=name, betas=[0, 0.99]).param_groups[0]["betas"] == (0.0, 0.99)

@@ -201,7 +201,7 @@ IN_THE_PLAN = [
     ("{name: LambdaLR, every: step, lr_lambda: 1 - t}", "the LR would be -0.1 at step 2"),
     (
         "{name: ExponentialLR, every: step, gamma: 1.0e+10}",
-        "ExponentialLR cannot be computed: the LR would be inf",
+        "ExponentialLR cannot be computed: the LR would be 1e+39 at step 4; it must be 0 to 3.4e+38",
     ),
     (
         "[{name: fixed, for: 9ep}, {name: wsd, cooldown: 20%}]",

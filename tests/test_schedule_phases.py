@@ -129,6 +129,8 @@ def test_curves_add_end_to_end_and_refuse_what_is_no_lr() -> None:
         one + Curve(np.full((3, 1), 0.2), (0,))
     with pytest.raises(ValueError, match="the LR would be -1 at step 1"):
         Curve(np.array([[0.1], [-1.0]]), (0,))
+    with pytest.raises(ValueError, match=r"the LR would be 1e\+39 at step 0; it must be 0 to 3\.4e\+38"):
+        Curve(np.array([[1e39]]), (0,))
     with pytest.raises(ValueError, match="the momentum would be nan at step 0"):
         Curve(np.array([[0.1]]), (0,), np.array([[np.nan]]))
 

@@ -101,7 +101,10 @@ def _construct(
 def _try_step(
     cls: Any, groups: Sequence[ParamGroup], args: dict[str, Any], device: torch.device, name: str, at: str
 ) -> None:
-    """Make a step with stand-ins of two rows and columns: several arguments are looked at by the step alone."""
+    """Make a step with stand-ins of two rows and columns: several arguments are looked at by the step alone.
+
+    So it is with numbers that an optimizer keeps elsewhere than in `state`, which a checkpoint does not hold.
+    """
     with torch.random.fork_rng([]):
         weights = [torch.nn.Parameter(torch.zeros(2, 2, device=device)) for _ in groups]
         for parameter in weights:
@@ -112,6 +115,7 @@ def _try_step(
         ]
         try:
             stand_in = cls(parameters, **args)
+            before = _numbers(stand_in)
             with torch.no_grad():
                 inspect.unwrap(type(stand_in).step)(stand_in)  # without the hooks that count a training's steps
         except Exception as error:  # of a class that may be anybody's
@@ -119,6 +123,21 @@ def _try_step(
                 raise
             given = ", ".join(f"{key}={value!r}" for key, value in args.items())
             raise ConfigError(f"{name} cannot make a step with {given}: {error}", at) from error
+    after = _numbers(stand_in)
+    if moved := [key for key, number in after.items() if before.get(key) != number]:
+        what = f"{name} counts in {moved[0]!r} of its own or of its param_groups, which a checkpoint does not hold"
+        raise ConfigError(what, at, "use an optimizer that keeps what changes in `state`, as torch's own do")
+
+
+def _numbers(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The numbers that an optimizer has of its own and in its groups."""
+    held = [vars(optimizer), *optimizer.param_groups]
+    return {
+        f"{key}" if i == 0 else f"param_groups[{i - 1}].{key}": float(value)
+        for i, own in enumerate(held)
+        for key, value in own.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and value == value  # no NaN
+    }
 
 
 def _can_fuse(cls: Any, groups: Sequence[ParamGroup], device: torch.device) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Table = NDArray[np.float64]
+_LARGEST = float(np.finfo(np.float32).max)  # above it the LR of float32 weights is infinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Curve:
         momentum: momentum or beta1, shape (steps, columns); None where the schedule leaves it alone.
 
     Raises:
-        ValueError: a value is not finite, or an LR is negative; names the first step.
+        ValueError: a value is negative, not finite, or more than float32 holds; names the first step.
     """
 
     lr: Table
@@ -51,10 +52,11 @@ class Curve:
         for table, what in ((self.lr, "LR"), (self.momentum, "momentum")):
             if table is None:
                 continue
-            bad = ~np.isfinite(table) | (table < 0)
+            bad = ~((table >= 0) & (table <= _LARGEST))  # NaN too
             if bad.any():
                 t, column = (int(i) for i in np.argwhere(bad)[0])
-                raise ValueError(f"the {what} would be {table[t, column]:g} at step {t:,}")
+                found = f"the {what} would be {table[t, column]:g} at step {t:,}"
+                raise ValueError(f"{found}; it must be 0 to {_LARGEST:.1e}")
             table.setflags(write=False)
 
     def __len__(self) -> int:
