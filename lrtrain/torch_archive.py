@@ -65,14 +65,19 @@ def _wrong(file: Path) -> Iterator[str]:
         end = content.read()
         if not end.startswith(b"PK\5\6"):
             yield "its end is missing, or something follows it"
-        if (directory := _directory_bytes(content.fileno(), size, end)) > MAX_DIRECTORY:
+        entries, directory, start, stop = _directory(content.fileno(), size, end)
+        if directory > MAX_DIRECTORY:
             yield f"its table of contents has {directory:,} bytes, and at most {MAX_DIRECTORY:,} are read"
+        if start + directory != stop:  # which Python and torch would look for at different places
+            yield f"its table of contents, of {directory:,} bytes, does not lie at byte {start:,} as it says"
         with zipfile.ZipFile(content) as archive:
-            entries = archive.infolist()
-            yield from _of_entries(entries, size)
+            found = archive.infolist()
+            if len(found) != entries:
+                yield f"its table of contents has {len(found):,} entries, and says {entries:,}"
+            yield from _of_entries(found, size)
             if bad := archive.testzip():  # torch does not compare these sums
                 yield f"its entry {quoted(bad)} is damaged: its CRC-32 is not its own"
-            for entry in entries:
+            for entry in found:
                 if _is_pickle(entry):
                     _refuse_other_pickles(archive.read(entry), file)
 
@@ -170,10 +175,23 @@ def _is_of_state_dicts(name: str) -> bool:
     return name in _CALLED
 
 
-def _directory_bytes(descriptor: int, size: int, end: bytes) -> int:
-    """What the archive's end says its table of contents takes; large archives say it in a second, longer end."""
-    found = int(struct.unpack("<4s4H2LH", end)[5])
-    locator = os.pread(descriptor, 20, max(size - 42, 0))
-    if found == 0xFFFFFFFF and locator.startswith(b"PK\6\7"):
-        return int(struct.unpack("<Q", os.pread(descriptor, 8, struct.unpack("<4sLQL", locator)[2] + 40))[0])
-    return found
+def _directory(descriptor: int, size: int, end: bytes) -> tuple[int, int, int, int]:
+    """What the archive's end says of its table of contents: entries, bytes, where it begins, and where it must stop.
+
+    A large archive says it in a second, longer end, which stands before the first and a pointer to it.
+
+    Raises:
+        ValueError: the two ends contradict each other, or the second is not where it belongs.
+    """
+    entries, length, start = struct.unpack("<10xHLL2x", end)
+    if not os.pread(descriptor, 20, max(size - 42, 0)).startswith(b"PK\6\7"):
+        return entries, length, start, size - 22
+    longer = os.pread(descriptor, 56, max(size - 98, 0))
+    place = struct.unpack("<4sLQL", os.pread(descriptor, 20, size - 42))[2]
+    if place != size - 98 or not longer.startswith(b"PK\6\6"):
+        raise ValueError("its second end is not where it says")
+    said = struct.unpack("<32xQQQ", longer)
+    for short, long, none in zip((entries, length, start), said, (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF), strict=True):
+        if short not in (long, none):
+            raise ValueError(f"its two ends say {short:,} and {long:,}")
+    return (*said, size - 98)
