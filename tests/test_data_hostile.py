@@ -186,6 +186,8 @@ def test_labels_of_a_manifest_are_held_to_the_same(tmp_path, labels, words):
         ("path,label,label\ni/0.png,a,b\n", "has two columns label"),
         ("path,label\ni/0.png,a\n./i//0.png,b\n", "'./i//0.png' is listed twice, first on line 2"),
         ("path,label\n" + "x" * 5000 + ",a\n", "no such file"),
+        ('path,label\ni/0.png,a\n"i/1.png,b\ni/2.png,a\n', "is its quote closed?"),
+        ('path,label\ni/0.png,a\n"i/1.png,b\n' + "i/2.png,a\n" * 20_000, "that begins after line 2; is a quote never"),
         ("path,label\n" + "x" * 2_000_000, "a line has more than 1,000,000 characters"),
     ],
 )

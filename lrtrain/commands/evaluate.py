@@ -22,7 +22,7 @@ from lrtrain.data.batches import Batch
 from lrtrain.engine.evaluate import evaluate
 from lrtrain.engine.events import Metrics
 from lrtrain.engine.state import load_module
-from lrtrain.errors import CheckpointError, DataError, printable
+from lrtrain.errors import CheckpointError, ConfigError, DataError, printable
 from lrtrain.sinks.console import Screen
 from lrtrain.sinks.run_dir import RunDir, refuse_unwritable
 from lrtrain.writing import write_atomically
@@ -49,9 +49,10 @@ def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None
     screen.print()
     screen.print(_by_class(job.source.classes, seen, right))
     if json is not None:
+        classes = job.source.classes
         by_class = {
-            name: {"images": n, "acc1": k / n if n else None}
-            for name, n, k in zip(job.source.classes, seen, right, strict=True)
+            name if classes.count(name) == 1 else f"{name} ({i})": {"images": n, "acc1": k / n if n else None}
+            for i, (name, n, k) in enumerate(zip(classes, seen, right, strict=True))
         }
         write_atomically(
             json,
@@ -82,7 +83,9 @@ def _ready(run_dir: RunDir, config: RunConfig, which: str, screen: Screen) -> tu
     while True:
         try:
             checkpoint = _checkpoint(run_dir, which, screen)
-            refuse_edits(checkpoint, load(run_dir.config), run_dir)
+            own = load(run_dir.config)
+            refuse_edits(checkpoint, own, run_dir)
+            _refuse_other_held_out(config, own)
             job = job or build(config, load_weights=False, trains=False)
             _load(job, checkpoint)
             return job, checkpoint
@@ -90,6 +93,23 @@ def _ready(run_dir: RunDir, config: RunConfig, which: str, screen: Screen) -> tu
             tries -= 1
             if not tries or run_dir.read_status().get("state") != "running":
                 raise  # else the run may have deleted it meanwhile, and has a newer one
+
+
+def _refuse_other_held_out(config: RunConfig, own: RunConfig) -> None:
+    """Of the run's own data another seed or `val_fraction` holds out images that were trained on."""
+    mine, owns = (
+        (c.dataset.name, c.dataset.root, *(c.dataset.args.get(key) for key in ("manifest", "train")))
+        for c in (config, own)
+    )
+    if mine != owns:
+        return
+    asked, trained = ((c.seed, c.dataset.val_fraction) for c in (config, own))
+    if asked != trained and (asked[1] is not None or trained[1] is not None):
+        what = "seed {}, val_fraction {}".format
+        raise ConfigError(
+            f"{what(*asked)} would hold out other images than were held out while training ({what(*trained)})",
+            hint="leave both as they are; `--set dataset.root=FOLDER` evaluates other images",
+        )
 
 
 def _measure(job: Job, split: str) -> tuple[Metrics, list[int], list[int]]:

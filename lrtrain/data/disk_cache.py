@@ -222,7 +222,7 @@ def completed(path: Path) -> Iterator[IO[bytes]]:
 
 def _remove_abandoned(folder: Path) -> None:
     """Remove what builders left that were killed: nobody holds the lock."""
-    for partial in folder.glob("*.partial"):
+    for partial in folder.glob(f"*-{'[0-9a-f]' * 32}.partial"):  # the folder may be another program's too
         with suppress(OSError, Timeout), FileLock(partial.with_suffix(".lock"), timeout=0):
             partial.unlink(missing_ok=True)
 

@@ -44,6 +44,16 @@ class ClassFolders:
         labels = [i for i, c in enumerate(classes) for _ in self.images.get(c, ())]
         return FileSplit(self.base, names, np.array(labels, dtype=np.int64), channels)
 
+    def claim(self, folder: str) -> bool:
+        """Note that a folder is read; False, and a problem, where its images were read under another name."""
+        real = os.path.realpath(folder)
+        if real in self.read:
+            what = f"{folder!r} is the same folder as {self.read[real]!r}, whose images are read already"
+            self.problems.append(Problem(what, hint="remove the link"))
+            return False
+        self.read[real] = folder
+        return True
+
     def note(self) -> str:
         """What was passed over, in words."""
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.skipped.items()))
@@ -70,7 +80,9 @@ def scan(root: Path, base: Path | None = None) -> ClassFolders:
             continue
         others: Counter[str] = Counter()
         above = _and_above(entry.path) | _and_above(root)
-        found.read[os.path.realpath(entry.path)] = entry.path
+        if not found.claim(entry.path):
+            found.images[entry.name] = []
+            continue
         images = list(_images(entry.path, os.path.join(found.inside, entry.name), found, others, above))
         found.images[entry.name] = sorted(images)
         if not images:
@@ -134,11 +146,7 @@ def _images(folder: str, name: str, found: ClassFolders, others: Counter[str], a
             if real in above:
                 what = f"{entry.path!r} links to a folder that it lies in"
                 found.problems.append(Problem(what, hint="remove it"))
-            elif real in found.read:
-                what = f"{entry.path!r} is the same folder as {found.read[real]!r}, whose images are read already"
-                found.problems.append(Problem(what, hint="remove the link"))
-            else:
-                found.read[real] = entry.path
+            elif found.claim(entry.path):
                 yield from _images(entry.path, inner, found, others, above | {real})
         elif not _is(entry, entry.is_file):
             what = "a broken link" if not os.path.exists(entry.path) else "no regular file (a pipe, socket or device)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lrtrain.data.decode import from_pil
 from lrtrain.errors import DataError, LrtrainError
 
-LOOKED_AT = 64  # images from which a common size is concluded
+LOOKED_AT = 64  # images from which it is concluded how all are
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,8 @@ class PairSplit:
                 f"it must be a PIL image or a uint8 tensor (C, H, W), C = {self.channels}, "
                 f"not {tensor.dtype} {tuple(tensor.shape)}"
             )
-        return tensor.expand(self.channels, -1, -1).contiguous()
+        # A copy: the dataset may hold this very tensor, and a transform may work in place.
+        return tensor.expand(self.channels, -1, -1).clone(memory_format=torch.contiguous_format)
 
 
 @contextmanager
@@ -70,11 +71,20 @@ def usable(name: str) -> Iterator[None]:
 
 
 def channels_of(pairs: Any) -> int:
-    """1 where the first image is gray, else 3."""
-    image = pairs[0][0]
+    """1 where the images are gray, by those that are looked at, else 3."""
+    return 1 if all(_is_gray(pairs[i][0]) for i in _spread(len(pairs))) else 3
+
+
+def _is_gray(image: Any) -> bool:
     if isinstance(image, Image.Image):
-        return 1 if image.mode in ("1", "L", "I", "I;16", "LA") else 3
-    return 1 if torch.as_tensor(image).ndim == 2 or torch.as_tensor(image).shape[0] == 1 else 3
+        return image.mode in ("1", "L", "I", "I;16", "LA")
+    return torch.as_tensor(image).ndim == 2 or torch.as_tensor(image).shape[0] == 1
+
+
+def _spread(n: int) -> list[int]:
+    """At most `LOOKED_AT` of n numbers, from the first to the last."""
+    places: list[int] = np.unique(np.linspace(0, n - 1, LOOKED_AT).astype(int)).tolist()
+    return places
 
 
 def labels_of(name: str, pairs: Any) -> NDArray[np.int64]:
@@ -100,8 +110,7 @@ def _labels_of(name: str, pairs: Any) -> NDArray[np.int64]:
     for attribute in ("targets", "_labels", "labels", "y", "_samples", "samples"):
         listed = _as_labels(getattr(pairs, attribute, None), len(pairs))
         # A list that disagrees with the items means something else.
-        looked_at = (0, len(pairs) // 2, len(pairs) - 1)
-        if listed is not None and all(listed[i] == int(pairs[i][1]) for i in looked_at):
+        if listed is not None and all(listed[i] == int(pairs[i][1]) for i in _spread(len(pairs))):
             return listed
     items = tqdm(range(len(pairs)), f"reading the labels of {name}", disable=None, delay=2, leave=False)
     return np.array([int(pairs[i][1]) for i in items], dtype=np.int64)
@@ -124,26 +133,32 @@ def _as_labels(listed: Any, n: int) -> NDArray[np.int64] | None:
     return array.astype(np.int64) if array.ndim == 1 and np.issubdtype(array.dtype, np.integer) else None
 
 
-def numbered(
-    name: str, pairs: Any, labels: Sequence[NDArray[np.int64]]
-) -> tuple[tuple[str, ...], list[NDArray[np.int64]]]:
-    """Class names, and labels as indices into them.
+def numbered(name: str, opened: Mapping[str, Any]) -> tuple[tuple[str, ...], list[NDArray[np.int64]]]:
+    """Class names, and the labels of each split as indices into them.
 
-    The names are the dataset's `classes` where these cover all labels, else the labels in train as text.
+    The names are train's `classes` where these cover all labels, else the labels in train as text.
+
+    Args:
+        name: the dataset's.
+        opened: datasets by split, train first. One with `classes` of its own is read by its names, not its numbers.
 
     Raises:
         DataError: a label that train does not have, or a negative one.
     """
+    labels = [labels_of(f"{name} ({split})", pairs) for split, pairs in opened.items()]
     train = labels[0]
     if min(int(part.min()) for part in labels) < 0:
         raise DataError(
             f"{name} has negative labels, which torchvision uses for unlabelled images",
             hint="choose another split with `splits:`",
         )
-    classes = getattr(pairs, "classes", None)
-    if isinstance(classes, list | tuple) and max(int(part.max()) for part in labels) < len(classes):
-        named = [", ".join(c) if isinstance(c, list | tuple) else str(c) for c in classes]
-        return tuple(named), list(labels)
+    named = [_class_names(pairs, part) for pairs, part in zip(opened.values(), labels, strict=True)]
+    if classes := named[0]:
+        for i, (split, own) in enumerate(zip(opened, named, strict=True)):
+            if own and own != classes:
+                labels[i] = _by_name(f"{name} ({split})", labels[i], own, classes)
+        if max(int(part.max()) for part in labels) < len(classes):
+            return classes, labels
     found = np.unique(train)
     for part in labels[1:]:
         if len(unseen := np.setdiff1d(part, found)):
@@ -152,12 +167,27 @@ def numbered(
     return tuple(str(label) for label in found.tolist()), indices
 
 
+def _class_names(pairs: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
+    """The dataset's own names of its classes; none where it has none, or not of all its labels."""
+    classes = getattr(pairs, "classes", None)
+    if not isinstance(classes, list | tuple) or int(labels.max()) >= len(classes):
+        return ()
+    return tuple(", ".join(c) if isinstance(c, list | tuple) else str(c) for c in classes)
+
+
+def _by_name(name: str, labels: NDArray[np.int64], own: tuple[str, ...], classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """Labels of a dataset whose classes are `own`, as indices into `classes`."""
+    strange = [own[label] for label in np.unique(labels).tolist() if own[label] not in classes]
+    if strange or len(set(classes)) < len(classes):
+        listed = ", ".join(map(repr, classes[:10]))
+        what = f"{name} has the class {strange[0]!r}" if strange else f"{name} numbers its classes otherwise than train"
+        raise DataError(f"{what}, and train has {listed}", hint="give both splits the same classes")
+    place = {c: i for i, c in enumerate(classes)}
+    return np.array([place.get(c, -1) for c in own], dtype=np.int64)[labels]
+
+
 def side_of(splits: Sequence[PairSplit]) -> int | None:
     """The side of the square that the images are, judged by some of each split, or None."""
-    sizes = {
-        tuple(split.read(i).shape[1:])
-        for split in splits
-        for i in np.unique(np.linspace(0, len(split) - 1, LOOKED_AT).astype(int)).tolist()
-    }
+    sizes = {tuple(split.read(i).shape[1:]) for split in splits for i in _spread(len(split))}
     (height, width), *others = sizes
     return height if not others and height == width else None

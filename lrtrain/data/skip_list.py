@@ -77,7 +77,7 @@ def without(
         return dict(splits), "", []
     parts = list(splits.values())
     firsts = np.cumsum([0, *map(len, parts)])
-    names = [name for part in parts for name in part.names]
+    names = [part.name(i) for part in parts for i in range(len(part))]  # as `check` writes them
 
     def path(i: int) -> str:
         at = int(np.searchsorted(firsts, i, side="right")) - 1

@@ -102,9 +102,8 @@ def torchvision_source(
 
 def pairs_source(name: str, opened: Mapping[str, Any], val_fraction: float | None, seed: int) -> Source:
     """Opened datasets of (image, class) pairs, by split, as a source."""
-    labels = [labels_of(f"{name} ({split})", pairs) for split, pairs in opened.items()]
     with usable(name):
-        classes, indices = numbered(name, opened["train"], labels)
+        classes, indices = numbered(name, opened)
         channels = channels_of(opened["train"])
     parts = {
         split: PairSplit(f"{name} ({split})", pairs, index, channels)
@@ -167,7 +166,7 @@ def _found(cls: type, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str
         train, val = (_open(cls, arguments, {"train": value}) for value in (True, False))
         return {"train": train, "val": val}, ""
     opened = {"train": _open(cls, arguments, {"split": default})}
-    for value in _VAL_NAMES:
+    for value in _VAL_NAMES if default != "trainval" else ():  # of which val is a part
         if _is_value(cls, arguments, value):
             opened["val"] = _open(cls, arguments, {"split": value})
             break

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Literal, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from lrtrain.errors import ConfigError, DataError, Problem
 from lrtrain.foreign import opened, user_path
 
 _COLUMNS = "a manifest is a CSV file in UTF-8 whose first line is path,label or path,label,split"
+_KNOWN = ("path", "label", "split")
 _LINE = 1_000_000  # characters
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -86,16 +87,19 @@ def _read(file: Path, folder: Path) -> tuple[list[_Row], list[Problem]]:
         with opened(file, links=True) as content, TextIOWrapper(content, "utf-8-sig", newline="") as lines:
             reader = DictReader(_bounded(lines), skipinitialspace=True)
             columns = reader.fieldnames or ()
-            if twice := [column for column in ("path", "label", "split") if list(columns).count(column) > 1]:
+            if twice := [column for column in _KNOWN if list(columns).count(column) > 1]:
                 raise DataError(f"{file} has two columns {twice[0]}", hint=_COLUMNS)
+            for column in columns:
+                if column not in _KNOWN and (meant := column.strip().lower()) in _KNOWN:
+                    raise DataError(f"{file} has a column {column!r}", hint=f"write {meant}, small and without blanks")
             if missing := [column for column in ("path", "label") if column not in columns]:
                 raise DataError(
                     f"{file} has no column {' and no column '.join(missing)}; its first line is {','.join(columns)!r}",
                     hint=_COLUMNS,
                 )
-            for cells in reader:
-                path, label, split = ((cells.get(c) or "").strip() for c in ("path", "label", "split"))
-                row = _Row(path, label, _SPLITS.get(split or "train", ""), reader.line_num)
+            for cells, line in _lines(reader):
+                path, label, split = ((cells.get(c) or "").strip() for c in _KNOWN)
+                row = _Row(path, label, _SPLITS.get(split or "train", ""), line)
                 spelled = os.path.abspath(folder / path)
                 what = _wrong(row, split, rows.get(spelled), folder, None in cells)
                 if what:
@@ -116,10 +120,26 @@ def _bounded(lines: TextIO) -> Iterator[str]:
         yield line
 
 
+def _lines(reader: DictReader[str]) -> Iterator[tuple[dict[str | Any, str | Any], int]]:
+    """The cells of each row, and the line that it begins on."""
+    while True:
+        last = reader.line_num
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except CsvError as error:
+            raise CsvError(f"{error}, in the row that begins after line {last}; is a quote never closed?") from None
+        texts = [text for text in cells.values() if isinstance(text, str)]
+        yield cells, reader.line_num - sum(text.rstrip("\n").count("\n") for text in texts)
+
+
 def _wrong(row: _Row, split: str, earlier: _Row | None, folder: Path, extra: bool) -> str | None:
     """What is wrong with a row."""
     if extra:
         return "more cells than the header has columns (quote text that contains a comma)"
+    if "\n" in row.path or "\n" in row.label:
+        return "a cell that begins here goes on in the next line: is its quote closed?"
     if not row.path or not row.label:
         return f"no {'path' if not row.path else 'label'}"
     if not row.split:

@@ -31,7 +31,7 @@ class Scans:
 
     def read(self, i: int) -> torch.Tensor:
         """Image i, uint8 (1, 8, 8)."""
-        return torch.from_numpy(self.pixels[i])[None]
+        return torch.from_numpy(self.pixels[i])[None].clone()
 
     def path(self, i: int) -> str:
         """The scan's number in UCI's file."""

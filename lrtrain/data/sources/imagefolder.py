@@ -149,8 +149,19 @@ def _checked(found: Mapping[str, ClassFolders]) -> tuple[tuple[str, ...], list[s
         unknown = sorted(set(part.images) - set(known))
         problems += [_not_in_train(c, part.root.name, known) for c in unknown]
         strange.update(unknown)
+        problems += _trained_on(part, train)
         notes.append(absent_note(split, known, set(part.images)))
     return tuple(sorted({*known, *strange})), notes, problems
+
+
+def _trained_on(part: ClassFolders, train: ClassFolders) -> list[Problem]:
+    """Folders that train has too, by whatever link."""
+    same = [real for real in part.read if real in train.read]
+    if not same:
+        return []
+    more = f", and {len(same) - 1:,} more" if len(same) > 1 else ""
+    what = f"{part.read[same[0]]!r} is the same folder as {train.read[same[0]]!r}, which is trained on{more}"
+    return [Problem(what, hint="remove the link; without val/ and test/, `val_fraction: 0.1` holds out 10%")]
 
 
 def _not_in_train(name: str, split: str, known: tuple[str, ...]) -> Problem:
