@@ -108,10 +108,9 @@ def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, 
     )
     if config.sync_bn and world.size > 1:
         built = replace(built, module=torch.nn.SyncBatchNorm.convert_sync_batchnorm(built.module))  # type: ignore[no-untyped-call]
-    replicas = replicated(built.module, world, device)
     state = TrainState(
         model=built.module,
-        forward=torch.compile(replicas) if config.compile else replicas,  # type: ignore[arg-type]
+        forward=_compiled(built.module, config),
         optimizer=optimizer,
         parameter_names=tuple(name for group in groups for name in group.parameter_names),
         gate=Gate(optimizer, device),
@@ -139,6 +138,15 @@ def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, 
         recipe,
         device,
     )
+
+
+def replicate(job: Job) -> None:
+    """Average gradients over all processes, once it is known that they were given the same: torch fails where not."""
+    job.state.forward = _compiled(replicated(job.built.module, job.state.world, job.device), job.config)
+
+
+def _compiled(module: torch.nn.Module, config: RunConfig) -> torch.nn.Module:
+    return torch.compile(module) if config.compile else module  # type: ignore[return-value]
 
 
 def _planned(

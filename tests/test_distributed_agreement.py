@@ -76,6 +76,14 @@ def test_other_images_are_refused(folder: Path) -> None:
     assert not (folder / "run").exists()
 
 
+def test_another_class_is_refused(folder: Path) -> None:
+    shutil.copytree(folder / "images", folder / "theirs")
+    shutil.copytree(folder / "images" / "bees", folder / "theirs" / "wasps")
+    ended = pair(folder, ["--out", "run"], ["--out", "run", "--set", "dataset.root=theirs"])
+    refused(ended, 3, "the dataset of process 1 is not that of process 0; they differ in its classes")
+    assert not (folder / "run").exists()
+
+
 def test_each_machine_has_its_images_where_it_likes(folder: Path) -> None:
     shutil.copytree(folder / "images", folder / "theirs")
     ended = pair(folder, ["--out", "run"], ["--out", "run", "--set", "dataset.root=theirs", "--set", "workers=1"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lrtrain
-from lrtrain.build import Job, build
+from lrtrain.build import Job, build, replicate
 from lrtrain.checkpoint import folder, format
 from lrtrain.commands import resume
 from lrtrain.commands.kept import naming_kept, with_kept
@@ -89,6 +89,7 @@ def run(
             raise
         known = facts(job)
         refuse_other_start(known, world)
+        replicate(job)
         if resumed is not None:
             job = resume.continued(job, resumed, found, known, wishes, screen)
             if world.leads:
