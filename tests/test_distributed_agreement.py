@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from lrtrain.commands.origin import facts
+from lrtrain.commands.together import refuse_other_start
+from lrtrain.engine import distributed
+from lrtrain.errors import DistributedError
+from lrtrain.world import World
 from tests import forked
 from tests.conftest import Ended
 from tests.hostile import assert_clear
 from tests.test_distributed import environment
 from tests.test_distributed_faults import free_port
+from tests.test_engine import job
 
 CONFIG = """
 steps: 4
@@ -88,3 +95,35 @@ def test_each_machine_has_its_images_where_it_likes(folder: Path) -> None:
     shutil.copytree(folder / "images", folder / "theirs")
     ended = pair(folder, ["--out", "run"], ["--out", "run", "--set", "dataset.root=theirs", "--set", "workers=1"])
     assert [each.code for each in ended] == [0, 0], [each.err for each in ended]
+
+
+@pytest.fixture
+def speaking(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], World]:
+    """Makes this process 0 or 1 of two: 1 hears what 0 has said before."""
+    said: list[str] = []
+    rank = 0
+
+    def broadcast(texts: list[str], source: int) -> None:
+        if rank == source:
+            said.append(texts[0])
+        else:
+            texts[0] = said.pop(0)
+
+    def become(number: int) -> World:
+        nonlocal rank
+        rank = number
+        return World(rank, 2)
+
+    monkeypatch.setattr(distributed.dist, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda tensor: None)
+    return become
+
+
+@pytest.mark.parametrize(("key", "leaders"), [("threads", 64), ("device", "NVIDIA H100"), ("torch", "1.0")])
+def test_a_machine_that_computes_other_bits_is_refused(
+    speaking: Callable[[int], World], key: str, leaders: object
+) -> None:
+    known = facts(job())
+    refuse_other_start({**known, "origin": {**known["origin"], key: leaders}}, speaking(0))
+    with pytest.raises(DistributedError, match=f"it has {key} .* and not {leaders}"):
+        refuse_other_start(known, speaking(1))

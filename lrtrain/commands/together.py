@@ -41,7 +41,7 @@ def refuse_other_config(config: RunConfig, options: Mapping[str, Any], world: Wo
 
 
 def refuse_other_start(known: Mapping[str, Any], world: World) -> None:
-    """Refuse images or versions that are not the leading process's.
+    """Refuse images, or what else the bits depend on, that are not the leading process's.
 
     Args:
         known: what a checkpoint would say of this process, `facts`.
@@ -49,13 +49,12 @@ def refuse_other_start(known: Mapping[str, Any], world: World) -> None:
 
     Raises:
         DataError: its images differ.
-        DistributedError: its versions do.
+        DistributedError: its device, number of threads or versions do.
     """
     parts = {f"{split}/{name}": part for split, classes in known["dataset"].items() for name, part in classes.items()}
     data = {"its classes": known["classes"], **parts}
-    versions = {key: known["origin"][key] for key in ("torch", "torchvision", "pillow")}
-    differ = other_than_the_leader({**data, **versions}, world)
-    if images := [key for key in differ if key not in versions]:
+    differ = other_than_the_leader({**data, **known["origin"]}, world)
+    if images := [key for key in differ if key not in known["origin"]]:
         shown = ", ".join(map(printable, images[:_MOST])) + " ..." * (len(images) > _MOST)
         raise DataError(
             f"the dataset of process {world.rank} is not that of process 0; they differ in {shown}",
@@ -64,8 +63,8 @@ def refuse_other_start(known: Mapping[str, Any], world: World) -> None:
     if differ:
         kinds = (f"{key} {own} and not {leaders}" for key, (leaders, own) in differ.items())
         raise DistributedError(
-            f"process {world.rank} has other versions than process 0: {', '.join(kinds)}",
-            hint="install the same versions on every machine",
+            f"process {world.rank} would not compute what process 0 does: it has {', '.join(kinds)}",
+            hint="every machine needs the same GPUs and versions, and OMP_NUM_THREADS set to the same number",
         )
 
 
