@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from lrtrain.build import Job
+from lrtrain.checkpoint import format
+from lrtrain.commands import resume
 from lrtrain.commands.origin import facts
 from lrtrain.commands.together import refuse_other_start
 from lrtrain.engine import distributed
-from lrtrain.errors import DistributedError
+from lrtrain.engine.state import snapshot
+from lrtrain.errors import CheckpointError, DistributedError
+from lrtrain.sinks.console import Screen
+from lrtrain.sinks.run_dir import RunDir
 from lrtrain.world import World
 from tests import forked
 from tests.conftest import Ended
@@ -112,6 +120,8 @@ def speaking(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], World]:
     def become(number: int) -> World:
         nonlocal rank
         rank = number
+        if rank == 0:
+            said.clear()
         return World(rank, 2)
 
     monkeypatch.setattr(distributed.dist, "broadcast_object_list", broadcast)
@@ -127,3 +137,37 @@ def test_a_machine_that_computes_other_bits_is_refused(
     refuse_other_start({**known, "origin": {**known["origin"], key: leaders}}, speaking(0))
     with pytest.raises(DistributedError, match=f"it has {key} .* and not {leaders}"):
         refuse_other_start(known, speaking(1))
+
+
+def save(made: Job, path: Path) -> RunDir:
+    """A checkpoint in a run directory, as the run writes it; its log is empty."""
+    run = RunDir(path)
+    path.mkdir(exist_ok=True)
+    run.metrics.touch()
+    log = {"log_bytes": {run.metrics.name: 0}, "log_sha256": {run.metrics.name: hashlib.sha256().hexdigest()}}
+    parts, manifest = snapshot(made.state)
+    format.write(run.checkpoints, made.state.step, parts, {**facts(made), **manifest, **log, "planned": True})
+    return run
+
+
+def test_a_run_goes_on_from_one_checkpoint_on_all_machines(speaking: Callable[[int], World], tmp_path: Path) -> None:
+    made = job()
+    ours, copy = save(made, tmp_path / "ours"), RunDir(tmp_path / "copy")
+    shutil.copytree(ours.path, copy.path)
+    with torch.no_grad():
+        next(made.state.model.parameters()).add_(1)
+    others, empty = save(made, tmp_path / "others"), RunDir(tmp_path / "empty")
+
+    def found_by_the_second(run: RunDir) -> format.Checkpoint | None:
+        resume.find(ours, Screen(), speaking(0))
+        return resume.find(run, None, speaking(1))
+
+    found = found_by_the_second(copy)
+    assert found is not None
+    assert found.path == copy.checkpoints / "step-00000000"
+    with pytest.raises(
+        CheckpointError, match="process 0 goes on from step-00000000, and process 1 has another of that"
+    ):
+        found_by_the_second(others)
+    with pytest.raises(CheckpointError, match="process 1 has none of that name"):
+        found_by_the_second(empty)

@@ -59,6 +59,11 @@ class Checkpoint:
     manifest: Manifest
     files: dict[str, dict[str, Any]]
 
+    @property
+    def digest(self) -> str:
+        """The manifest's SHA-256, which holds those of the files."""
+        return digest({**self.manifest, "step": self.step, "files": self.files})
+
     def described(self, part: str) -> dict[str, Described]:
         """Type and shape of one part's tensors, from the header alone, so that what does not fit is never allocated.
 

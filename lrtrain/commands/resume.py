@@ -13,6 +13,7 @@ from lrtrain.checkpoint import folder, format
 from lrtrain.checkpoint.format import Checkpoint
 from lrtrain.checkpoint.manifest import COPY
 from lrtrain.commands.origin import FACTS, flat, free_to_change
+from lrtrain.commands.together import the_leaders
 from lrtrain.config.load import load, resolve
 from lrtrain.config.schema import Extension, RunConfig
 from lrtrain.config.yaml import Document
@@ -20,7 +21,6 @@ from lrtrain.data.fingerprint import differences, fingerprint
 from lrtrain.data.open import open_source
 from lrtrain.data.source import Source
 from lrtrain.engine.consistent import refuse_contradictions, refuse_other_story
-from lrtrain.engine.distributed import told_by_the_leader
 from lrtrain.engine.state import ROLLBACK_FACTOR, TrainState, restore
 from lrtrain.errors import CheckpointError, ConfigError, Problem, quoted
 from lrtrain.schedule.plan import Plan, make_plan, run_steps
@@ -61,14 +61,14 @@ def find(run_dir: RunDir, screen: Screen | None, world: World) -> Checkpoint | N
         world: the processes.
 
     Raises:
-        CheckpointError: checkpoints were there, and none is whole.
+        CheckpointError: checkpoints were there, and none is whole; or this process has not the leading one's.
     """
-    name = None
+    newest = None
     if screen is not None:
         folder.put_back(run_dir.checkpoints)
-        name = _newest(run_dir, screen)
-    name = told_by_the_leader(name or "", world)
-    return _complete(format.open_checkpoint(run_dir.checkpoints / name)) if name else None
+        newest = _newest(run_dir, screen)
+    found = the_leaders(newest, run_dir.checkpoints, world)
+    return None if found is None else _complete(found)
 
 
 def _complete(found: Checkpoint) -> Checkpoint:
@@ -79,7 +79,7 @@ def _complete(found: Checkpoint) -> Checkpoint:
     return found
 
 
-def _newest(run_dir: RunDir, screen: Screen) -> str | None:
+def _newest(run_dir: RunDir, screen: Screen) -> Checkpoint | None:
     logged = run_dir.metrics.exists() and run_dir.metrics.stat().st_size > 0
     began = logged or run_dir.read_status().get("last_checkpoint") is not None
     if not began and not any(run_dir.checkpoints.glob("*step-*")):
@@ -99,7 +99,7 @@ def _newest(run_dir: RunDir, screen: Screen) -> str | None:
     checkpoint, damaged = format.newest(run_dir.checkpoints, also=fits_the_log)
     for name, why in damaged.items():
         screen.print(f"warning: {name} is damaged, the one before is used: {why}", "yellow")
-    return checkpoint.path.name
+    return checkpoint
 
 
 def lengthened(config: RunConfig, run_dir: RunDir, found: Checkpoint | None, wishes: Wishes) -> RunConfig:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from lrtrain.checkpoint.format import Checkpoint, open_checkpoint
 from lrtrain.commands.origin import flat
 from lrtrain.config.schema import RunConfig
-from lrtrain.engine.distributed import other_than_the_leader
-from lrtrain.errors import ConfigError, DataError, DistributedError, Problem, printable, quoted
+from lrtrain.engine.distributed import other_than_the_leader, told_by_the_leader
+from lrtrain.errors import CheckpointError, ConfigError, DataError, DistributedError, Problem, printable, quoted
 from lrtrain.world import World
 
 # Each machine may have its images where it likes, and prepare them as it can.
@@ -66,6 +68,32 @@ def refuse_other_start(known: Mapping[str, Any], world: World) -> None:
             f"process {world.rank} would not compute what process 0 does: it has {', '.join(kinds)}",
             hint="every machine needs the same GPUs and versions, and OMP_NUM_THREADS set to the same number",
         )
+
+
+def the_leaders(own: Checkpoint | None, root: Path, world: World) -> Checkpoint | None:
+    """The checkpoint that the leading process goes on from, in every process; None where it has none.
+
+    Args:
+        own: found by the leading process, which alone looks: another folder may have a newer or an older one.
+        root: where this process finds checkpoints.
+        world: the processes; each must ask.
+
+    Raises:
+        CheckpointError: this process lacks it, or has other bytes under its name.
+    """
+    name = told_by_the_leader("" if own is None else own.path.name, world)
+    if not name:
+        return None
+    path = root / name
+    found = own or (open_checkpoint(path) if path.exists() else None)
+    if found is None or other_than_the_leader({"digest": found.digest}, world):
+        raise CheckpointError(
+            f"process 0 goes on from {name}, and process {world.rank} has {'none' if found is None else 'another'} "
+            "of that name",
+            str(path),
+            "give --out a folder that all machines share, or copy the run of process 0 to every machine",
+        )
+    return found
 
 
 def _shown(value: Any) -> str:
