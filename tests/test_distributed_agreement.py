@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,12 @@ from lrtrain.build import Job
 from lrtrain.checkpoint import format
 from lrtrain.commands import resume
 from lrtrain.commands.origin import facts
+from lrtrain.commands.rollback import roll_back
 from lrtrain.commands.together import refuse_other_start
 from lrtrain.engine import distributed
+from lrtrain.engine.finite import NotFinite, Trouble
 from lrtrain.engine.state import snapshot
+from lrtrain.engine.train import train
 from lrtrain.errors import CheckpointError, DistributedError
 from lrtrain.sinks.console import Screen
 from lrtrain.sinks.run_dir import RunDir
@@ -171,3 +175,22 @@ def test_a_run_goes_on_from_one_checkpoint_on_all_machines(speaking: Callable[[i
         found_by_the_second(others)
     with pytest.raises(CheckpointError, match="process 1 has none of that name"):
         found_by_the_second(empty)
+
+
+def test_all_machines_go_back_to_one_checkpoint(speaking: Callable[[int], World], tmp_path: Path) -> None:
+    made = job(steps=1, on_nonfinite="rollback")
+    save(made, tmp_path / "theirs")
+    for _ in train(made.state, made.plan, made.batches, made.recipe):
+        pass
+    ours, theirs = save(made, tmp_path / "ours"), RunDir(tmp_path / "theirs")
+
+    def second_goes_back() -> Job:
+        for rank, run in enumerate((ours, theirs)):
+            made.state.world, made.state.rollbacks = speaking(rank), []
+            job = roll_back(made, run, NotFinite(Trouble(2, {"default": 0.1}, math.nan, {}, "why", ())))
+        return job
+
+    with pytest.raises(CheckpointError, match="process 0 goes on from step-00000001, and process 1 has none of that"):
+        second_goes_back()
+    shutil.copytree(ours.checkpoints, theirs.checkpoints, dirs_exist_ok=True)
+    assert second_goes_back().state.rollbacks[-1].to == 1

@@ -14,6 +14,7 @@ from torch.amp import GradScaler
 from lrtrain.build import Job
 from lrtrain.checkpoint import folder, format
 from lrtrain.checkpoint.manifest import MAX_ROLLBACKS
+from lrtrain.commands.together import the_leaders
 from lrtrain.engine.finite import Gate, NotFinite
 from lrtrain.engine.state import ROLLBACK_FACTOR, Rollback, restore
 from lrtrain.errors import CheckpointError, EnvironmentFault, Problem
@@ -43,12 +44,15 @@ def roll_back(
 
     Raises:
         NotFinite: the config says `stop`, or training went back too often already.
+        CheckpointError: no checkpoint is whole, or this process has not the leading one's.
     """
     earlier = list(job.state.rollbacks)
     report = _write_report(job, run_dir, error) if screen is not None else ""
     if job.config.on_nonfinite == "stop" or len(earlier) >= MAX_ROLLBACKS:
         raise _final(error, _kept(run_dir), report, len(earlier)) from error
-    checkpoint = _target(run_dir, earlier)
+    world = job.state.world
+    checkpoint = the_leaders(_target(run_dir, earlier) if world.leads else None, run_dir.checkpoints, world)
+    assert checkpoint is not None  # else the leading process has ended
     job.state.optimizer.state.clear()  # what came after the checkpoint would pass for what it lacks
     if job.state.scaler is not None:  # it remembers that it has unscaled the gradients of the step that failed
         job.state.scaler = GradScaler(job.device.type)
