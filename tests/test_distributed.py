@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from lrtrain.config.schema import Dataset
 from lrtrain.config.yaml import dotted
 from lrtrain.data.batches import Batches
 from lrtrain.data.build import make_pipeline
 from lrtrain.data.open import open_source
+from lrtrain.engine.evaluate import evaluate
 from lrtrain.errors import ConfigError
 from lrtrain.world import World
 from tests import forked
@@ -132,6 +134,31 @@ def test_the_parts_of_all_processes_are_the_batches_of_one(size: int) -> None:
         assert {part.total for part in own} == {len(whole.labels)}
     seen = np.concatenate([batch.index for part in parts for batch in part.evaluate("val")])
     assert sorted(seen.tolist()) == list(range(360))
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_all_processes_are_asked_equally_often_whether_to_give_an_evaluation_up(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrtrain.engine.evaluate.summed", lambda sums, world: sums)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    asked, seen = [0] * size, 0
+    for rank in range(size):
+
+        def stopping(rank: int = rank) -> None:
+            asked[rank] += 1
+
+        world = World(rank, size)
+        steps = evaluate(net, batches(world).evaluate("val"), 360, "fp32", stopping, world=world)
+        while True:
+            try:
+                done = next(steps).done
+            except StopIteration as end:
+                seen += end.value.images
+                break
+        assert done <= 360
+    assert seen == 360
+    assert asked == [-(-360 // (100 * size))] * size
 
 
 def test_a_batch_too_small_for_its_processes_is_refused() -> None:

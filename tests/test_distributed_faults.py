@@ -320,6 +320,18 @@ def test_a_signal_to_one_process_stops_and_saves_all(folder: Path, rank: int) ->
     assert "error: " not in run.errors()
 
 
+def test_a_signal_to_one_process_in_an_evaluation_gives_it_up_in_all(folder: Path) -> None:
+    # In the only batch of process 1, of three.
+    ask = "os.kill(os.getpid(), signal.SIGTERM)"
+    during = f"real = Net.forward; Net.forward = lambda self, images: (self.training or {ask}, real(self, images))[1]"
+    run = Run(folder, during, "--set", "batch_size=120", "--set", "epochs=1")
+    run.until_fault()
+    run.ended()
+    assert (run.status()["state"], run.status()["exit_code"], run.status()["step"]) == ("stopped", 143, 12)
+    assert run.status()["last_checkpoint"] == "step-00000012"
+    assert '"eval"' not in (run.out / "metrics.jsonl").read_text()
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_processes_whose_launcher_is_killed_save_and_end(folder: Path, processes: int) -> None:
     photos(folder / "photos")

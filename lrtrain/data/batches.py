@@ -31,7 +31,7 @@ class Batch:
         images: float32 (B, C, H, W), normalised, on the device.
         labels: int64 (B,), on the device.
         index: of each image in its split, shape (B,).
-        total: images of the whole batch, those of other processes included.
+        total: images of the whole batch, those of other processes included; to evaluate, a batch of each process.
     """
 
     images: torch.Tensor
@@ -137,8 +137,11 @@ class Batches:
         workshop = self._for_evaluation(split)
         n, size = len(workshop.split), batch_size or self.batch_size
         moment = Moment(self.pipeline.seed, "evaluate")
-        own = range(self.world.rank * size, n, self.world.size * size)
-        orders = (Order(np.arange(first, min(first + size, n)), moment) for first in own)
+        first, together = self.world.rank * size, self.world.size * size
+        orders = (
+            Order(np.arange(start + first, min(start + first + size, n)), moment, min(together, n - start))
+            for start in range(0, n - first, together)
+        )
         return self._batches(workshop, orders)
 
     def _for_evaluation(self, split: Split | str) -> Workshop:

@@ -31,11 +31,11 @@ def evaluate(
     Args:
         model: left in the mode that it came in.
         batches: the split's images, in order.
-        total: how many images there are, for progress.
+        total: how many images there are, those of other processes included.
         precision: as in training.
-        stopping: asked before each batch; when it answers, the evaluation is given up.
+        stopping: asked before each batch, by every process equally often; when it answers, the evaluation is given up.
         each: is handed the logits (batch, classes) and the batch, for further statistics.
-        world: the processes, each of which has some of the batches.
+        world: the processes, whose batches take turns: some may have one less than the first.
         flip: take the mean of each image's logits and those of its mirror image.
 
     Returns:
@@ -61,8 +61,10 @@ def evaluate(
             sums += torch.stack([loss, top[:, 0].sum().float(), top.sum().float(), count]).to(sums.dtype)
             if each is not None:
                 each(logits, batch)
-            done += len(batch.labels)
-            yield Evaluating(min(done * world.size, total), total)
+            done += batch.total
+            yield Evaluating(done, total)
+        if done < total and stopping():  # others have one more batch, before which all are asked
+            return None
     finally:
         model.train(was_training)
     loss_sum, first, five, images = summed(sums, world).tolist()

@@ -302,14 +302,12 @@ def _evaluate_and_save(
     reason, improved, evaluated = None, False, state.pending
     if state.pending:
         share_buffers(state.evaluated, state.world)
-        # Processes have different numbers of batches, so they cannot agree to stop between them.
-        stopping = (lambda: stop() not in (None, SAVE_ONLY)) if state.world.size == 1 else (lambda: False)
         metrics = yield from evaluate(
             state.evaluated,
             batches.evaluate("val"),
             recipe.val_images,
             recipe.precision,
-            stopping,
+            stopping=lambda: stop() not in (None, SAVE_ONLY),
             world=state.world,
             flip=recipe.flip,
         )
