@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from lrtrain.data.build import make_pipeline
 from lrtrain.data.loader import Order, Workshop, fulfilled
 from lrtrain.data.open import open_source
 from lrtrain.data.transforms import Moment
+from lrtrain.engine import heartbeat
 from lrtrain.engine.heartbeat import Fault
 from lrtrain.errors import DistributedError, EnvironmentFault, Problem
 from lrtrain.world import World, from_environment
@@ -441,6 +443,34 @@ def test_a_place_that_is_refused_is_told_by_the_command(folder: Path) -> None:
     found = alone(folder, RANK="2", WORLD_SIZE="2")
     assert found.code == 8
     assert found.err.count("error: ") == 1
+
+
+def test_a_store_that_blocks_for_ever_counts_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Frozen:
+        def __init__(self) -> None:
+            self.thawed = threading.Event()
+
+        def add(self, key: str, amount: int) -> int:
+            self.thawed.wait()
+            raise RuntimeError("connection reset by peer")
+
+        set = check = add
+
+    monkeypatch.setenv("LRTRAIN_TESTING", "1")
+    monkeypatch.setenv("LRTRAIN_BEAT_S", "0.05")
+    ended = threading.Event()
+    monkeypatch.setattr(heartbeat, "_end_process_unless", lambda over, grace_s: ended.set())
+    store, told = Frozen(), []
+    beat = heartbeat.Heartbeat(store, World(1, 2), told.append)  # type: ignore[arg-type]
+    beat.start()
+    try:
+        assert ended.wait(5)
+    finally:
+        store.thawed.set()
+        beat.stop()
+    assert [str(error).partition(" at ")[0] for error in told] == [
+        "error: process 1 of 2 cannot reach torchrun's store"
+    ]
 
 
 def test_a_fault_comes_back_from_the_store_as_it_was() -> None:

@@ -4,7 +4,8 @@ torch says that a peer is gone only to a process that waits for it, and then nei
 it says nothing until a time-out, which a slow one that lives would run into too. So every process has a thread that
 beats in the store of torchrun, over a connection of its own, and watches the next process's beat, the last one's next
 being the first: with any number of processes, each costs the store the same. The thread needs no more than Python's
-lock, so a process that sleeps, loads or evaluates beats on; one that does not is stopped, dead, or cut off.
+lock, so a process that sleeps, loads or evaluates beats on; one that does not is stopped, dead, or cut off. Where the
+store's own machine is, a beat may never return, as its connection heeds no time-out: another thread counts the answers.
 
 What ends a run is written into the store once, by the first who knows it: a process that ends with an error, else one
 that watches it. All others read it there and end with exit code 8; one of them shows it. The main thread may be inside
@@ -17,6 +18,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import queue
 import signal
 import threading
 import time
@@ -86,7 +88,7 @@ class Fault:
 
 
 class Heartbeat:
-    """One process's thread.
+    """One process's threads.
 
     Args:
         store: a connection of its own.
@@ -105,21 +107,27 @@ class Heartbeat:
         self._beat_s = seconds("BEAT_S", BEAT_S)
         self._grace_s = GRACE_S * self._beat_s / BEAT_S
         self._beats: dict[int, tuple[int, int]] = {}  # by rank: its last count, and how often that was found
-        self._unanswered = 0
+        self._answers: queue.SimpleQueue[Fault | None] = queue.SimpleQueue()
         self._broken = threading.Event()
         self._known = threading.Event()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lrtrain-heartbeat", daemon=True)
+        self._threads = [
+            threading.Thread(target=target, name=f"lrtrain-{name}", daemon=True)
+            for name, target in (("heartbeat", self._run), ("answers", self._heed))
+        ]
 
     def start(self) -> None:
         """Begin to beat and to watch, until `stop` or the process's end."""
         atexit.register(self.stop)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End the thread. Python must not end beneath it, while it is in torch's code."""
+        """End the threads. Python must not end beneath one, while it is in torch's code."""
         self._over.set()
-        self._thread.join(timeout=5)
+        self._answers.put(None)
+        for thread in self._threads:
+            thread.join(timeout=5)
 
     def cause(self) -> DistributedError | None:
         """Why a connection broke, as soon as the thread knows; None where all others go on beating."""
@@ -157,15 +165,23 @@ class Heartbeat:
         return Fault.from_json(self._store.compare_set(FAULT, "", fault.to_json()))
 
     def _run(self) -> None:
-        while not self._over.wait(self._beat_s):
-            try:
+        fault = None
+        while fault is None and not self._over.wait(self._beat_s):
+            with suppress(RuntimeError):  # the store is gone
                 fault = self._beat()
-                self._unanswered = 0
-            except RuntimeError:
-                self._unanswered += 1
-                fault = self._without_store() if self._unanswered == SILENT_BEATS else None
+                self._answers.put(fault)
+
+    def _heed(self) -> None:
+        unanswered = 0
+        while not self._over.is_set():
+            try:
+                fault = self._answers.get(timeout=self._beat_s)
+                unanswered = 0
+            except queue.Empty:
+                unanswered += 1
+                fault = self._without_store() if unanswered == SILENT_BEATS else None
             if fault is not None:
-                self._end(fault)
+                self._end(fault, unreachable=unanswered > 0)
                 return
 
     def _beat(self) -> Fault | None:
@@ -192,15 +208,15 @@ class Heartbeat:
         what = f"cannot reach torchrun's store at MASTER_ADDR={os.environ.get('MASTER_ADDR')} any more"
         return Fault(self._world.rank, (Problem(what, hint=f"the machine that runs it is gone or cut off; {AGAIN}"),))
 
-    def _end(self, fault: Fault) -> None:
+    def _end(self, fault: Fault, unreachable: bool) -> None:
         error = self.noting(fault.error(self._world.size))
-        unreachable = self._unanswered > 0
         # The leading process speaks, or where it is the one that is lost, the next.
         speaks = self._world.local_rank == 0 if unreachable else self._world.rank == (0 if fault.rank else 1)
         if speaks and not fault.told:
             self._tell(error)
-            with suppress(RuntimeError):
-                self._store.set(TOLD, "")
+            if not unreachable:
+                with suppress(RuntimeError):
+                    self._store.set(TOLD, "")
         self.error = error
         self._known.set()
         _end_process_unless(self._over, self._grace_s)
