@@ -73,6 +73,14 @@ def test_a_reduction_applies_from_the_tail_on_and_never_to_a_frozen_group() -> N
     assert tuple(group["lr"] for group in optimizer.param_groups) == plan.lrs(200, tail)
 
 
+def test_each_time_training_goes_back_the_tail_is_lowered_from_there_as_the_curve_is() -> None:
+    plan = plan_of("{name: ReduceLROnPlateau, warmup: 2ep, patience: 0}").lowered(300, 0.5).lowered(200, 0.5)
+    tail = plan.start_live()
+    at = (100, 199, 200, 299, 300, 499)
+    assert [plan.lrs(t, tail) for t in at] == [(0.1,), (0.1,), (0.05,), (0.05,), (0.025,), (0.025,)]
+    assert [plan.lrs(t, tail) for t in at] == [plan.lrs(t, None) for t in at]
+
+
 def test_other_schedules_have_no_live_tail_and_need_no_state() -> None:
     plan = plan_of("OneCycleLR")
     assert plan.live_from is None

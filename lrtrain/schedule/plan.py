@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -47,8 +48,8 @@ class Plan:
     live_from: int | None = None
     """First step of a ReduceLROnPlateau tail; there the curve holds the LR as it is without reductions."""
     plateau: Plateau | None = None
-    live_factor: float = 1.0
-    """What `lowered` has made of the live tail's LR."""
+    lowerings: tuple[tuple[int, float], ...] = ()
+    """Start and factor of each `lowered`, which the live tail's LR follows too."""
 
     def lowered(self, start: int, factor: float) -> Plan:
         """The plan with every LR from step `start` on (from 0) times `factor`."""
@@ -56,7 +57,7 @@ class Plan:
         lr[start:] *= factor
         note = f"the LR is {factor:g} times as high from step {start:,} on, where training went back to"
         notes, curve = (*self.notes, note), replace(self.curve, lr=lr)
-        return replace(self, curve=curve, live_factor=self.live_factor * factor, notes=notes)
+        return replace(self, curve=curve, lowerings=(*self.lowerings, (start, factor)), notes=notes)
 
     def start_live(self, state: Mapping[str, float | int | str] | None = None) -> Live | None:
         """The live tail, fresh or from a checkpoint's `Live.state()`; None where there is none.
@@ -82,7 +83,8 @@ class Plan:
         """What step t (from 0) trains with, per group; 0 where the group is frozen."""
         if live is not None and self.live_from is not None and t >= self.live_from:
             lrs = zip(self.groups, live.lrs, strict=True)
-            return tuple(0.0 if t < group.frozen_steps else lr * self.live_factor for group, lr in lrs)
+            lowered = math.prod(factor for start, factor in self.lowerings if t >= start)
+            return tuple(0.0 if t < group.frozen_steps else lr * lowered for group, lr in lrs)
         row = self.curve.lr[t].tolist()
         return tuple([row[column] for column in self.curve.columns])
 
