@@ -93,6 +93,14 @@ def test_t6_momentum_of_a_group_is_seen_even_where_the_optimizers_signature_says
         plan_of("OneCycleLR", optimizer=ADAM, momentum=0.0)
 
 
+def test_t6_momentum_that_an_import_path_cycles_is_seen_in_what_it_sets() -> None:
+    schedule = '{{name: "torch.optim.lr_scheduler:OneCycleLR", max_lr: 0.1, total_steps: 500, every: step{}}}'
+    with refused("OneCycleLR cycles the momentum, but the optimizer's group a has momentum 0", "cycle_momentum: false"):
+        plan_of(schedule.format(""), momentum=0.0)
+    assert plan_of(schedule.format(""), momentum=0.9).curve.momentum is not None
+    assert plan_of(schedule.format(", cycle_momentum: false"), momentum=0.0).curve.momentum is None
+
+
 def test_t7_one_cycle_does_not_run_past_its_end() -> None:
     with refused("OneCycleLR's total_steps is 10 epochs", "its phase lasts 8 epochs", "must be equal"):
         plan_of("[{name: LinearLR, for: 2ep}, {name: OneCycleLR, total_steps: 10ep, for: rest}]")

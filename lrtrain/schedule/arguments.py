@@ -108,11 +108,17 @@ def _resolve(
         for key, what, hint in _misfits(scheduler, stretch, groups)
     ]
     if cycles_momentum(name, args):
-        lacking = [group for group in groups if not group.momentum]
-        if lacking:
-            why = "neither momentum nor betas" if lacking[0].momentum is None else "momentum 0"
-            problems.append(no_momentum(name, f"the optimizer's group {lacking[0].name} has {why}", where(*loc)))
+        problems += lacking_momentum(name, groups, where(*loc))
     return scheduler
+
+
+def lacking_momentum(name: str, cycled: Sequence[GroupLR], where: str) -> list[Problem]:
+    """The refusal of a scheduler that cycles the momentum of groups, one of which has none."""
+    for group in cycled:
+        if not group.momentum:
+            why = "neither momentum nor betas" if group.momentum is None else "momentum 0"
+            return [no_momentum(name, f"the optimizer's group {group.name} has {why}", where)]
+    return []
 
 
 def _convert(name: str, key: str, value: Any, stretch: Stretch) -> Any:

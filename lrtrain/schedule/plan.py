@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -14,7 +15,7 @@ from lrtrain.config.scheduler_arguments import PER_GROUP
 from lrtrain.config.schema import RunConfig, monitor_mode
 from lrtrain.errors import CheckpointError, ConfigError, LrtrainError, Problem
 from lrtrain.schedule import notes
-from lrtrain.schedule.arguments import Scheduler, resolve
+from lrtrain.schedule.arguments import Scheduler, lacking_momentum, resolve
 from lrtrain.schedule.curve import Curve, GroupLR
 from lrtrain.schedule.extend import extended
 from lrtrain.schedule.layout import Stretch, lay_out
@@ -166,12 +167,17 @@ def _assemble(config: RunConfig, groups: tuple[GroupLR, ...], resolved: list[tup
     segments: list[Curve] = []
     for stretch, scheduler in resolved:
         try:
-            segments.append(segment(stretch, scheduler.name, scheduler.for_columns(speakers), distinct))
+            part = segment(stretch, scheduler.name, scheduler.for_columns(speakers), distinct)
         except LrtrainError as error:
             problems += error.problems
         except Exception as error:
             what = f"{stretch.phase.name} cannot be computed: {error or type(error).__name__}"
             problems.append(Problem(what, config.where(*stretch.loc), _hint(error)))
+        else:
+            segments.append(part)
+            # Of what an import path leads to, only what it did says that it cycles the momentum.
+            cycled = [] if part.momentum is None else np.flatnonzero(part.momentum.any(axis=0)).tolist()
+            problems += lacking_momentum(scheduler.name, [distinct[g] for g in cycled], config.where(*stretch.loc))
     if problems:
         raise ConfigError(problems)
     curve = joined(segments, distinct, columns)
