@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,11 +25,19 @@ def refuse_other_module(module: nn.Module, checkpoint: Checkpoint, part: str) ->
     _refuse_differences(described(module.state_dict()), checkpoint.described(part), checkpoint, part, "another model")
 
 
-def refuse_other_optimizer(optimizer: Optimizer, names: tuple[str, ...], checkpoint: Checkpoint) -> None:
+def refuse_other_optimizer(
+    optimizer: Optimizer, names: tuple[str, ...], momenta: Sequence[float | None], checkpoint: Checkpoint
+) -> None:
     """Refuse state that this optimizer would not keep for these parameters.
 
     What one of torch's optimizers keeps it says itself, on a parameter of a few numbers. A parameter that has not
     trained yet has no state; other people's optimizers may keep what they like.
+
+    Args:
+        optimizer: of this run, at whatever step.
+        names: of its parameters.
+        momenta: the highest with which each group has trained until the checkpoint: of 0, SGD keeps nothing.
+        checkpoint: holds the state.
 
     Raises:
         CheckpointError: names the first that differs, as it is and as it should be.
@@ -41,7 +49,11 @@ def refuse_other_optimizer(optimizer: Optimizer, names: tuple[str, ...], checkpo
     for full, kind in {**kinds, **found}.items():
         name, _, key = full.rpartition("/")
         theirs.setdefault(name, {})[key] = kind
-    groups = [group for group in optimizer.param_groups for _ in group["params"]]
+    trained = [
+        {**group, "momentum": momentum} if "momentum" in group else group
+        for group, momentum in zip(optimizer.param_groups, momenta, strict=True)
+    ]
+    groups = [group for group in trained for _ in group["params"]]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if unknown := theirs.keys() - set(names):
         what = f"the checkpoint's optimizer has a parameter {quoted(min(unknown))} that the model has not"
@@ -108,7 +120,8 @@ def _kept_for(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor)
     slow = {key: False for key in ("foreach", "fused", "capturable") if key in group}
     options = {key: value for key, value in group.items() if key != "params"} | slow | {"lr": float(group["lr"])}
     make: Callable[..., Optimizer] = type(optimizer)
-    one = make([{**options, "params": [small]}])
+    one = make([small])
+    one.param_groups[0].update(options)  # which a schedule may have made what no optimizer is built with
     one.step()
     state: Mapping[str, Any] = one.state[small]
     return {
