@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lrtrain.build import Job, build
+from lrtrain.commands import smoke
 from lrtrain.config import yaml
 from lrtrain.config.load import resolve
 from lrtrain.engine import graph
@@ -304,6 +305,11 @@ def test_a_range_test_stops_when_the_loss_is_no_number() -> None:
     assert result.stopped is not None
     assert len(result.losses) < 200
     assert result.state_before == result.state_after
+
+
+def test_a_smoke_test_leaves_each_part_of_a_batch_two_images() -> None:
+    sizes = [len(batch.labels) for batch in smoke._Few(job(accumulate=8)).train(0, 2)]
+    assert sizes == [16, 16]
 
 
 def test_a_sweep_reaches_both_ends() -> None:

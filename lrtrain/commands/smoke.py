@@ -22,7 +22,8 @@ from lrtrain.errors import CheckpointError
 from lrtrain.sinks.console import Screen
 from lrtrain.sinks.plan_view import show_plan
 
-# Steps at most, half of them before the resume; images of each step; batches evaluated.
+# Steps at most, half of them before the resume; images of each step, or two a part where `accumulate` makes that more,
+# since BatchNorm needs them; batches evaluated.
 STEPS, IMAGES, EVAL_BATCHES = 4, 8, 2
 
 
@@ -59,11 +60,12 @@ class _Few:
 
     def __init__(self, job: Job):
         self._batches = job.batches
+        self._most = max(IMAGES, 2 * job.recipe.accumulate)
 
     def train(self, start: int, stop: int) -> Iterator[Batch]:
         for batch in self._batches.train(start, stop):
-            few = batch.labels[:IMAGES]
-            yield Batch(batch.images[:IMAGES], few, batch.index[:IMAGES], len(few))
+            few = batch.labels[: self._most]
+            yield Batch(batch.images[: self._most], few, batch.index[: self._most], len(few))
 
     def evaluate(self, split: str) -> Iterator[Batch]:
         yield from itertools.islice(self._batches.evaluate(split, batch_size=IMAGES), EVAL_BATCHES)
