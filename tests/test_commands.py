@@ -109,6 +109,16 @@ def test_a_range_test_leaves_plot_and_evidence(lrtrain: Callable[..., Ended], tm
     assert (tmp_path / "runs" / "c-range-test" / "range-test.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_range_test_over_an_epochs_end_refuses_a_last_batch_of_one_image(
+    lrtrain: Callable[..., Ended], tmp_path: Path
+) -> None:
+    one_step = re.sub("optimizer:.*", "optimizer: {name: SGD, lr: 0.1}\n", GROUPS, flags=re.DOTALL)
+    (tmp_path / "c.yaml").write_text(one_step.replace("epochs: 4\nbatch_size: 64", "steps: 1\nbatch_size: 1436"))
+    ended = lrtrain("range-test", "c.yaml", "--steps", "20")
+    assert ended.code == 2, ended.err
+    assert "BatchNorm needs two images or more at a time, and the last batch of an epoch leaves it one" in ended.err
+
+
 def test_photos_of_ones_own_train_and_evaluate(lrtrain: Callable[..., Ended], photos: Path, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("""
 epochs: 2

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from tqdm import tqdm
 
-from lrtrain.build import build
+from lrtrain.build import build, refuse_single_images
 from lrtrain.commands.start import Start
 from lrtrain.config.schedule_checks import is_deaf
 from lrtrain.config.schema import Optimizer
@@ -55,6 +55,9 @@ def run(start: Start, lrs: NDArray[np.float64], mode: str, folder: Path, json: P
     for name in ("range-test.json", "range-test.png"):
         refuse_unwritable(folder / name, "--out")
     job = build(config)
+    # The sweep may come to the end of an epoch, where the run itself does not.
+    longest = config.model_copy(update={"epochs": None, "steps": max(steps, job.plan.total_steps)})
+    refuse_single_images(longest, job.built.module, len(job.source.train), job.plan.steps_per_epoch)
     with tqdm(total=steps, desc="range test", unit="step", leave=False, disable=None, dynamic_ncols=True) as bar:
         result = sweep(job, lrs, lambda step: bar.update())
     job.batches.close()
