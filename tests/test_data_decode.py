@@ -331,6 +331,30 @@ def test_a_png_of_as_many_chunks_as_there_are_in_200_MB_is_read():
     assert decode_bytes(content, "a.png", 1).shape == (1, 8, 8)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_follows_a_jpegs_image_has_no_scans(tmp_path, progressive, channels):
+    """The video of a phone's motion photo; where the image's end is hidden in a comment, the scans count still."""
+    file = BytesIO()
+    Image.fromarray(np.repeat(PIXELS, 16, 0)).save(file, "JPEG", progressive=progressive, comment=b"\xff\xd9")
+    video = b"\0\xff\xda\0\x0c" * 600
+    photo = decode_bytes(file.getvalue(), "a.jpg", channels)
+    content = file.getvalue() + video
+    assert torch.equal(decode_bytes(content, "a.jpg", channels), photo)
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert not look(FileSplit(tmp_path, ["a.jpg"], np.zeros(1, np.int64), channels), 0, channels).why
+    with pytest.raises(DataError, match="it has 6[0-9][0-9] scans; at most 500 are read"):
+        decode_bytes(file.getvalue().removesuffix(b"\xff\xd9") + video, "a.jpg", channels)
+
+
+def test_a_jpeg_is_decoded_no_further_than_its_scans_are_counted(monkeypatch):
+    given = []
+    monkeypatch.setattr(decoding, "_by_pillow", lambda file, _: given.append(file.read()))
+    cut = b"\xff\xd8\xff\xe1\0\4\xff\xda\xff\xd9"
+    decoded(BytesIO(cut + b"\xff\xda" * 600), 3)
+    assert given == [cut]
+
+
 def tiff_of(strips, order, big):
     """A gray TIFF of 8 x 8 pixels that says it has so many strips, all in one place."""
     place, number, head = (
