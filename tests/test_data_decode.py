@@ -212,6 +212,52 @@ def test_a_transparent_value_of_sixteen_bits_is_white(tmp_path):
     assert pixels(tmp_path / "a.png")[0, :, 0].tolist() == [255, 156]
 
 
+def gray_tiff(bits, white_is_zero, data):
+    """A TIFF of one row of four pixels."""
+    values = {
+        256: 4,
+        257: 1,
+        258: bits,
+        259: 1,
+        262: 0 if white_is_zero else 1,
+        273: 122,
+        277: 1,
+        278: 1,
+        279: len(data),
+    }
+    directory = b"".join(struct.pack("<HHLL", tag, 3, 1, value) for tag, value in values.items())
+    return struct.pack("<2sHLH", b"II", 42, 8, len(values)) + directory + bytes(4) + data
+
+
+def test_a_tiffs_gray_is_scaled_by_its_bits_and_white_may_be_zero():
+    wide = struct.pack("<4H", 0, 257, 40_000, 65_535)
+    packed = bytes.fromhex("000fff800011")
+    found = [
+        decode_bytes(gray_tiff(*kind), "a.tif", 1).flatten().tolist()
+        for kind in ((16, False, wide), (16, True, wide), (12, False, packed))
+    ]
+    assert found == [[0, 1, 156, 255], [255, 254, 99, 0], [0, 255, 128, 1]]
+
+
+def coded_png(bits, kind, row, clear):
+    """A PNG of one row of two pixels with a transparent colour."""
+    start = struct.pack(">IIBBBBB", 2, 1, bits, kind, 0, 0, 0)
+    chunks = [(b"IHDR", start), (b"tRNS", clear), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
+@pytest.mark.parametrize(("bits", "row", "other"), [(2, 0x60, 170), (4, 0x12, 34), (8, 0x0102, 2)])
+def test_a_transparent_gray_of_few_bits_is_white(bits, row, other):
+    content = coded_png(bits, 0, row.to_bytes(max(bits // 4, 1)), b"\0\1")
+    assert decode_bytes(content, "a.png", 1).flatten().tolist() == [255, other]
+
+
+def test_a_transparent_colour_of_sixteen_bits_is_refused():
+    content = coded_png(16, 2, bytes(range(12)), bytes(range(6)))
+    with pytest.raises(DataError, match="its transparent colour has 16 bits a channel, of which 8 are read"):
+        decode_bytes(content, "a.png", 3)
+
+
 def test_float_pixels_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"a\.tif: float pixels"):
         decode(saved(tmp_path / "a.tif", np.array([[0.5]], dtype=np.float32)), 3)
@@ -343,7 +389,7 @@ def test_what_follows_a_jpegs_image_has_no_scans(tmp_path, progressive, channels
     assert torch.equal(decode_bytes(content, "a.jpg", channels), photo)
     (tmp_path / "a.jpg").write_bytes(content)
     assert not look(FileSplit(tmp_path, ["a.jpg"], np.zeros(1, np.int64), channels), 0, channels).why
-    with pytest.raises(DataError, match="it has 6[0-9][0-9] scans; at most 500 are read"):
+    with pytest.raises(DataError, match=r"it has 6[0-9][0-9] scans; at most 500 are read"):
         decode_bytes(file.getvalue().removesuffix(b"\xff\xd9") + video, "a.jpg", channels)
 
 

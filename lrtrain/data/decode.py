@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import PREFIXES
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PREFIXES
 
 from lrtrain.errors import DataError, printable
 
@@ -58,8 +58,9 @@ def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
       - transparency (alpha, or a palette's or PNG's transparent colour) is composited on white;
       - palette, CMYK, YCbCr, LAB and HSV are converted to RGB, and RGB to gray with ITU-R 601 weights
         L = 0.299 R + 0.587 G + 0.114 B where one channel is asked for; gray is repeated where three are;
-      - 16-bit gray v becomes round(v / 257), so that 0..65535 spans 0..255 (Pillow itself reads 16-bit colour
-        as its high byte); 32-bit integers beyond 65535 and floats are refused, since their scale is not known;
+      - 16-bit gray v becomes round(v / 257), so that 0..65535 spans 0..255, and a TIFF's of 12 bits likewise (Pillow
+        itself reads 16-bit colour as its high byte, so a PNG with a transparent one is refused); 32-bit integers
+        beyond 65535 and floats are refused, since their scale is not known;
       - an image whose decoding would take more than `MAX_BYTES` is refused before memory is taken for it: at 8 bytes
         a pixel of colour that is 61 million pixels, fewer where the decoder keeps more (progressive JPEG 35, WebP 24,
         JPEG 2000 20), and 179 million, where Pillow ends, for 8-bit gray. One image can thus not end the process;
@@ -162,7 +163,7 @@ def _refuse_large(image: Image.Image, channels: int) -> None:
 
 
 def _jpeg(file: IO[bytes]) -> bytearray | None:
-    """What a JPEG's decoder is given, None for other files: all of it, or where that would be too many scans, the image.
+    """What a JPEG's decoder is given, None for other files: all, or where that has too many scans, its image.
 
     A phone may append a video, where the marker of a scan stands by chance. As the decoder never sees what is cut off,
     it goes through no more scans than are counted.
@@ -322,7 +323,10 @@ def from_pil(image: Image.Image, channels: int) -> torch.Tensor:
     Raises:
         ValueError: float pixels, or integers beyond 16 bits.
     """
+    coded = _coding(image)
     image.load()
+    greatest, inverted = _gray_scale(image)
+    _unpack_transparent(image, coded)
     _turn_upright(image)
     width, height = image.size
     made = np.empty((channels, height, width), dtype=np.uint8)
@@ -331,10 +335,44 @@ def from_pil(image: Image.Image, channels: int) -> torch.Tensor:
     whole = rows >= height and columns >= width
     for top, left in itertools.product(range(0, height, rows), range(0, width, columns)):
         box = (left, top, min(width, left + columns), min(height, top + rows))
-        pixels = _gray_or_rgb(image if whole else image.crop(box), channels)
+        pixels = _gray_or_rgb(image if whole else image.crop(box), channels, greatest)
         part = made[:, box[1] : box[3], box[0] : box[2]]
         part[:] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
+    if inverted:
+        np.subtract(255, made, out=made)
     return torch.from_numpy(made)
+
+
+def _coding(image: Image.Image) -> str:
+    """How a file's pixels are packed, as Pillow names it before it unpacks them; empty where no file is behind them."""
+    tiles = getattr(image, "tile", ())
+    return tiles[0][3] if tiles and isinstance(tiles[0][3], str) else ""
+
+
+def _gray_scale(image: Image.Image) -> tuple[int, bool]:
+    """The greatest value of gray that has more than 8 bits, and whether white is 0: a TIFF's tags alone say it."""
+    tags = getattr(image, "tag_v2", None) or {}
+    if image.mode != "I;16":
+        return 65535, False
+    return 4095 if tags.get(BITSPERSAMPLE) == (12,) else 65535, tags.get(PHOTOMETRIC_INTERPRETATION) == 0
+
+
+def _unpack_transparent(image: Image.Image, coded: str) -> None:
+    """A PNG's transparent colour on the scale of its unpacked pixels, in place; Pillow has it as it is in the file.
+
+    Raises:
+        ValueError: it has 16 bits a channel, where the pixels have 8 by then, so that which are meant is not known.
+    """
+    clear = image.info.get("transparency")
+    if image.format != "PNG" or clear is None:
+        return
+    if coded == "RGB;16B":
+        raise ValueError(
+            "its transparent colour has 16 bits a channel, of which 8 are read; save it with alpha instead"
+        )
+    if coded in ("L;2", "L;4"):
+        bits = int(coded[-1])
+        image.info["transparency"] = clear % 2**bits * (255 // (2**bits - 1))
 
 
 def _turn_upright(image: Image.Image) -> None:
@@ -343,12 +381,12 @@ def _turn_upright(image: Image.Image) -> None:
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def _gray_or_rgb(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+def _gray_or_rgb(image: Image.Image, channels: int, greatest: int) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
             raise ValueError(f"integers are read up to 16 bits, 0..65535; its are {wide.min()}..{wide.max()}")
-        gray = ((wide + 128) // 257).astype(np.uint8)
+        gray = ((wide * 255 + greatest // 2) // greatest).astype(np.uint8)
         clear = image.info.get("transparency")
         return np.where(wide == clear, np.uint8(255), gray) if isinstance(clear, int) else gray
     if image.mode == "F":
