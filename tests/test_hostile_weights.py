@@ -100,6 +100,48 @@ def _flipped_weight(path: Path) -> None:
     path.write_bytes(data[: at + 9] + bytes([data[at + 9] ^ 1]) + data[at + 10 :])
 
 
+def _short(path: Path) -> None:
+    """An archive with one end; torch.save itself writes two, of whatever size."""
+    torch.save({"w": torch.arange(3.0)}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    _archive(path, entries)
+
+
+def _two_directories(path: Path) -> None:
+    """Python goes by where the last table of contents lies, torch by where it says that it lies: in the first part."""
+    _giant_bytes(path)
+    bomb = path.read_bytes()
+    _short(path)
+    path.write_bytes(bomb + path.read_bytes())
+
+
+def _with_longer_end(path: Path, more: int = 0, short: bytes | None = None) -> None:
+    """Give an archive the second end of a large one, which says so many bytes more; `short` is what the first says."""
+    data = path.read_bytes()
+    body, end = data[:-22], data[-22:]
+    entries, length, start = struct.unpack("<10xHLL2x", end)
+    longer = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, entries, entries, length + more, start)
+    pointer = struct.pack("<4sLQL", b"PK\6\7", 0, len(body), 1)
+    path.write_bytes(body + longer + pointer + (end if short is None else end[:8] + short + end[20:]))
+
+
+def _two_ends(path: Path) -> None:
+    _short(path)
+    _with_longer_end(path, more=28_000_000)
+
+
+def _long_directory(path: Path) -> None:
+    _short(path)
+    _with_longer_end(path, more=28_000_000, short=b"\xff" * 12)
+
+
+def _misplaced_end(path: Path) -> None:
+    _short(path)
+    _with_longer_end(path)
+    path.write_bytes(path.read_bytes().replace(b"PK\6\6", b"PK\6\0"))
+
+
 WEIGHTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("K14 code in an archive", lambda p: torch.save({"w": Code(p.with_name("canary"))}, p), "is not unpickled"),
     ("K14 code in a bare pickle", lambda p: p.write_bytes(pickle.dumps(Code(p.with_name("canary")))), "no zip archive"),
@@ -107,6 +149,10 @@ WEIGHTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("a tar file", _tar, "a tar file"),
     ("compressed entries", _deflated, "is compressed"),
     ("something after the end", _padded, "something follows it"),
+    ("two tables of contents", _two_directories, "does not lie at byte"),
+    ("two ends that contradict each other", _two_ends, "its two ends say"),
+    ("a long table of contents", _long_directory, "bytes, and at most 16,000,000 are read"),
+    ("a second end elsewhere", _misplaced_end, "its second end is not where it says"),
     ("an archive of something else", lambda p: _archive(p, {"a.txt": b"a"}), "must have a data.pkl"),
     ("a long pickle", _long_pickle, "a data.pkl of at most 4,000,000 bytes; got 4,200,004"),
     ("bytes without end", _giant_bytes, "w.pth"),
@@ -162,6 +208,23 @@ def test_a_safetensors_file_that_lies_is_refused(tmp_path: Path, edit: Callable[
     (tmp_path / "w.safetensors").write_bytes(edit(save({"a": torch.zeros(2), "b": torch.zeros(3)})))
     with pytest.raises(CheckpointError, match=words):
         load_weights_file(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("short", [None, b"\xff" * 12])
+def test_a_second_end_is_read_where_it_is_and_the_first_is_enough(tmp_path: Path, short: bytes | None) -> None:
+    _short(tmp_path / "w.pth")
+    assert torch.equal(load_weights_file(tmp_path / "w.pth")[0]["w"], torch.arange(3.0))
+    _with_longer_end(tmp_path / "w.pth", short=short)
+    assert torch.equal(load_weights_file(tmp_path / "w.pth")[0]["w"], torch.arange(3.0))
+
+
+def test_entries_may_be_kept_as_those_of_a_large_archive(tmp_path: Path) -> None:
+    torch.save({"w": torch.arange(3.0)}, tmp_path / "small.pth")
+    with zipfile.ZipFile(tmp_path / "small.pth") as small, zipfile.ZipFile(tmp_path / "w.pth", "w") as large:
+        for name in small.namelist():
+            with large.open(name, "w", force_zip64=True) as entry:
+                entry.write(small.read(name))
+    assert torch.equal(load_weights_file(tmp_path / "w.pth")[0]["w"], torch.arange(3.0))
 
 
 def test_a_state_dict_is_read_by_dicts_own_methods(tmp_path: Path) -> None:
