@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lrtrain.data.torchvision_source import torchvision_source
 from lrtrain.errors import ConfigError, DataError
 from tests.folders import opened, refused
 
@@ -102,6 +103,26 @@ def test_an_empty_file_is_no_wrong_argument(tmp_path):
     assert "cannot open MNIST" in refused(DataError, name="MNIST", root=str(tmp_path))
 
 
+class Parts:
+    """A dataset of torchvision's make whose trainval holds val, as FGVCAircraft's does."""
+
+    def __init__(self, split="trainval"):
+        if split not in ("train", "val", "trainval", "test"):
+            raise ValueError("Valid values are train, val, trainval, test")
+        self.split, self.targets = split, [0, 1] * 4
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, i):
+        return Image.new("L", (8, 8)), self.targets[i]
+
+
+def test_what_is_trained_on_as_trainval_is_not_evaluated_on_val():
+    source = torchvision_source(Parts, seed=1)
+    assert (source.train.pairs.split, source.val.pairs.split, source.test) == ("trainval", "test", None)
+
+
 # pkg.mod:attr
 
 
@@ -127,6 +148,34 @@ def test_a_function_of_the_users_may_return_two_datasets(own):
 def test_a_function_of_the_users_may_return_a_source(own):
     own.make = lambda: opened(name="digits")
     assert opened(name="own_data:make").classes == tuple("0123456789")
+
+
+class Named(list):
+    """Pairs of a dataset that names its classes."""
+
+    def __init__(self, classes, each=2):
+        super().__init__((Image.new("L", (8, 8)), i) for i in range(len(classes)) for _ in range(each))
+        self.classes = classes
+
+
+def test_the_classes_of_val_are_those_of_train_by_name(own):
+    own.make = lambda: (Named(["cat", "dog", "fox"]), Named(["cat", "fox"]))
+    assert opened(name="own_data:make").counts()["val"] == {"cat": 2, "dog": 0, "fox": 2}
+    own.make = lambda: (Named(["cat", "dog"]), Named(["cat", "fox"]))
+    assert "own_data:make (val) has the class 'fox', and train has 'cat', 'dog'" in refused(
+        DataError, name="own_data:make"
+    )
+    own.make = lambda: (Named(["cat", "cat"]), Named(["cat"]))
+    assert "numbers its classes otherwise than train" in refused(DataError, name="own_data:make")
+
+
+def test_what_a_transform_does_in_place_leaves_the_dataset_as_it_was(own):
+    tensors = [(torch.full((1, 8, 8), i, dtype=torch.uint8), i % 2) for i in range(6)]
+    own.make = lambda: (tensors, tensors)
+    for source in (opened(name="own_data:make"), opened(name="digits")):
+        before = source.train.read(3).clone()
+        source.train.read(3).fill_(255)
+        assert torch.equal(source.train.read(3), before)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import tarfile
 import zlib
@@ -108,9 +109,26 @@ def two_vals(root):
     tree(root / "valid", {"ants": 1})
 
 
+def a_class_that_links_to_another(root):
+    (root / "train" / "wasps").symlink_to("ants")
+
+
+def a_class_that_links_into_another(root):
+    tree(root / "train", {"bees/young": 2})
+    (root / "train" / "wasps").symlink_to("bees/young")
+
+
+def a_val_that_links_to_train(root):
+    shutil.rmtree(root / "val")
+    (root / "val").symlink_to("train")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (a_class_that_links_to_another, "train/ants', whose images are read already | remove the link"),
+        (a_class_that_links_into_another, "train/bees/young', whose images are read already | remove the link"),
+        (a_val_that_links_to_train, "train/ants', which is trained on, and 1 more | remove the link"),
         (no_root, "the dataset's root does not exist"),
         (an_archive, "is an archive | unpack it"),
         (only_files, "no class folders"),
