@@ -4,8 +4,8 @@ torch says that a peer is gone only to a process that waits for it, and then nei
 it says nothing until a time-out, which a slow one that lives would run into too. So every process has a thread that
 beats in the store of torchrun, over a connection of its own, and watches the next process's beat, the last one's next
 being the first: with any number of processes, each costs the store the same. The thread needs no more than Python's
-lock, so a process that sleeps, loads or evaluates beats on; one that does not is stopped, dead, or cut off. Where the
-store's own machine is, a beat may never return, as its connection heeds no time-out: another thread counts the answers.
+lock, so a process that sleeps, loads or evaluates beats on; one that does not is stopped, dead, or cut off. If the
+store's machine is, a beat never returns, for it heeds no time-out; so another thread counts those without an answer.
 
 What ends a run is written into the store once, by the first who knows it: a process that ends with an error, else one
 that watches it. All others read it there and end with exit code 8; one of them shows it. The main thread may be inside
