@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[Level, str, str]] = {
         "one label is wrong: remove the image from that class",
     ),
     "twice": ("warning", "repeated in the same split and class", "remove them, or they count more than others"),
-    "16 bits": ("note", "of 16-bit gray: v becomes v / 257", ""),
+    "16 bits": ("note", "of gray of more than 8 bits: scaled to 8", ""),
     "palette": ("note", "with a palette: colours are looked up", ""),
     "colour space": ("note", "in CMYK, YCbCr, LAB or HSV: converted to RGB", ""),
     "alpha": ("note", "with transparency: put on white", ""),
