@@ -111,22 +111,17 @@ def test_where_the_host_does_not_wait_the_fused_optimizer_skips_the_step_and_all
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize(("first", "peak", "steps", "kept"), [(0.9, 0.0, 3, True), (0.0, 0.9, 1, False)])
-def test_momentum_that_a_schedule_cycles_through_0_is_no_other_optimizers(
-    tmp_path: Path, first: float, peak: float, steps: int, kept: bool, nesterov: bool
-) -> None:
-    cycle = {"name": "CyclicLR", "base_lr": 0.001, "step_size_up": 2, "max_momentum": first, "base_momentum": peak}
+def test_momentum_that_a_schedule_has_cycled_to_0_is_no_other_optimizers(tmp_path: Path, nesterov: bool) -> None:
+    cycle = {"name": "CyclicLR", "base_lr": 0.001, "step_size_up": 2, "base_momentum": 0.0, "every": "step"}
     optimizer = {"name": "SGD", "lr": 0.05, "momentum": 0.9, "nesterov": nesterov}
-    made, fresh = (job(steps=steps, optimizer=optimizer, schedule={**cycle, "every": "step"}) for _ in range(2))
+    made = job(steps=3, optimizer=optimizer, schedule={**cycle, "max_momentum": 0.9})
     trained(made)
     assert made.state.optimizer.param_groups[0]["momentum"] == 0
     parts, manifest = snapshot(made.state)
-    assert bool(parts["optimizer"]) == kept
-    checkpoint = format.open_checkpoint(format.write(tmp_path, steps, parts, manifest))
+    assert parts["optimizer"]
     made.state.optimizer.state.clear()  # as where training goes back
-    for state in (made.state, fresh.state):
-        restore(state, made.plan, checkpoint)
-        assert snapshot(state)[0]["optimizer"].keys() == parts["optimizer"].keys()
+    restore(made.state, made.plan, format.open_checkpoint(format.write(tmp_path, 3, parts, manifest)))
+    assert snapshot(made.state)[0]["optimizer"].keys() == parts["optimizer"].keys()
 
 
 def test_a_run_that_stops_leaves_a_report_and_names_the_last_good_checkpoint(tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ def refuse_other_optimizer(
     trained yet has no state; other people's optimizers may keep what they like.
 
     Args:
-        optimizer: of this run, at whatever step.
+        optimizer: of this run, as any step has left it.
         names: of its parameters.
-        momenta: the highest with which each group has trained until the checkpoint: of 0, SGD keeps nothing.
+        momenta: of each group as built; a schedule may have cycled it to 0, where SGD would begin to keep nothing.
         checkpoint: holds the state.
 
     Raises:
@@ -49,11 +49,11 @@ def refuse_other_optimizer(
     for full, kind in {**kinds, **found}.items():
         name, _, key = full.rpartition("/")
         theirs.setdefault(name, {})[key] = kind
-    trained = [
+    built = [
         {**group, "momentum": momentum} if "momentum" in group else group
         for group, momentum in zip(optimizer.param_groups, momenta, strict=True)
     ]
-    groups = [group for group in trained for _ in group["params"]]
+    groups = [group for group in built for _ in group["params"]]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if unknown := theirs.keys() - set(names):
         what = f"the checkpoint's optimizer has a parameter {quoted(min(unknown))} that the model has not"
@@ -120,8 +120,7 @@ def _kept_for(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor)
     slow = {key: False for key in ("foreach", "fused", "capturable") if key in group}
     options = {key: value for key, value in group.items() if key != "params"} | slow | {"lr": float(group["lr"])}
     make: Callable[..., Optimizer] = type(optimizer)
-    one = make([small])
-    one.param_groups[0].update(options)  # which a schedule may have made what no optimizer is built with
+    one = make([{**options, "params": [small]}])
     one.step()
     state: Mapping[str, Any] = one.state[small]
     return {

@@ -168,7 +168,7 @@ def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:
             f"the checkpoint has {'averaged weights' if state.ema is None else 'no averaged weights'}, unlike this run"
         )
         raise CheckpointError(what, str(checkpoint.path), "go on with the config that it was made with: `ema` differs")
-    momenta = plan.highest_momenta(checkpoint.step)
+    momenta = [group.momentum for group in plan.groups]
     refuse_other_optimizer(state.optimizer, state.parameter_names, momenta, checkpoint)
     try:
         load_module(state.model, checkpoint, "model")

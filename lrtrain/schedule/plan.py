@@ -89,14 +89,6 @@ class Plan:
         row = self.curve.lr[t].tolist()
         return tuple([row[column] for column in self.curve.columns])
 
-    def highest_momenta(self, stop: int) -> tuple[float | None, ...]:
-        """The highest momentum or beta1 that each group trains with before step `stop`; None where it has neither."""
-        table = self.curve.momentum
-        if table is None:
-            return tuple(group.momentum for group in self.groups)
-        groups = zip(self.groups, self.curve.columns, strict=True)
-        return tuple(float(table[group.frozen_steps : stop, column].max(initial=0.0)) for group, column in groups)
-
     def write(self, optimizer: Optimizer, t: int, live: Live | None) -> None:
         """Put what step t trains with into the optimizer: LR, and momentum or beta1 where they cycle."""
         momentum = None if self.curve.momentum is None else self.curve.momentum[t].tolist()
