@@ -123,6 +123,23 @@ def test_a_log_that_is_replaced_while_training_is_noticed(tmp_path: Path) -> Non
         log(SaveDue(3, best=False))
 
 
+def test_logs_that_are_hard_links_are_copied_before_they_are_written(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        (tmp_path / name).write_text("1\n2\n")
+        (tmp_path / "copy").mkdir(exist_ok=True)
+        (tmp_path / "copy" / name).hardlink_to(tmp_path / name)
+    log = Metrics(tmp_path / "copy" / "metrics.jsonl", keep=2)
+    log.note({"event": "train", "step": 1})
+    log(SaveDue(1, best=False))
+    timing = Timing(tmp_path / "copy" / "timing.jsonl")
+    timing(events.Logged(1, 1.0, {"default": 0.1}, 1.0))
+    assert [(tmp_path / name).read_text() for name in ("metrics.jsonl", "timing.jsonl")] == ["1\n2\n"] * 2
+    assert log.safe()["log_bytes"] == {"metrics.jsonl": 2 + len('{"event": "train", "step": 1}\n')}
+    assert (tmp_path / "copy" / "metrics.jsonl").read_text() == '1\n{"event": "train", "step": 1}\n'
+    assert (tmp_path / "copy" / "timing.jsonl").read_text().startswith("1\n2\n{")
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["metrics.jsonl", "timing.jsonl"]
+
+
 def test_what_a_run_deletes_meanwhile_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `verify` and `evaluate` may find a run that goes on."""
     saved, real = iter(range(2, 9)), format.verify

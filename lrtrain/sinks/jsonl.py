@@ -9,6 +9,7 @@ import math
 import mmap
 import os
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from lrtrain.checkpoint.format import Checkpoint
 from lrtrain.engine.events import Evaluated, Evaluating, Event, Logged, SaveDue, Stepped
 from lrtrain.errors import CheckpointError, EnvironmentFault, what_to_do
 from lrtrain.foreign import json_object, opened
+from lrtrain.writing import replacing
 
 _ROW_BYTES = 10_000_000
 _PART_BYTES = 2**20
@@ -33,7 +35,7 @@ class Metrics:
         """Open the file, cut back to its first `keep` bytes: what came after the checkpoint is written again."""
         self._path = path
         try:
-            self._file = path.open("ab", buffering=0)
+            self._file = _opened_to_append(path)
             self.cut(keep)
         except OSError as error:
             raise EnvironmentFault(f"cannot write: {error.strerror}", str(path)) from error
@@ -181,6 +183,16 @@ def rows(path: Path, checkpoint: Checkpoint, event: str, step: int | None = None
         raise CheckpointError(what, str(path), "restore the whole run directory from a copy") from None
 
 
+def _opened_to_append(path: Path) -> io.FileIO:
+    """The file unbuffered, and the run's own: in a copy made of hard links it is the other run's too, until copied."""
+    if path.exists() and path.stat().st_nlink > 1:
+        with path.open("rb") as shared, replacing(path, path.with_name(f".{path.name}.tmp")) as own:
+            shutil.copyfileobj(shared, own)
+            own.flush()
+            os.fsync(own.fileno())  # what checkpoints say of the log holds after a power cut too
+    return path.open("ab", buffering=0)
+
+
 def append(file: io.FileIO, path: Path, row: Mapping[str, Any]) -> bytes:
     """Append a line to an unbuffered file, whole or not at all; the line.
 
@@ -206,7 +218,7 @@ class Timing:
 
     def __init__(self, path: Path):
         try:
-            self._file = path.open("ab", buffering=0)
+            self._file = _opened_to_append(path)
         except OSError as error:
             raise EnvironmentFault(f"cannot write: {error.strerror}", str(path)) from error
         self._path = path
