@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import types
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +16,7 @@ from lrtrain.build import build
 from lrtrain.commands.evaluate import _refuse_other_held_out
 from lrtrain.config.load import resolve
 from lrtrain.config.yaml import Document
+from lrtrain.data.loader import Order, Workshop
 from lrtrain.errors import ConfigError, DataError
 from tests.folders import noise, opened, refused, tree
 
@@ -60,6 +63,31 @@ def test_images_are_gray_only_if_all_that_are_looked_at_are(monkeypatch):
     mixed = of_ones_own(monkeypatch, images(["L", *["RGB"] * 5]), images(["RGB"] * 2))
     assert (gray.channels, mixed.channels) == (1, 3)
     assert mixed.train.read(0).shape == (3, 8, 8)
+
+
+def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
+    """Named .png in a folder that torchvision opens, which reads whatever Pillow can."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n"
+    for i, label in enumerate("ab"):
+        for split in ("train", "val"):
+            (tmp_path / split / label).mkdir(parents=True)
+            (tmp_path / split / label / f"{i}.png").write_bytes(eps)
+    started = []
+    monkeypatch.setattr("subprocess.check_call", lambda *command, **_: started.append(command))
+    splits = {split: {"root": str(tmp_path / split)} for split in ("train", "val")}
+    assert "Ghostscript" in refused(DataError, name="ImageFolder", splits=splits)
+    assert not started
+
+
+def test_images_that_a_transform_leaves_of_two_types_make_no_batch():
+    class Sometimes:
+        def __call__(self, image):
+            return image.double() if image.float().mean() > 76 else image
+
+    split = opened(name="digits").train
+    workshop = Workshop("train", split, SimpleNamespace(prepare=Sometimes(), to_sample=lambda image, i, moment: image))
+    (problem,) = workshop[Order(np.arange(64), None)]
+    assert "leave images of different types: torch." in problem.what
 
 
 @pytest.mark.parametrize("column", ["Split", "split ", "SPLIT"])

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PREFIXES
 
 from lrtrain.errors import DataError, printable
@@ -30,6 +30,8 @@ _FRAMES = (0xC0, 0xC1, 0xC2)
 EMPTY = "it is empty (0 bytes)"
 # JPEG's plugin reads MPO too. Others that Pillow has may start programs (EPS), or have never been seen in a dataset.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
+# Nor may a dataset of torchvision's, which opens what it likes, start one: EPS is a program for Ghostscript.
+EpsImagePlugin.gs_binary = False
 MAX_BYTES = 490_000_000
 MOST_FILE_BYTES = 200_000_000  # of an image file: 61 million pixels of colour, uncompressed
 _STRIP = 1_000_000  # pixels that are converted at a time

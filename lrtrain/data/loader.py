@@ -76,6 +76,12 @@ class Workshop(Dataset[Any]):
 
     def _stacked(self, images: list[torch.Tensor], index: NDArray[np.int64]) -> torch.Tensor:
         for i, image in zip(index, images, strict=True):
+            if image.dtype != images[0].dtype:
+                kinds = f"{images[0].dtype} of {self.split.path(int(index[0]))}, {image.dtype} of "
+                raise DataError(
+                    f"the {self.name} transforms leave images of different types: {kinds}{self.split.path(int(i))}",
+                    hint="a transform must return the same type for every image",
+                )
             if image.shape != images[0].shape:
                 sizes = "; ".join(
                     f"{self.split.path(int(j))}: {'x'.join(map(str, other.shape))}"
