@@ -185,8 +185,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str,
             file.write(data)
             sha.update(data)
             size += len(data)
-        file.flush()
-        os.fsync(file.fileno())
+        _to_disk(file)
     return {"bytes": size, "sha256": sha.hexdigest()}
 
 
@@ -333,8 +332,12 @@ def write_synced(path: Path, data: bytes) -> None:
     """Write a file, and wait until the disk has it."""
     with path.open("wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        _to_disk(file)
+
+
+def _to_disk(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync(folder: Path) -> None:

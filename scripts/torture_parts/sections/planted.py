@@ -37,7 +37,7 @@ BUGS = (
     Bug(
         "fsync is skipped",
         "checkpoint/format.py",
-        "        os.fsync(file.fileno())\n",
+        "    os.fsync(file.fileno())\n",
         "",
         "order of the changes",
         order._whole,
