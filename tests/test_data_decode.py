@@ -93,7 +93,7 @@ def test_a_plain_jpeg_has_the_same_bits_from_torchvision_as_from_pillow(tmp_path
     with monkeypatch.context() as patch:
         patch.setattr("lrtrain.data.decode._by_pillow", None)
         assert all(torch.equal(decode(path, c), image) for c, image in zip(channels, fast, strict=True))
-    monkeypatch.setattr("lrtrain.data.decode._jpeg_decoder", lambda: None)
+    monkeypatch.setattr("lrtrain.data.jpeg._decoder", lambda: None)
     assert all(torch.equal(decode(path, c), image) for c, image in zip(channels, fast, strict=True))
     assert all(image.stride() == decode(path, c).stride() for c, image in zip(channels, fast, strict=True))
 

@@ -371,7 +371,7 @@ def test_an_image_is_read_or_refused_by_name(tmp_path, make, words, monkeypatch)
         return
     if "178,956,970" in words or "which take" in words:  # nothing is taken for the pixels
         monkeypatch.setattr(ImageFile.ImageFile, "load", None)
-        monkeypatch.setattr("lrtrain.data.decode._jpeg_decoder", lambda: pytest.fail)
+        monkeypatch.setattr("lrtrain.data.jpeg._decoder", lambda: pytest.fail)
     with pytest.raises(DataError, match=words) as caught:
         decode(path, 3)
     assert str(path) in caught.value.problems[0].what

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import struct
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, cast
@@ -20,34 +17,24 @@ from numpy.typing import NDArray
 from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PREFIXES
 
+from lrtrain.data import jpeg
 from lrtrain.errors import DataError, printable
 
-# Of a JPEG: the segments that may come before a frame without changing how its pixels are meant (tables, comments, and
-# what applications add, but for Exif and XMP, ICC and further pictures, and Adobe's colour space), and the beginnings
-# of 8-bit Huffman-coded frames: baseline, extended, progressive. Other markers may have no length to go on by.
-_HARMLESS = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)} - {0xE1, 0xE2, 0xEE}
-_FRAMES = (0xC0, 0xC1, 0xC2)
 EMPTY = "it is empty (0 bytes)"
 # JPEG's plugin reads MPO too. Others that Pillow has may start programs (EPS), or have never been seen in a dataset.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
 # Nor may a dataset of torchvision's, which opens what it likes, start one: EPS is a program for Ghostscript.
 EpsImagePlugin.gs_binary = False
-MAX_BYTES = 490_000_000
+MAX_BYTES = 490_000_000  # that decoding an image takes
 MOST_FILE_BYTES = 200_000_000  # of an image file: 61 million pixels of colour, uncompressed
 _STRIP = 1_000_000  # pixels that are converted at a time
-# Of a file: a PNG of 200 MB in chunks of 8 KB takes 75,000. Of a JPEG: segments that are no pixels; most have ten.
-_MOST_READS, _MOST_SEGMENTS = 200_000, 1000
-# Each scan of a JPEG goes through all of its pixels: most have ten at most, and libjpeg's own fuzzing stops at 500.
-_SCAN, _MOST_SCANS = b"\xff\xda", 500
-# Markers that a length follows, and the one that ends the image. The others stand between coded bits, or mean them.
-_MARKER, _IMAGE_END = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]"), 0xD9
+_MOST_READS = 200_000  # of a file: a PNG of 200 MB in chunks of 8 KB takes 75,000
 # By Pillow's name of a decoder that is written in Python: of how many numbers an image may consist, for 3 s at most.
 _SLOW = {"bmp_rle": (10_000_000, "run-length coded BMP"), "ppm_plain": (3_000_000, "PPM in plain text")}
 _DECODER = {"WEBP": 12, "JPEG2000": 16}  # bytes a pixel that the decoder keeps besides what Pillow does
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _PLACES = (273, 279, 324, 325)  # where a TIFF's strips or tiles are, and their bytes
 _MOST_PLACES = 2**16
-_AS_IT_IS = 0  # torchvision.io.ImageReadMode.UNCHANGED
 
 
 def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
@@ -122,9 +109,9 @@ def refuse_long(size: int) -> None:
 
 def decoded(file: IO[bytes], channels: int) -> torch.Tensor:
     """The pixels of an opened file by the rule of `decode`; where that cannot be, an exception of any type."""
-    data = _jpeg(file)
+    data = jpeg.coded(file)
     if data is not None:
-        if (pixels := _plain_jpeg(data, channels)) is not None:
+        if (pixels := jpeg.plain(data, channels, MAX_BYTES)) is not None:
             return pixels
         if len(data) < file.seek(0, os.SEEK_END):
             file = BytesIO(data)
@@ -162,69 +149,6 @@ def _refuse_large(image: Image.Image, channels: int) -> None:
             f"it has {image.width:,} x {image.height:,} pixels, which take {needed / 1e6:,.0f} MB to decode; "
             f"at most {MAX_BYTES / 1e6:,.0f} MB are taken"
         )
-
-
-def _jpeg(file: IO[bytes]) -> bytearray | None:
-    """What a JPEG's decoder is given, None for other files: all, or where that has too many scans, its image.
-
-    A phone may append a video, where the marker of a scan stands by chance. As the decoder never sees what is cut off,
-    it goes through no more scans than are counted.
-
-    Raises:
-        ValueError: the image has more than `_MOST_SCANS`.
-    """
-    if file.read(3) != b"\xff\xd8\xff":
-        return None
-    data = bytearray(file.seek(0, os.SEEK_END))
-    file.seek(0)
-    file.readinto(data)  # type: ignore[attr-defined]
-    if data.count(_SCAN) > _MOST_SCANS:
-        del data[_image_end(data) :]
-        if (scans := data.count(_SCAN)) > _MOST_SCANS:
-            raise ValueError(f"it has {scans:,} scans; at most {_MOST_SCANS} are read")
-    return data
-
-
-def _image_end(data: bytearray) -> int:
-    """Where a JPEG's first image ends: at the first marker that says so and lies in no segment, else with the file."""
-    at = 2
-    for _ in range(_MOST_READS):
-        if (marker := _MARKER.search(data, at)) is None:
-            break
-        at = marker.end()
-        if data[at - 1] == _IMAGE_END:
-            return at
-        at += int.from_bytes(data[at : at + 2])
-    return len(data)
-
-
-def _plain_jpeg(data: bytearray, channels: int) -> torch.Tensor | None:
-    """The pixels of a JPEG that needs none of the rule's exceptions, else None: Pillow reads it, or says what is wrong.
-
-    torchvision's decoder is libjpeg-turbo as Pillow's is, and gives the same bits (compared on the 60,397 files of
-    CIFAR-10 and hymenoptera) in a third of the time where images are small.
-    """
-    decoder = _jpeg_decoder()
-    if decoder is None or _components(data, channels) not in (1, channels):
-        return None
-    try:
-        pixels = decoder(torch.frombuffer(data, dtype=torch.uint8), _AS_IT_IS, False)
-    except RuntimeError:
-        return None
-    return pixels.expand(channels, -1, -1).clone(memory_format=torch.contiguous_format)
-
-
-def sound_out(content: bytes, channels: int) -> None:
-    """Have a JPEG that Pillow decoded decoded by torchvision too, whose libjpeg says on standard error what is damaged.
-
-    Pillow's is told to keep quiet.
-    """
-    data = _jpeg(BytesIO(content))
-    if data is None or _components(data, channels) in (1, channels):
-        return
-    if (decoder := _jpeg_decoder()) is not None:
-        with suppress(RuntimeError):
-            decoder(torch.frombuffer(data, dtype=torch.uint8), _AS_IT_IS, False)
 
 
 def header(file: IO[bytes]) -> Image.Image:
@@ -284,39 +208,6 @@ def _refuse_many_places(file: IO[bytes]) -> None:
     for tag, _, count in struct.iter_unpack(entry, entries[: len(entries) // size * size]):
         if tag in _PLACES and count > _MOST_PLACES:
             raise ValueError(f"it has {count:,} strips or tiles; at most {_MOST_PLACES:,} are read")
-
-
-def _components(data: bytearray, channels: int) -> int:
-    """Of a JPEG's pixels, 1 or 3; 0 where metadata, coding or size are more than `_plain_jpeg` deals with."""
-    at = 2
-    for _ in range(_MOST_SEGMENTS):
-        if at + 10 >= len(data) or data[at] != 0xFF:
-            return 0
-        marker = data[at + 1]
-        if marker in _FRAMES:
-            bits, height, width = data[at + 4], data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
-            own = data[at + 9]
-            # What a progressive one means stays till its end.
-            each = own + channels + (2 * own if marker == 0xC2 else 0)
-            return own if bits == 8 and height * width * each <= MAX_BYTES else 0
-        if marker not in _HARMLESS:
-            return 0
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return 0
-
-
-@cache
-def _jpeg_decoder() -> Callable[[torch.Tensor, int, bool], torch.Tensor] | None:
-    """The operator of torchvision, whose function around it is deprecated since 0.29 and says so at every image.
-
-    Where torchvision has it no more, the pixels are the same, from Pillow.
-    """
-    try:
-        import torchvision.io  # noqa: F401 (registers the operator; slow to import)
-
-        return torch.ops.image.decode_jpeg.default
-    except (ImportError, AttributeError):
-        return None
 
 
 def from_pil(image: Image.Image, channels: int) -> torch.Tensor:

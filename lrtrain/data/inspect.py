@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from lrtrain.data.decode import EMPTY, TooManyPieces, decoded, header, sound_out, why_unreadable
+from lrtrain.data.decode import EMPTY, MAX_BYTES, TooManyPieces, decoded, header, why_unreadable
 from lrtrain.data.files import FileSplit
+from lrtrain.data.jpeg import sound_out
 from lrtrain.data.loader import by_workers
 from lrtrain.data.source import InFiles, Split, unwrapped
 from lrtrain.errors import DataError
@@ -125,7 +126,7 @@ def look(images: Split, i: int, channels: int) -> Look:
             found = _of_header(found, content, os.path.splitext(images.name(i))[1].lower(), channels)
         with _overheard() as said:
             of_pixels = _of_pixels(decoded(BytesIO(content), channels))
-            sound_out(content, channels)
+            sound_out(content, channels, MAX_BYTES)
             complaint = said()
     except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, struct.error ...
         return Look(b"", why=why_unreadable(error))
