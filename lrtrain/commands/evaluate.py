@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,9 @@ def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None
     screen.print(_by_class(job.source.classes, seen, right))
     if json is not None:
         classes = job.source.classes
+        named = Counter(classes)
         by_class = {
-            name if classes.count(name) == 1 else f"{name} ({i})": {"images": n, "acc1": k / n if n else None}
+            name if named[name] == 1 else f"{name} ({i})": {"images": n, "acc1": k / n if n else None}
             for i, (name, n, k) in enumerate(zip(classes, seen, right, strict=True))
         }
         write_atomically(

@@ -62,16 +62,12 @@ class Requests:
             self._save = True
             return
         now = time.monotonic()
-        if self._began and self._stop and self._launched:
-            # Of torchrun: what it has heard itself it sends on, and after a terminal's SIGINT a SIGTERM.
-            if name != self._stop:
-                self._stop, self._stopped_at = name, now
-                return
-            if now - self._stopped_at < ECHO_S:
-                return
-        if not self._began or self._stop:
+        # torchrun sends on what it has heard itself, and after a terminal's SIGINT a SIGTERM.
+        passed_on = self._launched and (name != self._stop or now - self._stopped_at < ECHO_S)
+        if not self._began or (self._stop and not passed_on):
             raise SystemExit(EXIT_CODES[self._stop or name])
-        self._stop, self._stopped_at = name, now
+        if name != self._stop:
+            self._stop, self._stopped_at = name, now
 
 
 @contextmanager

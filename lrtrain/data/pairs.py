@@ -177,12 +177,12 @@ def _class_names(pairs: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
 
 def _by_name(name: str, labels: NDArray[np.int64], own: tuple[str, ...], classes: tuple[str, ...]) -> NDArray[np.int64]:
     """Labels of a dataset whose classes are `own`, as indices into `classes`."""
-    strange = [own[label] for label in np.unique(labels).tolist() if own[label] not in classes]
-    if strange or len(set(classes)) < len(classes):
+    place = {c: i for i, c in enumerate(classes)}
+    strange = [own[label] for label in np.unique(labels).tolist() if own[label] not in place]
+    if strange or len(place) < len(classes):
         listed = ", ".join(map(repr, classes[:10]))
         what = f"{name} has the class {strange[0]!r}" if strange else f"{name} numbers its classes otherwise than train"
         raise DataError(f"{what}, and train has {listed}", hint="give both splits the same classes")
-    place = {c: i for i, c in enumerate(classes)}
     return np.array([place.get(c, -1) for c in own], dtype=np.int64)[labels]
 
 

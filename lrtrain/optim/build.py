@@ -133,7 +133,7 @@ def _numbers(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """The numbers that an optimizer has of its own and in its groups."""
     held = [vars(optimizer), *optimizer.param_groups]
     return {
-        f"{key}" if i == 0 else f"param_groups[{i - 1}].{key}": float(value)
+        key if i == 0 else f"param_groups[{i - 1}].{key}": float(value)
         for i, own in enumerate(held)
         for key, value in own.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and value == value  # no NaN
