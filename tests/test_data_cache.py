@@ -51,6 +51,13 @@ def kept(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def roomy_disk(monkeypatch):
+    """A disk with room, whatever the machine's own has: `auto` leaves a nearly full one alone."""
+    usage = type("Usage", (), {"total": 2**40, "free": 2**39})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """40 images of noise, 16x16, in two classes, and 10 beside as val."""
