@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import safetensors.torch
@@ -63,6 +64,18 @@ def test_every_number_lies_at_a_multiple_of_its_size_and_the_manifest_has_size_a
         assert entry["data_offsets"][0] % DTYPES[entry["dtype"]].itemsize == 0
     said = checkpoint.files["model.safetensors"]
     assert said == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_a_system_that_gives_no_more_threads_takes_no_checkpoint_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Thread, "start", refused)
+        alone = written(tmp_path / "alone", odd())
+    assert alone.files == written(tmp_path / "beside", odd()).files
 
 
 def test_tied_weights_are_written_under_each_of_their_names(tmp_path: Path) -> None:

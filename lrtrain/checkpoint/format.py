@@ -18,11 +18,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
+from threading import Thread
 from typing import IO, Any
 
 import safetensors
@@ -178,15 +178,33 @@ def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str,
     than to write and hash it; and what the disk refuses is no OSError there.
     """
     header, order = header_of(tensors)
-    pieces: Iterator[bytes | memoryview] = chain([header], (_bytes_of(tensors[name]) for name in order))
-    sha, size = hashlib.sha256(), 0
+    pieces: list[bytes | memoryview] = [header, *(_bytes_of(tensors[name]) for name in order)]
+    sha256 = _hashed_beside(pieces)
     with path.open("wb", buffering=_BUFFER) as file:
-        for data in pieces:
-            file.write(data)
-            sha.update(data)
-            size += len(data)
+        file.writelines(pieces)
         _to_disk(file)
-    return {"bytes": size, "sha256": sha.hexdigest()}
+    return {"bytes": sum(map(len, pieces)), "sha256": sha256()}
+
+
+def _hashed_beside(pieces: Sequence[bytes | memoryview]) -> Callable[[], str]:
+    """Begin to hash on another core, for which Python's lock is let go; what is returned waits for the SHA-256."""
+    sha = hashlib.sha256()
+
+    def work() -> None:
+        for data in pieces:
+            sha.update(data)
+
+    def wait() -> str:
+        thread.join()
+        return sha.hexdigest()
+
+    thread = Thread(target=work, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # as many threads as the system allows
+        work()
+        return sha.hexdigest
+    return wait
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

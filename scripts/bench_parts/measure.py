@@ -82,7 +82,8 @@ def environment(threads: int) -> dict[str, str]:
     """The same for all: number of threads, this checkout's lrtrain, no colours that depend on the caller."""
     path = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     fixed = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    return {**os.environ, **fixed, "PYTHONPATH": path, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # compiled once
+    return {**own, **fixed, "PYTHONPATH": path, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
 
 
 def _on_terminal(command: Sequence[str], env: Mapping[str, str], folder: str) -> tuple[int, str]:
