@@ -109,6 +109,14 @@ def test_a_range_test_leaves_plot_and_evidence(lrtrain: Callable[..., Ended], tm
     assert (tmp_path / "runs" / "c-range-test" / "range-test.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_range_test_refuses_groups_too_far_apart(lrtrain: Callable[..., Ended], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(GROUPS)
+    ended = lrtrain("range-test", "c.yaml", "--set", "optimizer.lr=1e-300", "--set", "optimizer.groups.0.lr=1000")
+    assert ended.code == 2, ended.err
+    assert "every group is swept in its ratio to optimizer.lr, and that of group" in ended.err
+    assert "RuntimeWarning" not in ended.err
+
+
 def test_a_range_test_over_an_epochs_end_refuses_a_last_batch_of_one_image(
     lrtrain: Callable[..., Ended], tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from lrtrain.data.augment.RandomCrop import RandomCrop
 from lrtrain.data.batches import Batches
 from lrtrain.data.build import make_pipeline
 from lrtrain.data.open import open_source
+from lrtrain.data.order import batch_of_step
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 from lrtrain.random import key, uniforms
 from tests.folders import noise, where
@@ -354,6 +355,19 @@ def test_an_image_that_breaks_later_is_named(folder, workers, tmp_path):
     with pytest.raises(DataError, match=r"b/7\.png") as caught:
         list(made.train(0, 4))
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_whole_batch_of_another_size_is_named(folder, workers, tmp_path):
+    root = shutil.copytree(folder, tmp_path / "copy")
+    made = pipeline(name="imagefolder", root=str(root), **lists(train=["RandomHorizontalFlip"]))
+    made = Batches(made, batch_size=8, where=where, cache="off", workers=workers)
+    split = made.pipeline.source.train
+    for i in batch_of_step(1, len(split), 8, 2, drop_last=False):
+        Image.new("RGB", (20, 16)).save(root / split.path(int(i)))
+    shown = made.train(0, 4)
+    with pytest.raises(DataError, match=r"images of different sizes.*png: 3x16x16; .*png: 3x16x20"):
+        list(shown)
 
 
 def test_a_worker_that_dies_is_an_environment_fault(folder):

@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 
@@ -149,6 +150,15 @@ def test_a_folder_without_write_permission_is_a_fault_of_the_environment(tmp_pat
 def test_letters_that_the_font_lacks_do_not_warn(tmp_path):
     phases = [("木", 0, 1), ("b", 1, 2)]
     save_curve(tmp_path / "c.png", {"default": [0.1, 0.1]}, 1, title="日本\x1b[31m", phases=phases)
+
+
+def test_no_latex_is_needed_where_a_person_draws_with_it(tmp_path):
+    lrs, losses, smoothed, found = range_test_inputs("short")
+    with mpl.rc_context({"text.usetex": True}):
+        save_curve(tmp_path / "c.svg", {"a_b": [0.1, 0.05]}, 1, title="50 % of $x")
+        save_range_test(tmp_path / "r.svg", lrs, losses, smoothed, found, title="50 % of $x", chosen="valley")
+    for name in ("c.svg", "r.svg"):
+        assert "50 % of $x" in texts(tmp_path / name)
 
 
 def test_importing_the_figures_does_not_import_matplotlib_or_torch():

@@ -167,9 +167,14 @@ class Batches:
                 asked.append(order)
                 yield order
 
+        first = None
         with about(self.pipeline.where):
             for images in fulfilled(workshop, noted(), self.workers, pin=self._on_gpu):
-                yield self._finished(workshop, images, asked.pop(0))
+                order = asked.pop(0)
+                one = order.index[0], images.shape[1:]
+                first = first or one
+                workshop.refuse_other_size(first, one)  # a batch of one size by chance
+                yield self._finished(workshop, images, order)
 
     def _ahead(self, workshop: Workshop, orders: Iterator[Order]) -> Iterator[Batch]:
         """On a thread and a CUDA stream of their own, so that neither host nor GPU waits for the next batch."""

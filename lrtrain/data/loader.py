@@ -82,16 +82,21 @@ class Workshop(Dataset[Any]):
                     f"the {self.name} transforms leave images of different types: {kinds}{self.split.path(int(i))}",
                     hint="a transform must return the same type for every image",
                 )
-            if image.shape != images[0].shape:
-                sizes = "; ".join(
-                    f"{self.split.path(int(j))}: {'x'.join(map(str, other.shape))}"
-                    for j, other in ((index[0], images[0]), (i, image))
-                )
-                raise DataError(
-                    f"the {self.name} transforms leave images of different sizes, which make no batch: {sizes}",
-                    hint=SAME_SIZE,
-                )
+            self.refuse_other_size((index[0], images[0].shape), (i, image.shape))
         return torch.stack(images)
+
+    def refuse_other_size(self, *images: tuple[int, torch.Size]) -> None:
+        """Refuse two images, each an index and the size that the transforms leave it, that make no batch, or no split.
+
+        Raises:
+            DataError: names both.
+        """
+        if len({size for _, size in images}) == 1:
+            return
+        sizes = "; ".join(f"{self.split.path(int(i))}: {'x'.join(map(str, size))}" for i, size in images)
+        raise DataError(
+            f"the {self.name} transforms leave images of different sizes, which make no batch: {sizes}", hint=SAME_SIZE
+        )
 
 
 def fulfilled(

@@ -17,7 +17,7 @@ from lrtrain.engine.events import Logged
 from lrtrain.engine.finite import Gate
 from lrtrain.engine.state import LossSums, TrainState
 from lrtrain.engine.train import train
-from lrtrain.errors import Diverged
+from lrtrain.errors import ConfigError, Diverged
 from lrtrain.range_test.suggest import StopRule
 from lrtrain.schedule.curve import Curve
 
@@ -62,6 +62,9 @@ def sweep(job: Job, lrs: NDArray[np.float64], each: Callable[[int], object] = la
         job: built, at step 0.
         lrs: the LR of each step, shape (steps,).
         each: is told after every step.
+
+    Raises:
+        ConfigError: a group's LR would be more than any weight can follow.
     """
     before = fingerprint(job.state)
     with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
@@ -72,9 +75,8 @@ def sweep(job: Job, lrs: NDArray[np.float64], each: Callable[[int], object] = la
 
 def _run(job: Job, lrs: NDArray[np.float64], each: Callable[[int], object]) -> tuple[list[float], str | None]:
     steps = len(lrs)
-    ratios = np.array([group.lr / job.config.optimizer.lr for group in job.plan.groups])
     groups = tuple(dataclasses.replace(group, frozen_steps=0) for group in job.plan.groups)
-    curve = Curve(lrs[:, None] * ratios[None, :], columns=tuple(range(len(ratios))))
+    curve = _swept(job, lrs)
     plan = dataclasses.replace(
         job.plan, curve=curve, groups=groups, total_steps=steps, live_from=None, phases=(), notes=()
     )
@@ -99,6 +101,22 @@ def _run(job: Job, lrs: NDArray[np.float64], each: Callable[[int], object]) -> t
         losses.append(float("nan"))
         return losses, "the loss was no longer a finite number"
     return losses, None
+
+
+def _swept(job: Job, lrs: NDArray[np.float64]) -> Curve:
+    """The LR of every group, each in its ratio to `optimizer.lr`."""
+    with np.errstate(over="ignore"):
+        ratios = np.array([group.lr for group in job.plan.groups]) / job.config.optimizer.lr
+        table = lrs[:, None] * ratios[None, :]
+    try:
+        return Curve(table, columns=tuple(range(len(ratios))))
+    except ValueError as error:
+        most = f"that of group {job.plan.groups[int(ratios.argmax())].name!r} is {ratios.max():g}"
+        raise ConfigError(
+            f"every group is swept in its ratio to optimizer.lr, and {most}: {error}",
+            job.config.where("optimizer", "lr"),
+            "give optimizer.lr and the groups LRs that lie closer together, or a lower --end",
+        ) from None
 
 
 def _copy(state: TrainState) -> TrainState:

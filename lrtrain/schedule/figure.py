@@ -43,6 +43,16 @@ def check_suffix(path: Path) -> None:
         )
 
 
+@contextmanager
+def without_latex() -> Iterator[None]:
+    """Whatever a person's own matplotlibrc says: it need not be installed, and reads titles as its own code."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"text.usetex": False}):
+        yield
+
+
+@without_latex()
 def save_curve(
     path: Path,
     series: Mapping[str, Values],
