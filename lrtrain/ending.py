@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import functools
-import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import ParamSpec
@@ -15,7 +15,6 @@ from lrtrain.errors import DistributedError, LrtrainError, Problem, listed, out_
 from lrtrain.world import from_environment
 
 P = ParamSpec("P")
-_ends_with: list[int] = []  # the exit code, once it is known
 
 
 def ending(function: Callable[P, int | None]) -> Callable[P, None]:
@@ -28,7 +27,7 @@ def ending(function: Callable[P, int | None]) -> Callable[P, None]:
             code = function(*args, **kwargs) or 0
         except LrtrainError as error:
             if kwargs.get("debug"):
-                raise
+                complain(traceback.format_exc())
             code = error.exit_code
             _report(error.problems, code)
         except KeyboardInterrupt:
@@ -39,26 +38,14 @@ def ending(function: Callable[P, int | None]) -> Callable[P, None]:
             code = 0
         except Exception as error:
             if kwargs.get("debug"):
-                raise
+                complain(traceback.format_exc())
             fault = _fault_of_the_machine(error)
             typed = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
             code = 2 if typed else 5 if fault else 1
             _report([fault or _crash(error)], code)
-        _ends_with.append(code)
         raise SystemExit(code)
 
     return guarded
-
-
-def leave() -> None:
-    """End the process with the code of the command, without taking the interpreter and torch down piece by piece."""
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        return  # Python's own end says what became of them
-    if _ends_with:
-        os._exit(_ends_with[-1])
 
 
 def tell(text: str) -> None:

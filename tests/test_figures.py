@@ -161,6 +161,16 @@ def test_no_latex_is_needed_where_a_person_draws_with_it(tmp_path):
         assert "50 % of $x" in texts(tmp_path / name)
 
 
+def test_settings_that_matplotlib_refuses_are_named_before_a_sweep(tmp_path):
+    environment = os.environ | {"MPLBACKEND": "nonsense"}
+    config = "steps: 20\nbatch_size: 8\nmodel: small_cnn\ndataset: digits\noptimizer: {name: SGD, lr: 0.1}\n"
+    (tmp_path / "c.yaml").write_text(config + "schedule: fixed\n")
+    words = [sys.executable, "-m", "lrtrain", "range-test", "c.yaml"]
+    ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 5, ended.stderr
+    assert "matplotlib cannot be used" in ended.stderr
+
+
 def test_importing_the_figures_does_not_import_matplotlib_or_torch():
     code = (
         "import sys, lrtrain.range_test.figure, lrtrain.schedule.draw; "

@@ -154,6 +154,13 @@ def test_no_command_shows_the_help(typed: Typed) -> None:
     assert "range-test" in ended.out + ended.err
 
 
+def test_debug_adds_the_traceback_to_the_same_error(typed: Typed) -> None:
+    plain, ended = typed("fit", "nope.yaml"), typed("fit", "nope.yaml", "--debug")
+    assert ended.code == plain.code == 2
+    assert ended.err.startswith("Traceback (most recent call last):\n")
+    assert ended.err.endswith(plain.err)
+
+
 @pytest.mark.parametrize("words", ["--help", "fit --help", "--version", "list models"])
 @pytest.mark.parametrize(("to", "code"), [("> /dev/full", 5), ("| true", 0)])
 def test_what_nobody_reads_or_no_disk_holds_is_no_bug(tmp_path: Path, words: str, to: str, code: int) -> None:

@@ -24,6 +24,7 @@ from lrtrain.errors import ConfigError, EnvironmentFault
 from lrtrain.range_test.figure import draw_range_test, save_range_test
 from lrtrain.range_test.suggest import Suggestions, smooth, suggest
 from lrtrain.range_test.sweep import Sweep, sweep
+from lrtrain.schedule.figure import import_matplotlib
 from lrtrain.sinks.console import Screen, number
 from lrtrain.sinks.run_dir import refuse_unwritable
 from lrtrain.writing import write_atomically
@@ -54,6 +55,7 @@ def run(start: Start, lrs: NDArray[np.float64], mode: str, folder: Path, json: P
         raise EnvironmentFault(f"cannot make the folder: {error.strerror}", str(folder)) from error
     for name in ("range-test.json", "range-test.png"):
         refuse_unwritable(folder / name, "--out")
+    import_matplotlib()  # not only after the sweep
     job = build(config)
     # The sweep may come to the end of an epoch, where the run itself does not.
     longest = config.model_copy(update={"epochs": None, "steps": max(steps, job.plan.total_steps)})

@@ -11,7 +11,7 @@ import numpy as np
 
 from lrtrain.range_test.suggest import Floats, Suggestions, kept
 from lrtrain.schedule.draw import draw, short
-from lrtrain.schedule.figure import COLOURS, check_suffix, label_above, plain, save, tidy, without_latex
+from lrtrain.schedule.figure import COLOURS, check_suffix, label_above, plain, plain_style, save, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _RESAMPLED = 600
 
 
-@without_latex()
+@plain_style()
 def save_range_test(
     path: Path,
     lrs: Floats,

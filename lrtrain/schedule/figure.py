@@ -43,16 +43,30 @@ def check_suffix(path: Path) -> None:
         )
 
 
-@contextmanager
-def without_latex() -> Iterator[None]:
-    """Whatever a person's own matplotlibrc says: it need not be installed, and reads titles as its own code."""
-    import matplotlib as mpl
+def import_matplotlib() -> Any:
+    """The package, which takes a while to import.
 
-    with mpl.rc_context({"text.usetex": False}):
+    Raises:
+        EnvironmentFault: a person's own settings of it are wrong.
+    """
+    try:
+        import matplotlib as mpl
+    except Exception as error:
+        hint = "mend or remove the matplotlibrc, or unset MPLBACKEND"
+        raise EnvironmentFault(f"matplotlib cannot be used: {error}", hint=hint) from error
+    return mpl
+
+
+@contextmanager
+def plain_style() -> Iterator[None]:
+    """As matplotlib is shipped: a person's own settings may ask for LaTeX, which may lack and reads names as code."""
+    mpl = import_matplotlib()
+    with mpl.rc_context():
+        mpl.rcdefaults()
         yield
 
 
-@without_latex()
+@plain_style()
 def save_curve(
     path: Path,
     series: Mapping[str, Values],
@@ -195,10 +209,8 @@ def save(figure: Figure, path: Path) -> None:
     Raises:
         EnvironmentFault: the file cannot be written.
     """
-    import matplotlib as mpl
-
     try:
-        with mpl.rc_context({"svg.fonttype": "none"}), _letters_may_lack():
+        with import_matplotlib().rc_context({"svg.fonttype": "none"}), _letters_may_lack():
             figure.savefig(drawn := BytesIO(), format=path.suffix[1:].lower(), dpi=150)
         with replacing(path) as file:
             file.write(drawn.getvalue())
