@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -215,30 +217,41 @@ def _refuse_sync_bn(config: RunConfig, device: torch.device) -> None:
 @torch.no_grad()
 def _try_forward(config: RunConfig, built: BuiltModel, pipeline: Pipeline, classes: int, device: torch.device) -> None:
     """Refuse, before training, a model that cannot take the images or does not answer with logits."""
+    built.module.eval()
     for shape in dict.fromkeys((pipeline.shape, pipeline.val_shape)):
-        _try_shape(config, built, shape, classes, device)
+        _try_shape(config, built.module, shape, classes, device)
+    if ":" not in config.model.name:
+        return
+    # One's own may answer otherwise while it trains. What that changes in it is for a copy, where one can be made.
+    training = None
+    with suppress(Exception):
+        training = copy.deepcopy(built.module).train()
+    if training is not None:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            _try_shape(config, training, pipeline.shape, classes, device)
 
 
 def _try_shape(
-    config: RunConfig, built: BuiltModel, shape: tuple[int, int, int], classes: int, device: torch.device
+    config: RunConfig, module: torch.nn.Module, shape: tuple[int, int, int], classes: int, device: torch.device
 ) -> None:
-    size = "x".join(map(str, shape))
-    built.module.eval()
+    size, mode = "x".join(map(str, shape)), " while it trains" if module.training else ""
     try:
-        logits = built.module(torch.zeros(2, *shape, device=device))
+        logits = module(torch.zeros(2, *shape, device=device))
     except Exception as error:
         if out_of_memory(error):
             raise
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        what = f"{config.model.name} cannot take images of {size}: {why}"
+        what = f"{config.model.name} cannot take images of {size}{mode}: {why}"
         hint = "make them larger with dataset.transforms, or take another model"
         if config.model.args and (isinstance(error, TypeError) or not _OF_SIZES.search(why)):
-            what = f"{config.model.name} fails when it is given images: {why}"
+            what = f"{config.model.name} fails when it is given images{mode}: {why}"
             hint = f"look after the arguments that it was made with: {', '.join(config.model.args)}"
         raise ConfigError(what, config.where("model"), hint) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        what = f"{config.model.name} must answer with logits of shape (images, {classes}); it gave {found} for two"
+        what = (
+            f"{config.model.name} must answer with logits of shape (images, {classes}); it gave {found} for two{mode}"
+        )
         raise ConfigError(what, config.where("model"))
 
 

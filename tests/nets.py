@@ -40,7 +40,7 @@ def linear(num_classes: int, in_channels: int) -> nn.Module:
 def _signal_in(step: int) -> None:
     """Send $TEST_SIGNAL, such as SIGTERM@8, to this process in its step of that number, or in every one: SIGUSR2@."""
     name, _, at = os.environ.get("TEST_SIGNAL", "").partition("@")
-    if name and at in ("", str(step)):
+    if name and at in ("", str(step)) and torch.is_grad_enabled():  # not where the network is only tried
         os.kill(os.getpid(), signal.Signals[name])
 
 
@@ -89,3 +89,20 @@ class _BadGradient(nn.Module):
 def bad_gradient(num_classes: int, in_channels: int, at: int) -> nn.Module:
     """A network with a finite loss, of which the gradient of one tensor is infinite in the `at`-th training step."""
     return _BadGradient(num_classes, in_channels, at)
+
+
+class _Auxiliary(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int, fails: bool):
+        super().__init__()
+        self.head, self.fails = nn.Linear(64 * in_channels, num_classes), fails
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        logits = self.head(x.flatten(1))
+        if self.training and self.fails:
+            logits = self.head(logits)
+        return (logits, logits) if self.training else logits
+
+
+def auxiliary(num_classes: int, in_channels: int, fails: bool = False) -> nn.Module:
+    """A network that answers with two tensors while it trains, as torchvision's googlenet does, or fails there."""
+    return _Auxiliary(num_classes, in_channels, fails)

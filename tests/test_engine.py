@@ -266,6 +266,17 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         run(job(model={"name": "tests.nets:linear"}, optimizer={"name": "SGD", "lr": 900.0}, steps=60))
 
 
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [(False, "it gave tuple for two while it trains"), (True, "while it trains: mat1 and mat2")],
+)
+def test_a_network_of_ones_own_that_fails_while_it_trains_is_refused_before(fails: bool, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        job(model={"name": "tests.nets:auxiliary", "fails": fails})
+    assert caught.value.problems[0].where is not None
+    assert "model" in caught.value.problems[0].where
+
+
 def test_mixing_follows_from_its_key_and_leaves_the_random_state_alone() -> None:
     mix = make_mix(0.4, 1.0, 5)
     assert mix is not None
