@@ -21,6 +21,8 @@ class World:
     """How often torchrun has started the processes again."""
     launch: str = ""
     """Which torchrun, on this machine: the same after a restart, another one the next time."""
+    local_size: int = 1
+    """Processes on this machine."""
 
     @property
     def leads(self) -> bool:
@@ -46,7 +48,8 @@ def from_environment() -> World:
         return ALONE
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
     rank, size, local_rank, restarts = (_number(name) for name in names)
-    world = World(rank, size, local_rank, restarts, _launch())
+    local_size = _number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else 1
+    world = World(rank, size, local_rank, restarts, _launch(), local_size)
     if not world.local_rank <= world.rank < world.size:
         raise DistributedError(
             f"of WORLD_SIZE={world.size} processes, this one has RANK={world.rank} and LOCAL_RANK={world.local_rank}: "

@@ -32,6 +32,7 @@ from lrtrain.data.source import Part
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 from lrtrain.sinks.console import Screen
 from lrtrain.sinks.plan_view import show_plan
+from lrtrain.world import World
 from tests.folders import noise, where
 
 REPOSITORY = Path(__file__).parents[1]
@@ -379,6 +380,24 @@ def test_a_disk_that_fills_up_is_told_and_nothing_stays(folder, kept, cache, lit
             assert "File too large" in made.kept_words[0]
     assert not list(kept.glob("train-*.npy"))
     assert not files(kept, "partial")
+
+
+def test_processes_of_one_machine_share_its_memory(folder, kept, monkeypatch):
+    section = Dataset(name="imagefolder", root=str(folder), transforms={"train": TRANSFORMS})
+    pipeline = make_pipeline(open_source(section, 1, where), section, seed=1, where=where)
+    monkeypatch.setattr("lrtrain.data.cache.available_bytes", lambda: 4 * 30_000)  # for one
+
+    def made(processes, cache):
+        world = World(0, processes, local_size=processes)
+        return Batches(pipeline, batch_size=40, where=where, cache=cache, world=world).kept_words[0]
+
+    assert made(1, "auto").startswith("memory")
+    assert made(2, "auto").startswith("train: disk")
+    assert made(4, "memory").startswith("memory")
+    with pytest.raises(
+        EnvironmentFault, match=r"needs 23\.5 kB in each of 6 processes for train; 120 kB are available"
+    ):
+        made(6, "memory")
 
 
 def test_auto_is_memory_then_disk_then_off(folder, kept, monkeypatch):

@@ -110,7 +110,7 @@ class Batches:
 
     def _with_kept(self, workshop: Workshop, cache: Mode, where: Callable[..., str]) -> tuple[Workshop, Kept]:
         with about(self.pipeline.where):
-            found = kept(workshop, cache, self.workers, where)
+            found = kept(workshop, cache, self.workers, where, self.world.local_size)
         return replace(workshop, ready=found.images), found
 
     def train(self, start: int, stop: int) -> Iterator[Batch]:

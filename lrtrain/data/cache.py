@@ -41,11 +41,12 @@ class Kept:
     size: int = 0
 
 
-def kept(workshop: Workshop, mode: Mode, workers: int, where: Callable[..., str]) -> Kept:
+def kept(workshop: Workshop, mode: Mode, workers: int, where: Callable[..., str], processes: int = 1) -> Kept:
     """Prepare the images of a split, where they are known to have one size after the beginning of their list.
 
     `memory` and `disk` are done or refused. `auto` is memory where they fit into a quarter of what is available,
-    else disk where a tenth of it and 1 GiB stay free, else off.
+    else disk where a tenth of it and 1 GiB stay free, else off. In memory each of the `processes` of this machine has
+    images of its own; a file is shared.
 
     Raises:
         ConfigError: the images cannot be kept: their sizes differ, or on disk nothing tells whether they changed.
@@ -68,9 +69,9 @@ def kept(workshop: Workshop, mode: Mode, workers: int, where: Callable[..., str]
     making = _Making(workshop, (n, *shape), int(raw.shape[0]), workers if n * raw[0].numel() > _FEW_PIXELS else 0)
     if mode == "disk":
         return _on_disk(making, where)
-    if mode == "auto" and making.size > available_bytes() // AUTO_SHARE:
-        return _on_disk_if_it_can_be(making)
-    return _in_memory(making, where)
+    if mode == "auto" and making.size * processes > available_bytes() // AUTO_SHARE:
+        return _on_disk_if_it_can_be(making, processes)
+    return _in_memory(making, where, processes)
 
 
 def kept_words(splits: dict[str, Kept]) -> list[str]:
@@ -122,9 +123,10 @@ class _Making:
                 bar.update(len(part))
 
 
-def _in_memory(making: _Making, where: Callable[..., str]) -> Kept:
-    if making.size > (free := available_bytes()):
-        what = f"cache: memory needs {_sized(making.size)} for {making.workshop.name}; {_sized(free)} are available"
+def _in_memory(making: _Making, where: Callable[..., str], processes: int) -> Kept:
+    if making.size * processes > (free := available_bytes()):
+        needed = f"{_sized(making.size)}{_in_each(processes)}"
+        what = f"cache: memory needs {needed} for {making.workshop.name}; {_sized(free)} are available"
         raise EnvironmentFault(what, where("cache"), "write `cache: auto`, or make the images smaller")
     images, at = torch.empty(making.shape, dtype=torch.uint8), 0
     for part in making.parts():
@@ -153,8 +155,8 @@ def _on_disk(making: _Making, where: Callable[..., str]) -> Kept:
         ) from error
 
 
-def _on_disk_if_it_can_be(making: _Making) -> Kept:
-    more = f"off, since {_sized(making.size)} are more than a quarter of the available memory"
+def _on_disk_if_it_can_be(making: _Making, processes: int) -> Kept:
+    more = f"off, since {_sized(making.size)}{_in_each(processes)} are more than a quarter of the available memory"
     path = making.file()
     if path is None:
         return Kept(None, f"{more}, and only image files go on disk")
@@ -164,6 +166,10 @@ def _on_disk_if_it_can_be(making: _Making) -> Kept:
         return _stored(making, path)
     except OSError as error:
         return Kept(None, f"{more}, and {path} cannot be written: {error.strerror or error}")
+
+
+def _in_each(processes: int) -> str:
+    return f" in each of {processes} processes" if processes > 1 else ""
 
 
 def _stored(making: _Making, path: Path) -> Kept:
