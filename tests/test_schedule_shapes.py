@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -122,3 +123,24 @@ def test_code_of_the_users_own_is_found_by_import_path(
     for every, after, ticks in (("step", "2ep", 100), ("epoch", "4ep", 200), ("epoch", "4", 200)):
         plan = plan_of(f"{{name: '{path}', every: {every}, after: {after}}}", lrs=(0.1, 0.025))
         assert rows(plan) == [[0.1 * 0.5 ** (t // ticks), 0.025 * 0.5 ** (t // ticks)] for t in range(500)]
+
+
+def test_a_scheduler_of_the_users_own_may_go_by_the_place_of_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (
+        "from torch.optim.lr_scheduler import LambdaLR, LRScheduler\n"
+        "class HeadFirst(LRScheduler):\n"
+        "    def get_lr(self):\n"
+        "        return [lr * (i == 0 or self.last_epoch >= 250) for i, lr in enumerate(self.base_lrs)]\n"
+        "def make(optimizer, factors):\n"
+        "    return LambdaLR(optimizer, [lambda t, factor=factor: factor for factor in factors])\n"
+        "def flat(t, steps):\n    return 1\n"
+    )
+    (tmp_path / "my_places.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plan = plan_of("{name: 'my_places:HeadFirst', every: step}", lrs=(0.1, 0.1))
+    assert rows(plan) == [[0.1, 0.0]] * 250 + [[0.1, 0.1]] * 250
+    chain = "{name: ChainedScheduler, every: step, schedulers: [{name: 'my_places:make', factors: [1.0, 0.5]}]}"
+    assert rows(plan_of(chain, lrs=(0.1, 0.1))) == [[0.1, 0.05]] * 500
+    assert plan_of("{name: 'my_places:flat', every: step}", lrs=(0.1, 0.1)).curve.columns == (0, 0)

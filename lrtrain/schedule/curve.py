@@ -29,7 +29,7 @@ class Curve:
     """The LR of every parameter group at every step: `lr[t, columns[group]]`, float64, read-only.
 
     t counts attempted optimizer steps from 0: one that fp16's scaler skips has used up its row.
-    Groups whose rows would be the same share a column. Curves add end to end: warm-up + decay.
+    Groups whose rows are sure to be the same share a column. Curves add end to end: warm-up + decay.
 
     Args:
         lr: learning rates, shape (steps, columns).

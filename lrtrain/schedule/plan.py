@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lrtrain import lookup
 from lrtrain.config.schedule_checks import DEFAULT_MONITOR, check_schedule
 from lrtrain.config.scheduler_arguments import PER_GROUP
 from lrtrain.config.schema import RunConfig, monitor_mode
@@ -20,7 +21,7 @@ from lrtrain.schedule.curve import Curve, GroupLR
 from lrtrain.schedule.extend import extended
 from lrtrain.schedule.layout import Stretch, lay_out
 from lrtrain.schedule.plateau import Live, Plateau
-from lrtrain.schedule.segments import joined, segment
+from lrtrain.schedule.segments import is_shape, joined, segment
 
 __all__ = ["Curve", "GroupLR", "Live", "Plan", "Span", "make_plan"]
 
@@ -203,7 +204,12 @@ def _assemble(config: RunConfig, groups: tuple[GroupLR, ...], resolved: list[tup
 
 
 def _shared_columns(groups: Sequence[GroupLR], schedulers: Sequence[Scheduler]) -> tuple[tuple[int, ...], list[int]]:
-    """The column of each group, and the first group of each column: shared where nothing tells them apart."""
+    """The column of each group, and the first group of each column: shared where nothing tells them apart.
+
+    A scheduler of the user's own may go by a group's place.
+    """
+    if any(lookup.is_path(one.name) and not is_shape(one.name) for scheduler in schedulers for one in scheduler.flat):
+        return tuple(range(len(groups))), list(range(len(groups)))
     lists = [
         value
         for scheduler in schedulers

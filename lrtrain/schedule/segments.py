@@ -35,7 +35,7 @@ def segment(stretch: Stretch, name: str, args: dict[str, Any], groups: Sequence[
     if name == "ReduceLROnPlateau":
         Live(Plateau(DEFAULT_MONITOR, args), groups)
         lr = _times_base(np.ones(stretch.ticks), groups)
-    elif _is_shape(name):
+    elif is_shape(name):
         shape = lookup.find("scheduler", name)
         factors = [float(shape(t, stretch.ticks, **args)) for t in range(stretch.ticks)]
         lr = _times_base(np.array(factors), groups)
@@ -66,7 +66,8 @@ def joined(segments: Sequence[Curve], groups: Sequence[GroupLR], columns: tuple[
     return replace(whole, lr=np.where(frozen, 0.0, whole.lr)) if frozen.any() else whole
 
 
-def _is_shape(name: str) -> bool:
+def is_shape(name: str) -> bool:
+    """Whether a scheduler is a function f(t, steps): factors of each group's own LR."""
     if not lookup.is_path(name):
         return name in lookup.ours("scheduler")
     found = lookup.find("scheduler", name)
