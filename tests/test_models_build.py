@@ -282,6 +282,24 @@ def test_an_import_path_is_called_with_what_its_signature_takes(monkeypatch: pyt
             built(f"my_networks:{name}")
 
 
+def test_a_network_that_no_checkpoint_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return {"calls": 0}
+
+    mine = types.ModuleType("my_networks")
+    mine.__dict__.update(
+        lazy=lambda num_classes: nn.LazyLinear(num_classes), counting=lambda num_classes: Counting(4, 2)
+    )
+    monkeypatch.setitem(sys.modules, "my_networks", mine)
+    for name, message in (
+        ("lazy", "no size yet for weight: its layer is lazy"),
+        ("counting", "a dict as _extra_state"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            built(f"my_networks:{name}")
+
+
 def test_timm_models_are_built_for_classes_and_channels() -> None:
     pytest.importorskip("timm")
     model = built("timm/test_efficientnet", in_channels=1, drop_rate=0.1)

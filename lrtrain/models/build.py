@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lrtrain import lookup
 from lrtrain.config import schema
@@ -62,7 +63,7 @@ def build_model(
         load: False leaves out pretrained weights, for a network whose state comes from a checkpoint.
 
     Raises:
-        ConfigError: the name, its arguments or a combination of them is not possible.
+        ConfigError: the name, its arguments or a combination of them is not possible, or no checkpoint can hold it.
         CheckpointError: the weights do not fit, or their file is damaged.
         EnvironmentFault: a package is missing, or weights cannot be downloaded or read.
     """
@@ -159,7 +160,25 @@ def _construct(builder: Callable[..., Any], model: schema.Model, where: Where, /
         raise ConfigError(
             f"{model.name} must return a torch.nn.Module, not {type(module).__name__}", where("model", "name"), _CALLED
         )
+    _refuse_unsavable(module, model, where)
     return module
+
+
+def _refuse_unsavable(module: nn.Module, model: schema.Model, where: Where) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise ConfigError(
+                f"{model.name} has no size yet for {name}: its layer is lazy, and waits for the first images",
+                where("model", "name"),
+                "give the layer its size, or pass zeros of the images' shape through the network where it is made",
+            )
+    for name, value in module.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise ConfigError(
+                f"{model.name} keeps a {type(value).__name__} as {name}; a checkpoint holds tensors alone",
+                where("model", "name"),
+                "keep it in a buffer (`register_buffer`) in place of `get_extra_state`",
+            )
 
 
 def _refuse_huge(builder: Callable[..., Any], model: schema.Model, where: Where, kwargs: Mapping[str, Any]) -> None:
