@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrtrain.commands.signals import ECHO_S
 from lrtrain.config.schema import Dataset
 from lrtrain.config.yaml import dotted
 from lrtrain.data.batches import Batches
@@ -332,6 +333,39 @@ def test_a_signal_to_one_process_in_an_evaluation_gives_it_up_in_all(folder: Pat
     assert (run.status()["state"], run.status()["exit_code"], run.status()["step"]) == ("stopped", 143, 12)
     assert run.status()["last_checkpoint"] == "step-00000012"
     assert '"eval"' not in (run.out / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("to", "number", "code"),
+    [("torchrun", signal.SIGINT, 130), ("leader", signal.SIGTERM, 143), ("follower", signal.SIGTERM, 143)],
+)
+def test_a_second_signal_ends_a_process_at_once_and_the_others_know_it(
+    folder: Path, to: str, number: int, code: int
+) -> None:
+    run = Run(folder, "time.sleep(60)", rank=int(to == "follower"))
+    at = run.until_fault()
+    pid = run.process.pid if to == "torchrun" else run.ranks[to == "follower"]
+    os.kill(pid, number)
+    time.sleep(ECHO_S + 0.2)
+    os.kill(pid, number)
+    run.ended(None)
+    assert time.monotonic() - at < PROMISED_S
+    if to == "follower":
+        run.assert_lost(f"process 1 of 2 ended with exit code {code}: it was stopped at once, most often by a second")
+    else:
+        assert (run.status()["state"], run.status()["exit_code"]) == ("stopped", code)
+        assert "at once by a second signal" in run.status()["message"]
+        assert "error: " not in run.errors()
+
+
+def test_a_signal_for_a_queue_that_ends_torchrun_too_is_the_one_told(folder: Path) -> None:
+    run = Run(folder, "time.sleep(3)")
+    run.until_fault()
+    for pid in (run.process.pid, *run.ranks):
+        os.kill(pid, signal.SIGUSR1)
+    run.ended(code=-signal.SIGUSR1)
+    assert soon(lambda: not within(folder))
+    assert (run.status()["state"], run.status()["exit_code"]) == ("stopped", 75)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

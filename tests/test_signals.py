@@ -46,14 +46,22 @@ def test_what_torchrun_passes_on_is_no_second_signal(clock: list[float], first: 
         requests.on_signal(first, None)  # a person, again
 
 
-def test_of_a_terminals_interrupt_torchrun_makes_another_signal(clock: list[float]) -> None:
+def test_torchrun_makes_a_sigterm_of_a_second_interrupt(clock: list[float]) -> None:
     requests = begun(launched=True)
     requests.on_signal(INT, None)
-    clock[0] += 2 * ECHO_S
+    clock[0] += 0.9 * ECHO_S
     requests.on_signal(TERM, None)
-    assert requests() == "SIGTERM"
-    requests.on_signal(TERM, None)
-    clock[0] += 2 * ECHO_S
+    assert requests() == "SIGINT"
+    clock[0] += 0.2 * ECHO_S
     with pytest.raises(SystemExit) as ended:
         requests.on_signal(TERM, None)
-    assert ended.value.code == 143
+    assert ended.value.code == 130
+
+
+def test_the_end_of_torchrun_is_no_second_signal(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = begun(launched=True)
+    requests.on_signal(signal.SIGUSR1, None)  # to the whole job; torchrun dies of it
+    clock[0] += 2 * ECHO_S
+    monkeypatch.setattr(signals.os, "getppid", lambda: 1)
+    requests.on_signal(TERM, None)
+    assert requests() == "SIGUSR1"

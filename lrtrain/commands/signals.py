@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ class Requests:
     """
 
     def __init__(self, launched: bool):
-        self._launched, self._began = launched, False
+        self._launched, self._began, self._parent = launched, False, os.getppid()
         self._stop: str | None = None
         self._stopped_at = 0.0
         self._save = False
@@ -62,12 +63,15 @@ class Requests:
             self._save = True
             return
         now = time.monotonic()
-        # torchrun sends on what it has heard itself, and after a terminal's SIGINT a SIGTERM.
-        passed_on = self._launched and (name != self._stop or now - self._stopped_at < ECHO_S)
-        if not self._began or (self._stop and not passed_on):
-            raise SystemExit(EXIT_CODES[self._stop or name])
-        if name != self._stop:
+        if not self._began:
+            raise SystemExit(EXIT_CODES[name])
+        if self._stop is None:
             self._stop, self._stopped_at = name, now
+            return
+        # torchrun sends on what it has heard itself, and where it has ended, the heartbeat sends SIGTERM.
+        passed_on = self._launched and (now - self._stopped_at < ECHO_S or os.getppid() != self._parent)
+        if not passed_on:
+            raise SystemExit(EXIT_CODES[self._stop])
 
 
 @contextmanager
@@ -75,8 +79,8 @@ def stop_requests(launched: bool = False) -> Iterator[Requests]:
     """Inside, signals are requests.
 
     A signal that the parent process has set to be ignored (nohup) stays ignored. Where torchrun has launched the
-    process, it sends SIGTERM after a terminal's SIGINT, and the same signal once more where it heard it too: only the
-    same one again, `ECHO_S` later or more, stops at once.
+    process, it passes on what it has heard too, of a second SIGINT a SIGTERM: only one that comes `ECHO_S` after the
+    first or later stops at once. The first is the reason to stop, whatever comes after it.
     """
     requests = Requests(launched)
     before = requests.hear()

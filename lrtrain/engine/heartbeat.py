@@ -46,6 +46,7 @@ GRACE_S = 8.0
 FAULT, TOLD = "fault", "told"
 AGAIN = "`torchrun ... -m lrtrain fit --resume` goes on from the last checkpoint"
 GONE = f"it left by itself or was killed, most often as memory ran out: see torchrun's report; {AGAIN}"
+AT_ONCE = "it was stopped at once, most often by a second signal"
 HANGS = f"it hangs or was stopped, or its machine is gone or cut off; {AGAIN}"
 
 
@@ -278,6 +279,9 @@ def beating(store: Store, world: World, tell: Callable[[DistributedError], None]
         yield
     except _Ended as ended:
         raise ended.error from None
+    except SystemExit as ended:
+        _own.pass_on([Problem(AT_ONCE, hint=AGAIN)], ended.code if isinstance(ended.code, int) else 1)
+        raise
     finally:
         # This process ends by itself now; torchrun would hurry those that are slower than the first.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
