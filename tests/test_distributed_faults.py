@@ -245,6 +245,16 @@ def test_a_process_that_hangs_ends_the_others_and_a_slow_one_does_not(folder: Pa
     run.assert_lost("process 1 of 2 has not answered for 4 s")
 
 
+def test_a_torchrun_that_ctrl_z_stops_is_waited_for(folder: Path) -> None:
+    run = Run(folder, "")
+    run.until_fault()
+    os.kill(run.process.pid, signal.SIGSTOP)
+    time.sleep(9)  # a store that is silent for 4 s is lost, and 2 s later its processes end
+    os.kill(run.process.pid, signal.SIGCONT)
+    run.ended(0)
+    assert (run.status()["state"], run.status()["exit_code"]) == ("done", 0)
+
+
 TRANSFORMS = "transforms: {train: [{name: CenterCrop, size: 16}], val: [{name: CenterCrop, size: 16}]}"
 PHOTOS = ("--set", f"dataset={{name: imagefolder, root: photos, {TRANSFORMS}}}", "--set", "batch_size=8")
 READ_IN_WORKERS = (*PHOTOS, "--set", "cache=off", "--set", "workers=1")

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from lrtrain.sinks.jsonl import Metrics, Timing, rows
 from lrtrain.sinks.lock import locked
 from lrtrain.sinks.patience import Patience
 from lrtrain.sinks.run_dir import ORIGIN, RunDir, check_free, latest, mark_begun
+from lrtrain.sinks.status import Status
 from lrtrain.world import World, from_environment
 from lrtrain.writing import write_atomically
 from tests.test_engine import job
@@ -58,6 +60,16 @@ def test_who_holds_the_lock_is_not_taken_for_an_earlier_run(
     wanted = f"is in use by {words.replace(SELF, own)}"
     with locked(RunDir(tmp_path)), pytest.raises(RunDirError, match=wanted), locked(RunDir(tmp_path)):
         pass
+
+
+def test_a_save_after_a_fault_of_another_process_leaves_the_run_failed(tmp_path: Path) -> None:
+    state = SimpleNamespace(best=SimpleNamespace(value=None, step=0), step=7)
+    status = Status(RunDir(tmp_path), state, "acc1")  # type: ignore[arg-type]
+    status.write("failed", 8, "process 1 of 2 ended")
+    state.step = 8
+    status(SaveDue(8, best=False))
+    found = json.loads((tmp_path / "status.json").read_text())
+    assert [found[key] for key in ("state", "exit_code", "message", "step")] == ["failed", 8, "process 1 of 2 ended", 8]
 
 
 def test_verify_lists_the_newest_of_many_and_whatever_is_damaged(

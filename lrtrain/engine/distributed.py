@@ -43,12 +43,12 @@ def joined(
         DistributedError: see `needing_peers`; or not all have come.
     """
     if world.size == 1:
-        with heartbeat.ending_with_torchrun() if world.launch else nullcontext():
+        with heartbeat.ending_with_torchrun(world) if world.launch else nullcontext():
             choose()
             yield
         return
     store = _met(world)
-    with heartbeat.ending_with_torchrun(), heartbeat.beating(store.clone(), world, tell), needing_peers(world):
+    with heartbeat.ending_with_torchrun(world), heartbeat.beating(store.clone(), world, tell), needing_peers(world):
         # Tensors on the host go over gloo, so that agreeing to stop does not wait for the GPU.
         backend = "cpu:gloo,cuda:nccl" if choose().type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -179,7 +180,8 @@ class Heartbeat:
                 fault = self._answers.get(timeout=self._beat_s)
                 unanswered = 0
             except queue.Empty:
-                unanswered += 1
+                # Ctrl-Z stops torchrun, which has the store, and not its processes.
+                unanswered = 0 if _is_stopped(os.getppid()) else unanswered + 1
                 fault = self._without_store() if unanswered == SILENT_BEATS else None
             if fault is not None:
                 self._end(fault, unreachable=unanswered > 0)
@@ -223,16 +225,24 @@ class Heartbeat:
         _end_process_unless(self._over, self._grace_s)
 
 
+def _is_stopped(pid: int) -> bool:
+    """Whether a process of this machine was stopped by a signal, and can go on."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
+
+
 def _end_process_unless(over: threading.Event, grace_s: float) -> None:
     if not over.wait(grace_s):
         os._exit(DistributedError.exit_code)
 
 
 @contextmanager
-def ending_with_torchrun() -> Iterator[None]:
+def ending_with_torchrun(world: World) -> Iterator[None]:
     """Inside, the end of torchrun stops this process as SIGTERM does: nobody is left who would end it.
 
-    Those beside it notice too, so that all can stop and save.
+    Those beside it notice too, so that all can stop and save. A process that is alone gets the time that it needs.
     """
     parent, beat_s, over = os.getppid(), seconds("BEAT_S", BEAT_S), threading.Event()
 
@@ -240,7 +250,8 @@ def ending_with_torchrun() -> Iterator[None]:
         while not over.wait(beat_s):
             if os.getppid() != parent:
                 os.kill(os.getpid(), signal.SIGTERM)
-                _end_process_unless(over, 2 * GRACE_S * beat_s / BEAT_S)
+                if world.size > 1:
+                    _end_process_unless(over, 2 * GRACE_S * beat_s / BEAT_S)
                 return
 
     threading.Thread(target=watch, name="lrtrain-torchrun", daemon=True).start()

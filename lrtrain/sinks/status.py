@@ -22,7 +22,8 @@ class Status:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, SaveDue):
-            self.write("running")
+            # What has failed in another process stays, where this one has the time to save.
+            self.write(*self._written if self._written[0] == "failed" else ("running",))
         elif isinstance(event, Finished):
             self.write("done", 0)
         elif isinstance(event, Stopped) and event.reason == "early_stop":
@@ -30,6 +31,7 @@ class Status:
 
     def write(self, state: str, exit_code: int | None = None, message: str | None = None) -> None:
         """Write the file: `state` is running, done, stopped or failed."""
+        self._written = state, exit_code, message
         best = self._state.best
         last = pointed(self._run.checkpoints, "last")
         status: dict[str, Any] = {
