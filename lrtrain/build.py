@@ -15,8 +15,10 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from lrtrain import lookup
 from lrtrain.config.duration import Duration
 from lrtrain.config.schema import RunConfig
+from lrtrain.config.yaml import UNWRITABLE
 from lrtrain.data.batches import Batches
 from lrtrain.data.build import Pipeline, channels_seen, make_pipeline
 from lrtrain.data.default_transforms import PHOTO
@@ -32,7 +34,7 @@ from lrtrain.engine.mix import make_mix
 from lrtrain.engine.precision import Precision, choose_device, choose_precision, make_deterministic
 from lrtrain.engine.state import LossSums, TrainState
 from lrtrain.engine.train import Recipe
-from lrtrain.errors import ConfigError, out_of_memory
+from lrtrain.errors import ConfigError, out_of_memory, quoted
 from lrtrain.models.build import BuiltModel, build_model
 from lrtrain.models.small_maps import multiply_small_maps
 from lrtrain.models.stem_pool import pool_before_relu
@@ -362,19 +364,37 @@ def _resolved(config: RunConfig, device: torch.device, precision: Precision, pip
     data["precision"] = precision
     data["deterministic"] = device.type == "cpu" or config.deterministic is True
     data["dataset"]["transforms"] = pipeline.resolved_transforms
-    paths = [("dataset", "root"), ("dataset", "manifest"), ("dataset", "skip_list"), ("model", "weights")]
-    if config.dataset.name == "webdataset":
+    dataset, name = data["dataset"], config.dataset.name
+    paths = [("dataset", "root"), ("model", "weights")]
+    if name in lookup.ours("dataset"):  # another's arguments of these names may be anything
+        paths += [("dataset", "manifest"), ("dataset", "skip_list")]
+    if name == "webdataset":
         paths.append(("dataset", "classes"))
     for section, key in paths:
         if data[section].get(key) is not None:
-            # Links stay: what lies beside one, or how it is called, may not be so where it leads to.
-            data[section][key] = str(Path(os.path.expanduser(data[section][key])).absolute())
-    for own in data["dataset"].get("splits", {}).values():
-        if own.get("root") is not None:
-            own["root"] = str(Path(os.path.expanduser(own["root"])).absolute())
-    if config.dataset.name == "webdataset":
-        shards = {key: absolute(data["dataset"][key]) for key in ("train", "val", "test") if key in data["dataset"]}
-        data["dataset"].update(shards)
+            data[section][key] = _from_anywhere(data[section][key], config.where(section, key))
+    if not lookup.is_path(name):
+        for split, own in dataset.get("splits", {}).items():
+            if isinstance(own.get("root"), str):
+                own["root"] = _from_anywhere(own["root"], config.where("dataset", "splits", split, "root"))
+    if name == "webdataset":
+        for key in [key for key in ("train", "val", "test") if key in dataset]:
+            dataset[key] = absolute(dataset[key])
+            _refuse_unwritable("".join(dataset[key]), config.where("dataset", key))
     resolved = RunConfig.model_validate(data)
     resolved._document = config._document
     return resolved
+
+
+def _from_anywhere(path: str, where: str) -> str:
+    # Links stay: what lies beside one, or how it is called, may not be so where it leads to.
+    found = str(Path(os.path.expanduser(path)).absolute())
+    _refuse_unwritable(found, where)
+    return found
+
+
+def _refuse_unwritable(path: str, where: str) -> None:
+    """Refuse what the run's config.yaml could not say: the folder that one is in may have such a name."""
+    if UNWRITABLE.search(path):
+        what = f"a folder's name must be UTF-8 text, for the run's config.yaml to name it; got {quoted(path)}"
+        raise ConfigError(what, where, "rename the folder; or make a link to the data elsewhere, and give its path")

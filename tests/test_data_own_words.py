@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tarfile
 import types
 from types import SimpleNamespace
 
@@ -140,6 +141,45 @@ def test_the_config_of_a_run_names_a_manifest_by_the_link_that_was_named(tmp_pat
     again = build(made.config)
     before = [os.path.abspath(made.source.train.path(i)) for i in range(4)]
     assert [again.source.train.path(i) for i in range(4)] == before
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"splits": {"train": 0.5, "val": {"root": "a"}}, "manifest": "v2", "skip_list": "none"},
+        {"splits": ["train"], "manifest": ["a.csv"], "skip_list": 1},
+    ],
+)
+def test_arguments_of_a_dataset_of_ones_own_are_its_own(monkeypatch, own):
+    """Whatever they are called, the run's config.yaml has them as they were given."""
+    mine = types.ModuleType("my_data")
+    mine.__dict__["both"] = lambda **_: (pairs([0, 1] * 4), pairs([0, 1]))
+    monkeypatch.setitem(sys.modules, "my_data", mine)
+    dataset = {"name": "my_data:both", **own}
+    assert build(config(dataset=dataset)).config.dataset.args == config(dataset=dataset).dataset.args
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "ImageFolder", "webdataset"])
+def test_a_folder_that_the_config_of_a_run_cannot_name_is_refused(tmp_path, monkeypatch, kind):
+    here = noise(tmp_path / "caf\udce9", {"train": 4, "val": 4})
+    monkeypatch.chdir(here)
+    dataset = {"root": "."}
+    if kind == "ImageFolder":
+        dataset = {"splits": {split: {"root": split} for split in ("train", "val")}}
+    elif kind == "webdataset":
+        pytest.importorskip("webdataset")
+        monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "cache"))
+        with tarfile.open("t.tar", "w") as tar:
+            for i in range(8):
+                (here / "label").write_text("ab"[i % 2])
+                tar.add("label", f"{i}.cls")
+                tar.add(f"train/{'ab'[i % 2]}/{i // 2}.png", f"{i}.png")
+        dataset = {"train": ["t.tar"], "val_fraction": 0.5}
+    with pytest.raises(ConfigError) as caught:
+        build(config(dataset={"name": kind, **dataset}))
+    (problem,) = caught.value.problems
+    assert "must be UTF-8 text, for the run's config.yaml" in problem.what
+    assert problem.where.startswith("c.yaml  dataset.")
 
 
 @pytest.mark.parametrize(("change", "refuses"), [({"seed": 2}, True), ({"val_fraction": 0.25}, True), ({}, False)])
