@@ -222,7 +222,7 @@ def test_patterns_may_be_a_list_and_start_with_a_tilde(tmp_path, monkeypatch):
 
 
 def test_patterns_are_made_to_mean_the_same_from_any_folder(tmp_path, monkeypatch):
-    folder = tmp_path / "a[1]{x}"
+    folder = tmp_path / "a[1]{x}b::c:::d"
     shard(folder / "t-0.tar", samples(0, 1))
     shard(folder / "t-1.tar", samples(0, 1))
     monkeypatch.chdir(folder)

@@ -120,7 +120,7 @@ def absolute(patterns: Any) -> Any:
         return [absolute(pattern) for pattern in patterns]
     if not isinstance(patterns, str):
         return patterns
-    here = re.sub(r"([\\{}])", r"\\\1", escape(os.getcwd()))
+    here = re.sub(r"([\\{}])", r"\\\1", escape(os.getcwd())).replace("::", "[:][:]")
     return "::".join(
         part if part.startswith(("/", "~", "$", "{/", "{~")) or _URL.match(part) else os.path.join(here, part)
         for part in patterns.split("::")
