@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +26,9 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
         OSError: the file system refuses.
     """
     if is_of_the_system(path) or (path.exists() and not path.is_file()):
-        with path.open("wb") as file:
+        number = _descriptor(path)
+        # Opened anew, a file that the shell says `> FILE` of would be cut, and written over by what is printed next.
+        with path.open("wb") if number is None else os.fdopen(os.dup(number), "wb") as file:
             yield file
         return
     temporary = temporary or _beside(path, f".{os.getpid()}")
@@ -42,6 +45,13 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
 def is_of_the_system(path: Path) -> bool:
     """Whether it is a way out of the process, not a place: /dev/stdout, which may be a link to a file, /dev/null ..."""
     return path.absolute().parts[1:2] in (("dev",), ("proc",))
+
+
+def _descriptor(path: Path) -> int | None:
+    """The descriptor of this process that a path stands for, such as /dev/stdout."""
+    name = {"/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}.get(str(path), str(path))
+    found = re.fullmatch(r"(?:/dev|/proc/self)/fd/([0-9]{1,9})", name)
+    return int(found[1]) if found else None
 
 
 @contextmanager

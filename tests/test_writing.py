@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from contextlib import suppress
 from io import TextIOWrapper
@@ -81,14 +82,26 @@ def test_a_new_file_is_never_another_and_never_half(tmp_path: Path) -> None:
 
 def test_a_device_is_written_to_and_never_replaced(tmp_path: Path) -> None:
     """/dev/stdout may be a file, where the shell says `> FILE`."""
-    with (tmp_path / "shell").open("w") as shell, replacing(Path(f"/dev/fd/{shell.fileno()}")) as file:
-        file.write(b"told")
-    assert (tmp_path / "shell").read_text() == "told"
+    with (tmp_path / "shell").open("wb", buffering=0) as shell:
+        shell.write(b"a table, ")
+        with replacing(Path(f"/dev/fd/{shell.fileno()}")) as file:
+            file.write(b"told")
+        shell.write(b", and the next line")
+    assert (tmp_path / "shell").read_text() == "a table, told, and the next line"
     assert os.listdir(tmp_path) == ["shell"]
     with replacing(Path(os.devnull)) as file, TextIOWrapper(file) as text:
         text.write("nothing")
     refuse_unwritable(Path(os.devnull), "--json")
     assert Path(os.devnull).is_char_device()
+
+
+def test_what_is_written_to_stdout_stands_between_what_is_printed(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    line = f"{sys.executable} -m lrtrain preview c.yaml --csv /dev/stdout > out"
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment(), check=True)
+    before, _, after = (tmp_path / "out").read_text().partition("step,epoch,lr.default\n1,")
+    assert "steps  LR" in before
+    assert after.endswith("\nwrote 4 rows to /dev/stdout\n")
 
 
 def test_a_name_as_long_as_a_name_can_be_is_written(tmp_path: Path) -> None:
