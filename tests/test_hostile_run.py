@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +22,7 @@ from lrtrain.engine.state import restore, snapshot
 from lrtrain.engine.train import train
 from lrtrain.errors import CheckpointError, EnvironmentFault
 from lrtrain.sinks.jsonl import refuse_other_log
+from tests.forked import environment
 from tests.hostile import Typed, assert_clear
 from tests.test_engine import job
 from tests.test_hostile_checkpoint import manifest_of, rewrite, trained, typed
@@ -36,6 +39,23 @@ def edit(old: str, new: str) -> Callable[[Path], object]:
         (run / "config.yaml").write_text(text.replace(old, new))
 
     return change
+
+
+def test_modules_that_lie_in_a_run_directory_are_not_run(tmp_path: Path) -> None:
+    """`python -m` looks in the working folder first; code of one's own is found there, after what is installed."""
+    for name in ("signal", "typer", "yaml", "numpy", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(99)")
+    (tmp_path / "mine.py").write_text(
+        "from torch.optim.lr_scheduler import LambdaLR\n\ndef half(optimizer):\n    return LambdaLR(optimizer, lambda t: 0.5)"
+    )
+    (tmp_path / "c.yaml").write_text(
+        "{epochs: 1, batch_size: 64, model: small_cnn, dataset: digits, optimizer: {name: SGD, lr: 1.0},"
+        " schedule: {name: 'mine:half', every: step}}"
+    )
+    command = [sys.executable, "-m", "lrtrain", "preview", "c.yaml", "--at", "2step"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "0.5" in ended.stdout
 
 
 @pytest.mark.parametrize(
