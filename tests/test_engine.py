@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lrtrain.build import Job, build
 from lrtrain.commands import smoke
 from lrtrain.config import yaml
 from lrtrain.config.load import resolve
-from lrtrain.engine import graph
+from lrtrain.engine import average, graph
 from lrtrain.engine.events import EpochEnded, Evaluated, Event, Logged, SaveDue, Stepped, Stopped
 from lrtrain.engine.mix import make_mix
 from lrtrain.engine.state import Best
@@ -217,6 +219,18 @@ def test_the_averaged_weights_are_evaluated_where_ema_is_on() -> None:
     run(made)
     assert made.state.evaluated is not made.state.model
     assert not torch.equal(made.state.evaluated.fc.weight, made.state.model.fc.weight)  # type: ignore[union-attr, arg-type]
+
+
+def test_the_average_of_whole_numbers_that_stay_is_those_numbers() -> None:
+    module = nn.BatchNorm1d(4)
+    module.register_buffer("order", torch.arange(300))
+    averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9999), use_buffers=True)  # type: ignore[no-untyped-call]
+    for _ in range(3):
+        module(torch.randn(8, 4))
+        average.update(averaged, module)
+    assert averaged.module.order.equal(torch.arange(300))  # type: ignore[operator, union-attr]
+    assert int(averaged.module.num_batches_tracked) == 3  # type: ignore[arg-type]
+    assert not averaged.module.running_mean.equal(module.running_mean)  # type: ignore[operator, union-attr]
 
 
 def test_early_stopping_counts_evaluations_without_improvement() -> None:

@@ -9,7 +9,10 @@ from torch.optim.swa_utils import AveragedModel
 
 @torch.no_grad()
 def update(average: AveragedModel, model: nn.Module) -> None:
-    """What `average.update_parameters(model)` does, which copies the counter to the GPU and waits for it."""
+    """What `average.update_parameters(model)` does, which copies the counter to the GPU and waits for it.
+
+    Tensors of whole numbers, such as indices, are the model's own: an average of equal ones is truncated to another.
+    """
     if average.multi_avg_fn is None or not int(average.n_averaged):
         average.update_parameters(model)
         return
@@ -18,8 +21,11 @@ def update(average: AveragedModel, model: nn.Module) -> None:
         averaged, current = by_type.setdefault(own.dtype, ([], []))
         averaged.append(own.detach())
         current.append(new.detach())
-    for averaged, current in by_type.values():
-        average.multi_avg_fn(averaged, current, average.n_averaged)
+    for dtype, (averaged, current) in by_type.items():
+        if dtype.is_floating_point or dtype.is_complex:
+            average.multi_avg_fn(averaged, current, average.n_averaged)
+        else:
+            torch._foreach_copy_(averaged, current)
     average.n_averaged += 1
 
 
