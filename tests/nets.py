@@ -106,3 +106,22 @@ class _Auxiliary(nn.Module):
 def auxiliary(num_classes: int, in_channels: int, fails: bool = False) -> nn.Module:
     """A network that answers with two tensors while it trains, as torchvision's googlenet does, or fails there."""
     return _Auxiliary(num_classes, in_channels, fails)
+
+
+class _LateBranch(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int):
+        super().__init__()
+        self.body = nn.Linear(64 * in_channels, 16)
+        self.branch = nn.Linear(16, 16)
+        self.head = nn.Linear(16, num_classes)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        x = self.body(x.flatten(1))
+        return self.head(x + self.branch(x) if self.calls > 3 else x)  # type: ignore[no-any-return]
+
+
+def late_branch(num_classes: int, in_channels: int) -> nn.Module:
+    """A network that leaves out a branch in its first three training steps."""
+    return _LateBranch(num_classes, in_channels)

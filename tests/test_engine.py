@@ -233,6 +233,20 @@ def test_the_average_of_whole_numbers_that_stay_is_those_numbers() -> None:
     assert not averaged.module.running_mean.equal(module.running_mean)  # type: ignore[operator, union-attr]
 
 
+def test_a_parameter_may_get_its_first_gradient_later_than_others() -> None:
+    """Fused SGD cannot take it together with those that have momentum already."""
+    found = []
+    for fused in (True, False):
+        groups = [{"params": "head", "momentum": 0}]
+        optimizer = {"name": "SGD", "lr": 0.05, "momentum": 0.9, "dampening": 0.5, "fused": fused, "groups": groups}
+        made = job(model="tests.nets:late_branch", optimizer=optimizer)
+        run(made)
+        found.append(weights(made))
+    assert len(made.state.optimizer.state) == 4
+    for name, tensor in found[0].items():
+        assert torch.allclose(tensor, found[1][name], rtol=1e-4, atol=1e-6), name
+
+
 def test_early_stopping_counts_evaluations_without_improvement() -> None:
     made = job(
         steps=40,

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lrtrain.config.schema import EarlyStop, monitor_mode
 from lrtrain.data.batches import Batch
@@ -164,7 +165,7 @@ def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> float | N
     if not state.gate.opens(state.optimizer, unsound, state.world):
         return float(loss_sum) / len(batch.labels)
     if state.scaler is None:
-        state.optimizer.step()
+        _step(state.optimizer)
     else:
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -172,6 +173,31 @@ def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> float | N
         average.update(state.ema, state.model)
     state.losses.add(loss_sum, batch.total)
     return None
+
+
+def _step(optimizer: Optimizer) -> None:
+    """`optimizer.step()`, but fused SGD cannot take parameters with and without momentum in one group.
+
+    So those that get their first gradient later than others, as in a branch that is skipped at random, take the step
+    by themselves. It is the same step: SGD has nothing that belongs to several parameters.
+    """
+    groups = optimizer.param_groups
+    late: list[tuple[Tensor, Tensor]] = []
+    if type(optimizer) is torch.optim.SGD and 0 < len(optimizer.state) < sum(len(group["params"]) for group in groups):
+        fused = [p for group in groups if group["fused"] and group["momentum"] for p in group["params"]]
+        late = [(p, p.grad) for p in fused if p.grad is not None and p not in optimizer.state]
+    for p, _ in late:
+        p.grad = None
+    optimizer.step()
+    if late:
+        others = [(p, p.grad) for group in groups for p in group["params"] if p.grad is not None]
+        for p, _ in others:
+            p.grad = None
+        for p, gradient in late:
+            p.grad = gradient
+        optimizer.step()
+        for p, gradient in others:
+            p.grad = gradient
 
 
 def _parts(state: TrainState, batch: Batch, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
