@@ -322,27 +322,85 @@ def test_an_impossible_optimizer_is_refused(section: dict[str, Any], message: st
     assert problem.where == at
 
 
-@pytest.mark.parametrize("where", ["k of its own", "k in its groups"])
-def test_an_optimizer_that_counts_where_no_checkpoint_looks_is_refused(
-    monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    class Counting(torch.optim.SGD):
+def mine(monkeypatch: pytest.MonkeyPatch, step: Any) -> str:
+    """The name of an SGD that does something else beside each step."""
+
+    class Mine(torch.optim.SGD):
         k = 0
 
         def step(self, closure: Any = None) -> Any:
-            if where == "k of its own":
-                self.k += 1
-            else:
-                self.param_groups[-1]["k"] = self.param_groups[-1].get("k", 0) + 1
+            step(self)
             return super().step(closure)
 
-    mine = types.ModuleType("my_optimizers")
-    mine.__dict__.update(Counting=Counting)
-    monkeypatch.setitem(sys.modules, "my_optimizers", mine)
-    problem = error_of(net(), name="my_optimizers:Counting").problems[0]
-    key = "k" if where == "k of its own" else "param_groups[0].k"
-    assert f"counts in {key!r}" in problem.what
+    module = types.ModuleType("my_optimizers")
+    module.__dict__.update(Mine=Mine)
+    monkeypatch.setitem(sys.modules, "my_optimizers", module)
+    return "my_optimizers:Mine"
+
+
+def counted_in(held: dict[str, Any], start: Any) -> None:
+    held["k"] = held.get("k", start) + 1
+
+
+def gradients_in(own: Any) -> None:
+    own.means = getattr(own, "means", {})
+    for p in own.param_groups[0]["params"]:
+        own.means[p] = own.means.get(p, 0) + p.grad
+
+
+@pytest.mark.parametrize(
+    ("step", "key"),
+    [
+        (lambda own: counted_in(vars(own), 0), "k"),
+        (lambda own: counted_in(own.param_groups[-1], 0), "param_groups[0].k"),
+        (lambda own: counted_in(vars(own), torch.zeros(())), "k"),
+        (lambda own: counted_in(own.param_groups[-1], torch.zeros(())), "param_groups[0].k"),
+        (lambda own: counted_in(vars(own).setdefault("counts", {}), 0), "counts['k']"),
+        (gradients_in, "means[0]"),
+        (lambda own: (keeps("step", 1)(own), counted_in(vars(own), 0)), "k"),
+    ],
+)
+def test_an_optimizer_that_counts_where_no_checkpoint_looks_is_refused(
+    monkeypatch: pytest.MonkeyPatch, step: Any, key: str
+) -> None:
+    problem = error_of(net(), name=mine(monkeypatch, step)).problems[0]
+    assert f"changes {key!r}" in problem.what
     assert "state" in str(problem.hint)
+
+
+def keeps(key: str, value: Any) -> Any:
+    return lambda own: own.state[own.param_groups[0]["params"][0]].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (keeps("best", float("inf")), "a number inf as 'best'"),
+        (keeps("history", [1.0]), "a list as 'history'"),
+        (keeps("phase", torch.zeros(2, dtype=torch.complex128)), "complex128, which a checkpoint cannot hold"),
+        (lambda own: own.state.update(k=torch.zeros(1)), "a Tensor as state['k']"),
+    ],
+)
+def test_an_optimizer_whose_state_no_checkpoint_holds_is_refused_before_it_trains(
+    monkeypatch: pytest.MonkeyPatch, step: Any, message: str
+) -> None:
+    problem = error_of(net(), name=mine(monkeypatch, step)).problems[0]
+    assert message in problem.what
+    assert problem.where == "optimizer"
+    assert problem.hint
+
+
+def test_what_an_optimizer_fills_again_or_holds_beside_its_state_is_not_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tables as those of RAdam, and its parameters, gradients and state by other names."""
+
+    def step(own: Any) -> None:
+        params = own.param_groups[0]["params"]
+        own.table, own.all = [[1, 0.5, None]], [*params, *(p.grad for p in params)]
+        own.by_parameter = {p: own.state[p] for p in params}
+
+    optimizer_of(net(), name=mine(monkeypatch, step))
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam"])

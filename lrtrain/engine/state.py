@@ -18,6 +18,7 @@ from lrtrain.engine.finite import Gate
 from lrtrain.engine.fits import refuse_not_finite, refuse_odd_state, refuse_other_module, refuse_other_optimizer
 from lrtrain.engine.graph import Graphs
 from lrtrain.errors import CheckpointError
+from lrtrain.optim.kept import kept, parameters_of
 from lrtrain.schedule.plan import Plan
 from lrtrain.schedule.plateau import Live
 from lrtrain.world import ALONE, World
@@ -116,8 +117,12 @@ class TrainState:
 
 
 def snapshot(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The state as tensors by part and JSON, from which `restore` makes the same bits again."""
-    tensors, scalars = _optimizer_state(state)
+    """The state as tensors by part and JSON, from which `restore` makes the same bits again.
+
+    Raises:
+        CheckpointError: the optimizer keeps what a checkpoint cannot hold.
+    """
+    tensors, scalars = kept(state.optimizer, state.parameter_names)
     parts: dict[str, dict[str, Tensor]] = {"model": dict(state.model.state_dict()), "optimizer": tensors}
     if state.ema is not None:
         parts["ema"] = dict(state.ema.module.state_dict())
@@ -228,26 +233,8 @@ def load_module(module: nn.Module, checkpoint: Checkpoint, part: str) -> None:
     module.load_state_dict(tensors)
 
 
-def _optimizer_state(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for name, parameter in zip(state.parameter_names, _parameters(state.optimizer), strict=True):
-        for key, value in state.optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"{name}/{key}"] = value
-            elif value is None or isinstance(value, bool | int | float | str):
-                scalars[f"{name}/{key}"] = value
-            else:
-                raise CheckpointError(
-                    f"{type(state.optimizer).__name__} keeps a {type(value).__name__} as {key!r}, "
-                    "which a checkpoint cannot hold",
-                    hint="use another optimizer",
-                )
-    return tensors, scalars
-
-
 def _load_optimizer(state: TrainState, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-    parameters = _parameters(state.optimizer)
+    parameters = parameters_of(state.optimizer)
     position = {name: i for i, name in enumerate(state.parameter_names)}
     saved: dict[int, dict[str, Any]] = {}
     for full, value in (*tensors.items(), *scalars.items()):
@@ -258,7 +245,3 @@ def _load_optimizer(state: TrainState, tensors: Mapping[str, Tensor], scalars: M
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         saved.setdefault(position[name], {})[key] = value
     state.optimizer.load_state_dict({"state": saved, "param_groups": state.optimizer.state_dict()["param_groups"]})
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

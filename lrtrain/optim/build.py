@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lrtrain import lookup
 from lrtrain.config import schema
-from lrtrain.errors import ConfigError, about, out_of_memory
+from lrtrain.errors import CheckpointError, ConfigError, about, out_of_memory
 from lrtrain.optim.groups import ParamGroup, Where, plain_args
+from lrtrain.optim.kept import kept, parameters_of
+from lrtrain.tensor_header import header_of
 
 # Classes with a fused kernel, by device; torch's own default is a slower loop on the CPU.
 _FUSED: dict[str, tuple[type[torch.optim.Optimizer], ...]] = {
@@ -31,7 +35,8 @@ def build_optimizer(
     momentum as uninitialised memory, which the next step then trains with.
 
     Raises:
-        ConfigError: the name leads nowhere, or the optimizer refuses its arguments or parameters.
+        ConfigError: the name leads nowhere, the optimizer refuses its arguments or parameters, or it keeps what no
+            checkpoint holds.
     """
     with about(where("optimizer", "name")):
         cls = lookup.find("optimizer", optimizer.name)
@@ -103,41 +108,65 @@ def _try_step(
 ) -> None:
     """Make a step with stand-ins of two rows and columns: several arguments are looked at by the step alone.
 
-    So it is with numbers that an optimizer keeps elsewhere than in `state`, which a checkpoint does not hold.
+    So it is with what an optimizer keeps, where a checkpoint cannot hold it or does not look for it.
     """
     with torch.random.fork_rng([]):
         weights = [torch.nn.Parameter(torch.zeros(2, 2, device=device)) for _ in groups]
         for parameter in weights:
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = torch.ones_like(parameter)
         parameters = [
             {"params": [parameter], "lr": group.lr, **group.options}
             for parameter, group in zip(weights, groups, strict=True)
         ]
         try:
             stand_in = cls(parameters, **args)
-            before = _numbers(stand_in)
+            before = _beside_state(stand_in)
             with torch.no_grad():
                 inspect.unwrap(type(stand_in).step)(stand_in)  # without the hooks that count a training's steps
+            after = _beside_state(stand_in)
         except Exception as error:  # of a class that may be anybody's
             if out_of_memory(error):
                 raise
             given = ", ".join(f"{key}={value!r}" for key, value in args.items())
             raise ConfigError(f"{name} cannot make a step with {given}: {error}", at) from error
-    after = _numbers(stand_in)
-    if moved := [key for key, number in after.items() if before.get(key) != number]:
-        what = f"{name} counts in {moved[0]!r} of its own or of its param_groups, which a checkpoint does not hold"
+    if moved := [key for key, value in after.items() if before.get(key) != value]:
+        what = f"{name} changes {moved[0]!r} of its own or of its param_groups, which a checkpoint does not hold"
         raise ConfigError(what, at, "use an optimizer that keeps what changes in `state`, as torch's own do")
+    try:
+        header_of(kept(stand_in, [group.name for group in groups])[0])
+    except CheckpointError as error:
+        raise ConfigError([replace(problem, where=at) for problem in error.problems]) from error
 
 
-def _numbers(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The numbers that an optimizer has of its own and in its groups."""
-    held = [vars(optimizer), *optimizer.param_groups]
-    return {
-        key if i == 0 else f"param_groups[{i - 1}].{key}": float(value)
-        for i, own in enumerate(held)
-        for key, value in own.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and value == value  # no NaN
-    }
+def _beside_state(optimizer: torch.optim.Optimizer) -> dict[str, float | str]:
+    """The numbers and tensors that an optimizer has of its own and in its groups, but for those in `state`."""
+    parameters, states = parameters_of(optimizer), optimizer.state.values()
+    kept_there = [value for own in states if isinstance(own, Mapping) for value in own.values()]
+    elsewhere = [optimizer.state, *states, *kept_there, *parameters, *(parameter.grad for parameter in parameters)]
+    apart = {id(value) for value in elsewhere if isinstance(value, Tensor | Mapping)}
+    held = {key: value for key, value in vars(optimizer).items() if key != "param_groups"}
+    for i, group in enumerate(optimizer.param_groups):
+        held |= {f"param_groups[{i}].{key}": value for key, value in group.items()}
+    return {name: found for key, value in held.items() for name, found in _found(key, value, apart)}
+
+
+def _found(name: str, value: Any, apart: Set[int]) -> Iterator[tuple[str, float | str]]:
+    """The numbers and tensors in a value, but for the tensors and dicts with the ids that are `apart`."""
+    if isinstance(value, torch.optim.Optimizer):
+        value = value.state
+    if id(value) in apart:
+        return
+    if isinstance(value, Tensor):
+        yield name, repr(value.tolist())
+    elif isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # no NaN
+        yield name, float(value)
+    elif isinstance(value, Mapping):
+        for i, (key, part) in enumerate(value.items()):
+            yield from _found(f"{name}[{repr(key) if isinstance(key, str) else i}]", part, apart)
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            if not isinstance(part, int | float):  # numbers in lists are such as RAdam's table, which it fills again
+                yield from _found(f"{name}[{i}]", part, apart)
 
 
 def _can_fuse(cls: Any, groups: Sequence[ParamGroup], device: torch.device) -> bool:
