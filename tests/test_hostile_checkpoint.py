@@ -356,7 +356,25 @@ def test_a_pointer_that_points_nowhere_is_passed_over(typed: Typed, tmp_path: Pa
     assert typed("fit", "c.yaml", "--resume", "--out", "run").code == 0
 
 
-@pytest.mark.parametrize("optimizer", [name for name in names("optimizer") if name != "Muon"])
+class Mixed(torch.optim.SGD):
+    """SGD that keeps a mean in float64, which flags were ever set, and a count, as tensors."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for p in (p for group in self.param_groups for p in group["params"]):
+            own = self.state[p]
+            if not own:
+                mean, seen = torch.zeros_like(p, dtype=torch.float64), torch.zeros_like(p, dtype=torch.bool)
+                own.update(mean=mean, seen=seen, count=torch.zeros((), dtype=torch.int64))
+            own["count"] += 1
+            own["seen"] |= p.grad > 0
+            own["mean"].lerp_(p.grad.double(), 0.3)
+            p -= 0.01 * own["mean"] / own["count"]
+
+
+@pytest.mark.parametrize(
+    "optimizer", [*(name for name in names("optimizer") if name != "Muon"), "tests.test_hostile_checkpoint:Mixed"]
+)
 def test_every_optimizers_own_state_is_known(optimizer: str, tmp_path: Path) -> None:
     from lrtrain.engine.state import restore, snapshot
     from lrtrain.engine.train import train
@@ -370,6 +388,16 @@ def test_every_optimizers_own_state_is_known(optimizer: str, tmp_path: Path) -> 
     restore(again.state, again.plan, format.verify(path))
     for name, tensor in job.state.model.state_dict().items():
         assert torch.equal(tensor, again.state.model.state_dict()[name])
+    (kept, scalars), (kept_again, scalars_again) = (kept_by(of.state) for of in (job, again))
+    assert scalars == scalars_again
+    assert {name: tensor.dtype for name, tensor in kept.items()} == {n: t.dtype for n, t in kept_again.items()}
+    assert all(torch.equal(tensor, kept_again[name]) for name, tensor in kept.items())
+
+
+def kept_by(state: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    from lrtrain.optim.kept import kept
+
+    return kept(state.optimizer, state.parameter_names)
 
 
 def _job(optimizer: str) -> Any:

@@ -245,3 +245,9 @@ def _load_optimizer(state: TrainState, tensors: Mapping[str, Tensor], scalars: M
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         saved.setdefault(position[name], {})[key] = value
     state.optimizer.load_state_dict({"state": saved, "param_groups": state.optimizer.state_dict()["param_groups"]})
+    # It casts all but `step` to the parameter's type, where an optimizer may keep another.
+    for i, values in saved.items():
+        own = state.optimizer.state[parameters[i]]
+        for key, value in values.items():
+            if isinstance(value, Tensor) and isinstance(cast := own.get(key), Tensor) and cast.dtype != value.dtype:
+                own[key] = value.to(cast.device)
