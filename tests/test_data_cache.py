@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pickle
@@ -366,6 +367,20 @@ def test_a_folder_that_cannot_be_written_is_named(folder, kept, cache, little_me
         made = batches(folder, cache="auto")
         assert all("off, since" in words and "cannot be written" in words for words in made.kept_words)
         assert digest(made) == digest(batches(folder, cache="off"))
+
+
+@pytest.mark.parametrize("cache", ["disk", "auto"])
+def test_a_file_system_without_locks_is_told_and_not_waited_for(folder, cache, little_memory, monkeypatch):
+    def missing(descriptor, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waits"))
+    if cache == "disk":
+        with pytest.raises(EnvironmentFault, match="its file system has no file locks"):
+            batches(folder)
+    else:
+        assert "its file system has no file locks" in batches(folder, cache="auto").kept_words[0]
 
 
 @pytest.mark.parametrize("cache", ["disk", "auto"])

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 from weakref import finalize
@@ -31,6 +32,9 @@ _FORMAT = 1  # goes up when what lrtrain itself does to pixels changes
 
 # The time of the last change of a complete file (2000-01-01), in ns: whatever writes to it later moves that.
 _SEAL = 946_684_800 * 10**9
+
+# A lock that is a mere file would stay when its holder is killed, and be taken for held where the file is there.
+_kernels_lock = partial(FileLock, fallback_to_soft=False)
 
 _ANEW = "go on with --resume: what is damaged is made anew"
 
@@ -222,9 +226,9 @@ def completed(path: Path) -> Iterator[IO[bytes]]:
 
 def _remove_abandoned(folder: Path) -> None:
     """Remove what builders left that were killed: nobody holds the lock."""
-    for partial in folder.glob(f"*-{'[0-9a-f]' * 32}.partial"):  # the folder may be another program's too
-        with suppress(OSError, Timeout), FileLock(partial.with_suffix(".lock"), timeout=0):
-            partial.unlink(missing_ok=True)
+    for left in folder.glob(f"*-{'[0-9a-f]' * 32}.partial"):  # the folder may be another program's too
+        with suppress(OSError, Timeout), _kernels_lock(left.with_suffix(".lock"), timeout=0):
+            left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -236,15 +240,16 @@ def locked(path: Path) -> Iterator[None]:
     """
     name = path.with_suffix(".lock")
     name.touch()  # filelock would wait for a place where no file can be made
-    lock = FileLock(name)
+    lock = _kernels_lock(name)
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            with suppress(OSError, ValueError):
-                tqdm.write(f"waiting for another process that prepares {path}", file=sys.stderr)
-            lock.acquire(poll_interval=0.2)
-    except NotImplementedError as error:
+        lock.acquire(timeout=0)
+    except Timeout:
+        with suppress(OSError, ValueError):
+            tqdm.write(f"waiting for another process that prepares {path}", file=sys.stderr)
+        lock.acquire(poll_interval=0.2)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
         raise OSError(errno.ENOTSUP, "its file system has no file locks") from error
     try:
         yield

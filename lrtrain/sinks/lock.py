@@ -17,6 +17,8 @@ from lrtrain.sinks.run_dir import RunDir
 def locked(run_dir: RunDir) -> Iterator[None]:
     """Inside, the run directory is this process's. The lock is the kernel's, and goes with the process in any case.
 
+    Where the file system has no such locks, the lock is a file that says who holds it, as filelock warns.
+
     Raises:
         RunDirError: another process trains in it.
         EnvironmentFault: the directory cannot be written to.
