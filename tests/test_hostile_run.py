@@ -24,6 +24,7 @@ from lrtrain.errors import CheckpointError, EnvironmentFault
 from lrtrain.sinks.jsonl import refuse_other_log
 from tests.forked import environment
 from tests.hostile import Typed, assert_clear
+from tests.shards.making import samples, shard
 from tests.test_engine import job
 from tests.test_hostile_checkpoint import manifest_of, rewrite, trained, typed
 
@@ -527,6 +528,38 @@ def test_images_may_be_moved(typed: Typed, on_photos: Path) -> None:
     moved.joinpath("train", "red", "0.jpg").unlink()
     ended = typed(*extend, "--set", "epochs=4", "--set", "dataset.root=elsewhere")
     assert_clear(ended, 4, "train/red: 12 images when the run began, 11 now")
+
+
+@pytest.mark.parametrize("name", ["csv", "webdataset"])
+def test_so_may_those_of_a_manifest_and_of_shards(typed: Typed, on_photos: Path, name: str) -> None:
+    if name == "webdataset":
+        pytest.importorskip("webdataset")
+        parts = {"train": [0, 1] * 5, "val": [1, 0] * 3}
+        for split, labels in parts.items():
+            shard(on_photos / f"{split}.tar", samples(*labels))
+        keys = {split: f"{split}.tar" for split in parts}
+    else:
+        files = [f"train/{label}/{i}.jpg,{label}" for label in ("red", "blue") for i in range(12)]
+        files += [f"val/{label}/{i}.jpg,{label},val" for label in ("red", "blue") for i in range(6)]
+        (on_photos / "m.csv").write_text("\n".join(["path,label,split", *files, ""]))
+        keys = {"manifest": "m.csv"}
+
+    def places(folder: Path) -> list[str]:
+        return [word for key, file in keys.items() for word in ("--set", f"dataset.{key}={folder.name}/{file}")]
+
+    named = FOLDER.replace("imagefolder, root: photos", f"{name}, {', '.join(f'{key}: x' for key in keys)}")
+    (on_photos.parent / "other.yaml").write_text(named)
+    ended = typed("fit", "other.yaml", "--out", "other", *places(on_photos))
+    assert ended.code == 0, ended.err
+    moved = on_photos.rename(on_photos.with_name("elsewhere"))
+    resume = ("fit", "--resume", "--out", "other", *places(moved))
+    ended = typed(*resume, "--extend", "hold", "--set", "epochs=2")
+    assert ended.code == 0, ended.err
+    if name == "csv":
+        moved.joinpath("m.csv").write_text("\n".join(["path,label,split", *files[1:], ""]))
+    else:
+        shard(moved / "train.tar", samples(1, 0, *parts["train"][2:]))
+    assert_clear(typed(*resume, "--extend", "hold", "--set", "epochs=3"), 4, "the dataset is not the one")
 
 
 def test_another_number_of_images_is_told_as_that(typed: Typed, on_photos: Path) -> None:

@@ -32,6 +32,8 @@ from lrtrain.world import World
 
 MOST_DIFFERENCES = 10
 _LENGTH = ("epochs", "steps", "extended")
+# Where our own datasets take their images, and the lists of them, from.
+_PLACES = tuple(f"dataset.{key}" for key in ("root", "manifest", "skip_list", "classes", "train", "val", "test"))
 
 Policy = Literal["hold", "rescale", "restart"]
 
@@ -265,7 +267,7 @@ def _refuse_differences(before: RunConfig, now: RunConfig, free: Sequence[str], 
     """
     old, new = flat(before.dump()), flat(now.dump())
     # The images are held against those of then by their names and sizes, wherever they lie.
-    moved = ("dataset.root",) if before.dataset.name in lookup.ours("dataset") else ()
+    moved = _PLACES if before.dataset.name in lookup.ours("dataset") else ()
     free = (*free_to_change(before), *free, *moved)
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in free]
     if changed:
