@@ -16,6 +16,7 @@ from lrtrain.config.schema import Dataset
 from lrtrain.data.augment.RandomCrop import RandomCrop
 from lrtrain.data.batches import Batches
 from lrtrain.data.build import make_pipeline
+from lrtrain.data.loader import by_workers
 from lrtrain.data.open import open_source
 from lrtrain.data.order import batch_of_step
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault
@@ -375,6 +376,14 @@ def test_a_worker_that_dies_is_an_environment_fault(folder):
     object.__setattr__(made.pipeline.source.train, "root", Dies())
     with pytest.raises(EnvironmentFault, match="a data worker died"):
         list(made.train(0, 4))
+
+
+def test_workers_send_images_where_the_folder_for_temporary_files_has_a_long_path(tmp_path, monkeypatch):
+    folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    (sent,) = by_workers([torch.ones(3)], [0], workers=1, patience_s=15.0)
+    assert sent.tolist() == [1, 1, 1]
 
 
 class Dies:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import os
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +29,8 @@ PATIENCE_S = 120.0
 _DYING_S = 2.0  # for the end of a worker to be seen, once its connection is broken
 """How long a worker may take for what it is asked for."""
 _PR_SET_PDEATHSIG = 1
+_SOCKETS_FOLDER = 71
+"""The longest path below which torch can send tensors: a socket's may have 103 bytes, of which 32 are its name."""
 SAME_SIZE = "end the list with RandomResizedCrop, RandomCrop or CenterCrop, or with Resize to `size: [224, 224]`"
 
 
@@ -236,4 +240,6 @@ def _start_worker(_: int) -> None:
         # When the main process is killed, so is this one, with what it holds of its sockets, locks and shared memory;
         # elsewhere torch's own watch ends it within seconds.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if len(os.fsencode(tempfile.gettempdir())) > _SOCKETS_FOLDER:
+        tempfile.tempdir = "/tmp"
     torch.set_num_threads(1)
