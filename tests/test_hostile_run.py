@@ -84,6 +84,14 @@ def test_a_config_edited_in_the_run_directory_is_refused(
     assert_clear(typed("fit", "c.yaml", "--resume", "--out", "run"), 2)
 
 
+def test_the_run_of_a_config_is_found_where_other_checkpoints_lie_beside_it(typed: Typed, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / "run", tmp_path / "runs" / "c")
+    (tmp_path / "checkpoints").mkdir()
+    for config in ("c.yaml", "runs/c/config.yaml"):
+        ended = typed("fit", config, "--resume")
+        assert (ended.code, "already complete" in ended.out) == (0, True), ended.err
+
+
 def test_what_no_result_depends_on_may_be_edited_there_too(typed: Typed, tmp_path: Path) -> None:
     edit("workers: 0", "workers: 1")(tmp_path / "run")
     edit("keep: 2", "keep: 5")(tmp_path / "run")

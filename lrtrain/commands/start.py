@@ -70,7 +70,7 @@ def start_fit(
         check_free(out, "`--resume` continues the run in it")
     if not resume:
         return start(config_path, overrides, trust=trust), None
-    if out is None and config_path is not None and (config_path.parent / "checkpoints").is_dir():
+    if out is None and config_path is not None and config_path.name == "config.yaml" and is_run(config_path.parent):
         out = config_path.parent
     name = (config_path or DEFAULT).stem
     run_dir = RunDir(out) if out is not None else latest(name)
