@@ -158,6 +158,15 @@ class Named(list):
         self.classes = classes
 
 
+def test_classes_of_one_name_are_counted_apart(own):
+    train, val = Named(["a", "b", "b"]), Named(["a", "b", "b"])
+    del train[4:]
+    own.make = lambda: (train, val)
+    source = opened(name="own_data:make")
+    assert source.counts()["train"] == {"a (0)": 2, "b (1)": 2, "b (2)": 0}
+    assert "classes without training images: b (2)" in source.notes
+
+
 def test_the_classes_of_val_are_those_of_train_by_name(own):
     own.make = lambda: (Named(["cat", "dog", "fox"]), Named(["cat", "fox"]))
     assert opened(name="own_data:make").counts()["val"] == {"cat": 2, "dog": 0, "fox": 2}

@@ -41,7 +41,7 @@ def fingerprint(source: Source) -> Fingerprint:
     Raises:
         DataError: a file is not there.
     """
-    names = _unique(source.classes)
+    names = source.distinct_classes
     total = sum(map(len, source.splits().values()))
     with tqdm(
         total=total, desc="listing the images", unit=" images", disable=None, delay=2, leave=False, dynamic_ncols=True
@@ -85,11 +85,6 @@ def _whole(split: Mapping[str, Part] | None) -> str:
 
 def _counted(images: int) -> str:
     return "1 image" if images == 1 else f"{images:,} images"
-
-
-def _unique(classes: Sequence[str]) -> Sequence[str]:
-    """The names, with their numbers where two are the same: ImageNet has two cranes."""
-    return classes if len(set(classes)) == len(classes) else [f"{name} ({i})" for i, name in enumerate(classes)]
 
 
 def _parts(split: Split, names: Sequence[str], bar: tqdm[Any]) -> Iterator[tuple[str, Part]]:

@@ -100,11 +100,18 @@ class Source:
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
 
+    @property
+    def distinct_classes(self) -> tuple[str, ...]:
+        """The names, with their numbers where two are the same: ImageNet has two cranes."""
+        if len(set(self.classes)) == len(self.classes):
+            return self.classes
+        return tuple(f"{name} ({i})" for i, name in enumerate(self.classes))
+
     def counts(self) -> dict[str, dict[str, int]]:
-        """How many images each class has, by split."""
+        """How many images each class has, by split; by distinct names."""
         k = len(self.classes)
         return {
-            name: dict(zip(self.classes, np.bincount(split.labels, minlength=k).tolist(), strict=True))
+            name: dict(zip(self.distinct_classes, np.bincount(split.labels, minlength=k).tolist(), strict=True))
             for name, split in self.splits().items()
         }
 
