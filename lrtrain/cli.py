@@ -6,7 +6,6 @@ import atexit
 import gc
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -161,9 +160,10 @@ def fit(
             raise ConfigError(f"--smoke leaves no run, and {flag} is for one", hint=f"drop {flag}, or --smoke")
         started = start(config, [*(set or []), "cache=off", "workers=0"], trust=trust)
         from lrtrain.commands import smoke as smoke_test
+        from lrtrain.commands.signals import stop_requests
 
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # its folder is removed then
-        return smoke_test.run(started.config)
+        with stop_requests():  # a signal ends it as an exit does, which removes its folder
+            return smoke_test.run(started.config)
     world = from_environment()
     if (extend or allow_inexact) and not resume:
         flag = "--extend" if extend else "--allow-inexact"

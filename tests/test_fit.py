@@ -326,6 +326,18 @@ def test_smoke_runs_everything_and_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
 
 
+def test_smoke_leaves_nothing_when_a_signal_ends_it(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(QUICK.replace("width: 8", "width: 256"))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--smoke"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(TMPDIR=str(temporary)))
+    assert until(lambda: any(temporary.glob("lrtrain-smoke-*")), process)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert not any(temporary.glob("lrtrain-smoke-*"))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_smoke_takes_the_steps_that_there_are(tmp_path: Path, steps: int) -> None:
     ended = fit(tmp_path, QUICK.replace("epochs: 3", f"steps: {steps}"), "--smoke")
