@@ -93,6 +93,7 @@ LINES: list[tuple[str, list[str], int, tuple[str, ...]]] = [
     ("a model beyond memory", ["fit", "c.yaml", "--set", "model.width=200000"], 5, ("out of memory", "a smaller model")),
     ("a list of nothing", ["list", "things"], 2, ("'things'", "'models'")),
     ("a file that is there", ["init", "--example", "c.yaml"], 2, ("'c.yaml' is there already", "FILE")),
+    ("an example nowhere", ["init", "--example", "no/a.yaml"], 5, ("'no/a.yaml'", "make its folder")),
     ("a smoke test with a run", ["fit", "c.yaml", "--smoke", "--out", "run"], 2, ("--out", "drop --out, or --smoke")),
     ("a smoke test that goes on", ["fit", "c.yaml", "--smoke", "--resume"], 2, ("--resume", "--smoke")),
     ("nothing to write", ["init"], 2, ("lrtrain init --example",)),

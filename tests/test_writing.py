@@ -105,8 +105,11 @@ def test_what_is_written_to_stdout_stands_between_what_is_printed(tmp_path: Path
 
 
 def test_a_name_as_long_as_a_name_can_be_is_written(tmp_path: Path) -> None:
+    refuse_unwritable(tmp_path / ("ü" * 127), "--json")
     write_atomically(tmp_path / ("ü" * 127), "x")
     assert os.listdir(tmp_path) == ["ü" * 127]
+    with pytest.raises(EnvironmentFault, match="File name too long"):
+        refuse_unwritable(tmp_path / ("ü" * 128), "--json")
 
 
 def test_what_to_do_next_is_what_the_command_can_do(tmp_path: Path) -> None:

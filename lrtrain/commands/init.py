@@ -23,6 +23,9 @@ def run(path: Path, *, example: bool) -> None:
         raise ConfigError(f"{str(path)!r} is there already", hint=hint) from error
     except OSError as error:
         what = f"cannot write {str(path)!r}: {error.strerror}"
-        raise EnvironmentFault(what, hint=what_to_do(error, "try again, or name another file")) from error
+        hint = what_to_do(error, "try again, or name another file")
+        if isinstance(error, FileNotFoundError):
+            hint = "make its folder, or name another file"
+        raise EnvironmentFault(what, hint=hint) from error
     name = "" if path.name == "lrtrain.yaml" and path.parent == Path() else f" {printable(shlex.quote(str(path)))}"
     print(f"wrote {printable(str(path))}\nnext: lrtrain preview{name}\n      lrtrain fit{name}")  # noqa: T201

@@ -12,6 +12,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -271,9 +272,10 @@ def refuse_unwritable(path: Path | None, option: str) -> None:
     if path is None or is_of_the_system(path):
         return
     try:
-        if not path.name or (path.exists() and not path.is_file()):
-            raise OSError(errno.EINVAL, "it is no regular file")
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise OSError(errno.EINVAL, "it is no regular file")
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix="."):
             pass
     except OSError as error:
         hint = f"name a file in a folder that is there, with {option}"
