@@ -85,6 +85,7 @@ VALUES: list[tuple[str, str, str | None, tuple[str, ...]]] = [
     ("C17 infinite", "optimizer", "{name: SGD, lr: .inf}", ("optimizer.lr must be a finite number; got inf",)),
     ("C17 beyond a float", "optimizer", "{name: SGD, lr: 1.0e+400}", ("a finite number; got inf",)),
     ("C17 not a number", "optimizer", "{name: SGD, lr: .nan}", ("a finite number; got nan",)),
+    ("C17 infinite in a list of a list", "dataset", "{name: 'own:data', sizes: {a: [[.inf]]}}", ("sizes must be a finite number; got inf",)),
     ("C18 negative", "optimizer", "{name: SGD, lr: -0.1}", ("must be greater than 0", "-0.1", "such as lr: 0.1")),
     ("C18 zero", "optimizer", "{name: SGD, lr: 0}", ("must be greater than 0",)),
     ("C19 beyond 1000", "optimizer", "{name: SGD, lr: 1001}", ("at most 1000", "1001")),

@@ -25,6 +25,7 @@ HORIZONS = {
 FILLED = {"CosineAnnealingLR": ("T_max",), "OneCycleLR": ("max_lr",), "CyclicLR": ("max_lr",)}
 _RANGES = {"momentum": (0, 1), "betas": (0, 1), "weight_decay": (0, math.inf)}
 _RANGES_OF = {"RMSprop": {"alpha": (0, 1)}}  # elsewhere it may be more
+_HELD = ("transforms", "schedulers")  # what is in these is held against its own arguments
 _ONE = "such as 1ep or 20step"
 _REFUSED = {
     "differentiable": "training does not differentiate through the optimizer",
@@ -213,8 +214,9 @@ def _check_number(
     values = value if isinstance(value, list) else [value]
     usual = such_as(key, default) or "leave it out"
     for item in values:
-        if isinstance(item, float) and not math.isfinite(item):
-            yield Problem(f"{key} must be a finite number; got {item}", document.where(*loc), usual)
+        not_finite = [number for number in _floats(item) if not math.isfinite(number)]
+        if not_finite and not (isinstance(item, dict) and key in _HELD):
+            yield Problem(f"{key} must be a finite number; got {not_finite[0]}", document.where(*loc), usual)
         elif numbers and isinstance(item, str) and (hint := number_hint(item)) and key not in ("lr_lambda", "scale_fn"):
             yield Problem(f"{key} must be a number; got {shortened(item)}", document.where(*loc), hint)
         elif key == "betas" and key in ranges and not isinstance(value, list):
@@ -224,6 +226,15 @@ def _check_number(
             if not low <= item < high:
                 what = f"{key} must be at least {low} and less than {high}; got {quoted(item)}"
                 yield Problem(what, document.where(*loc), usual)
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """The floats in a value, however deep."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _floats(item)
 
 
 def check_values(config: RunConfig) -> list[Problem]:
