@@ -40,6 +40,7 @@ from lrtrain.models.small_maps import multiply_small_maps
 from lrtrain.models.stem_pool import pool_before_relu
 from lrtrain.optim.build import build_optimizer, momentum_of
 from lrtrain.optim.groups import ParamGroup, make_groups
+from lrtrain.random import key, seeded
 from lrtrain.schedule.extend import former_ends
 from lrtrain.schedule.plan import GroupLR, Plan, make_plan, run_steps
 from lrtrain.world import ALONE, World
@@ -219,17 +220,17 @@ def _refuse_sync_bn(config: RunConfig, device: torch.device) -> None:
 @torch.no_grad()
 def _try_forward(config: RunConfig, built: BuiltModel, pipeline: Pipeline, classes: int, device: torch.device) -> None:
     """Refuse, before training, a model that cannot take the images or does not answer with logits."""
-    built.module.eval()
-    for shape in dict.fromkeys((pipeline.shape, pipeline.val_shape)):
-        _try_shape(config, built.module, shape, classes, device)
-    if ":" not in config.model.name:
-        return
-    # One's own may answer otherwise while it trains. What that changes in it is for a copy, where one can be made.
-    training = None
-    with suppress(Exception):
-        training = copy.deepcopy(built.module).train()
-    if training is not None:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with seeded(key(config.seed, "trial")), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        built.module.eval()
+        for shape in dict.fromkeys((pipeline.shape, pipeline.val_shape)):
+            _try_shape(config, built.module, shape, classes, device)
+        if ":" not in config.model.name:
+            return
+        # One's own may answer otherwise while it trains. What that changes in it is for a copy, where one can be made.
+        training = None
+        with suppress(Exception):
+            training = copy.deepcopy(built.module).train()
+        if training is not None:
             _try_shape(config, training, pipeline.shape, classes, device)
 
 

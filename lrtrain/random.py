@@ -7,6 +7,7 @@ Raw 64-bit streams only: numpy promises that a bit generator's stream never chan
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -59,12 +60,28 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return mixed
 
 
-@contextmanager
-def torch_seeded(seed_key: int) -> Iterator[None]:
-    """Inside, torch's CPU generator starts from `seed_key`; afterwards it is as it was."""
-    state = torch.get_rng_state()
+def seed(seed_key: int) -> None:
+    """Start torch's CPU generator, numpy's and Python's, which code of others draws from, at `seed_key`."""
     torch.default_generator.manual_seed(seed_key)
+    np.random.seed(seed_key & 0xFFFFFFFF)
+    random.seed(seed_key)
+
+
+@contextmanager
+def put_back() -> Iterator[None]:
+    """Afterwards the generators that `seed` starts are as they were."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield
     finally:
-        torch.set_rng_state(state)
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+@contextmanager
+def seeded(seed_key: int) -> Iterator[None]:
+    """Inside, the generators start from `seed_key`; afterwards they are as they were."""
+    with put_back():
+        seed(seed_key)
+        yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,15 @@ def test_events_come_in_order() -> None:
     assert [event.step for event in events if isinstance(event, Stepped)] == list(range(1, 17))
 
 
-def test_a_step_does_not_depend_on_what_was_drawn_before() -> None:
-    changes = {"model": {"name": "tests.nets:with_dropout"}, "mixup": 0.4, "ema": 0.9}
+@pytest.mark.parametrize("net", ["with_dropout", "drawing"])
+def test_a_step_does_not_depend_on_what_was_drawn_before(net: str) -> None:
+    changes = {"model": {"name": f"tests.nets:{net}"}, "mixup": 0.4, "ema": 0.9}
     one, other = job(**changes), job(**changes)
     run(one)
     for _ in train(other.state, other.plan, other.batches, other.recipe):
         torch.rand(17)
         np.random.rand(3)
+        random.random()
     assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(one).items())
 
 

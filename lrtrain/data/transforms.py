@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from lrtrain import lookup
 from lrtrain.data.augment import BatchOp, batch_op
 from lrtrain.data.known_transforms import Size, TooLarge, is_theirs, nested, refuse_huge, size_after
 from lrtrain.errors import ConfigError
-from lrtrain.random import key, torch_seeded, uniforms
+from lrtrain.random import key, seeded, uniforms
 
 Entry = dict[str, Any]
 Located = tuple[int | None, Entry]
@@ -48,19 +47,9 @@ class Moment:
         """Draws of the op at `position` of the list for the samples `index`, shape (B, draws)."""
         return uniforms(key(self.seed, "augment", self.epoch, position), index, draws)
 
-    @contextmanager
-    def seeded(self, index: int) -> Iterator[None]:
+    def seeded(self, index: int) -> AbstractContextManager[None]:
         """Inside, torch's, numpy's and Python's generators start from `index`; afterwards all is as before."""
-        sample = key(self.seed, "augment", self.epoch, "sample", index)
-        python, legacy = random.getstate(), np.random.get_state()
-        random.seed(sample)
-        np.random.seed(sample & 0xFFFFFFFF)
-        try:
-            with torch_seeded(sample):
-                yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)
+        return seeded(key(self.seed, "augment", self.epoch, "sample", index))
 
 
 @dataclass(frozen=True)

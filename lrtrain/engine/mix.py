@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrtrain.random import torch_seeded
+from lrtrain.random import seeded
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Mix:
 
     def __call__(self, images: Tensor, labels: Tensor, mix_key: int) -> tuple[Tensor, Tensor]:
         """Mixed images, and labels as class probabilities of shape (batch, classes)."""
-        with torch_seeded(mix_key):
+        with seeded(mix_key):
             way = self.ways[int(torch.randint(len(self.ways), ()))]
             return way(images, labels)
 

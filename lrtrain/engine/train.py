@@ -49,7 +49,7 @@ from lrtrain.engine.finite import (
 from lrtrain.engine.mix import Mix
 from lrtrain.engine.precision import Precision
 from lrtrain.engine.state import Best, TrainState
-from lrtrain.random import key
+from lrtrain.random import key, seed
 from lrtrain.schedule.plan import Plan
 
 # Why training may be asked to stop; several processes must agree on one.
@@ -251,7 +251,7 @@ def _norms(state: TrainState, recipe: Recipe) -> list[Tensor]:
 
 def _seed_model(model_key: int, device: torch.device) -> None:
     """Dropout and stochastic depth draw from (seed, step), not from what was drawn before."""
-    torch.default_generator.manual_seed(model_key)
+    seed(model_key)
     if device.type == "cuda":
         torch.cuda.manual_seed(model_key)
     elif device.type == "mps":

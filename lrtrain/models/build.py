@@ -18,7 +18,7 @@ from lrtrain.config import schema
 from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, LrtrainError, about, out_of_memory, quoted
 from lrtrain.models.stems import make_gray, small_stem
 from lrtrain.models.weights import load_into, load_weights_file, normalisation_of
-from lrtrain.random import key, torch_seeded
+from lrtrain.random import key, seeded
 
 Where = Callable[..., str]
 
@@ -68,12 +68,12 @@ def build_model(
         EnvironmentFault: a package is missing, or weights cannot be downloaded or read.
     """
     _refuse_contradictions(model, in_channels, where)
-    with torch_seeded(key(seed, "init")):
+    with seeded(key(seed, "init")):
         built = _source(model.name)(model, num_classes, in_channels, load, where)
     if load and model.weights is not None:
         built = _load_file(model, built, num_classes, in_channels, where)
     if load:
-        with torch_seeded(key(seed, "head")):
+        with seeded(key(seed, "head")):
             _reset_head(built)
     if built.mean is not None and built.std is not None and len(built.mean) != in_channels:
         built = replace(built, mean=_averaged(built.mean, in_channels), std=_averaged(built.std, in_channels))

@@ -18,6 +18,7 @@ from lrtrain.engine.finite import Gate
 from lrtrain.engine.state import LossSums, TrainState
 from lrtrain.engine.train import train
 from lrtrain.errors import ConfigError, Diverged
+from lrtrain.random import put_back
 from lrtrain.range_test.suggest import StopRule
 from lrtrain.schedule.curve import Curve
 
@@ -67,7 +68,7 @@ def sweep(job: Job, lrs: NDArray[np.float64], each: Callable[[int], object] = la
         ConfigError: a group's LR would be more than any weight can follow.
     """
     before = fingerprint(job.state)
-    with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
+    with put_back(), torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
         recorded, stopped = _run(job, lrs, each)
     losses = np.array(recorded)
     return Sweep(lrs[: len(losses)], losses, len(lrs), stopped, before, fingerprint(job.state))
