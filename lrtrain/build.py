@@ -32,9 +32,9 @@ from lrtrain.engine.graph import Graphs
 from lrtrain.engine.memory import keep_freed_memory
 from lrtrain.engine.mix import make_mix
 from lrtrain.engine.precision import Precision, choose_device, choose_precision, make_deterministic
-from lrtrain.engine.state import LossSums, TrainState
+from lrtrain.engine.state import LossSums, TrainState, refuse_lost, unsaved_buffers
 from lrtrain.engine.train import Recipe
-from lrtrain.errors import ConfigError, out_of_memory, quoted
+from lrtrain.errors import ConfigError, about, out_of_memory, quoted
 from lrtrain.models.build import BuiltModel, build_model
 from lrtrain.models.small_maps import multiply_small_maps
 from lrtrain.models.stem_pool import pool_before_relu
@@ -129,6 +129,7 @@ def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, 
         scaler=torch.amp.GradScaler(device.type) if precision == "fp16" else None,
         live=plan.start_live(),
         world=world,
+        constants=unsaved_buffers(built.module),
     )
     recipe = _recipe(config, plan, precision, source)
     return Job(
@@ -231,7 +232,10 @@ def _try_forward(config: RunConfig, built: BuiltModel, pipeline: Pipeline, class
         with suppress(Exception):
             training = copy.deepcopy(built.module).train()
         if training is not None:
+            constants = unsaved_buffers(training)
             _try_shape(config, training, pipeline.shape, classes, device)
+            with about(config.where("model", "name")):
+                refuse_lost(training, constants)
 
 
 def _try_shape(
@@ -371,17 +375,17 @@ def _resolved(config: RunConfig, device: torch.device, precision: Precision, pip
         paths += [("dataset", "manifest"), ("dataset", "skip_list")]
     if name == "webdataset":
         paths.append(("dataset", "classes"))
-    for section, key in paths:
-        if data[section].get(key) is not None:
-            data[section][key] = _from_anywhere(data[section][key], config.where(section, key))
+    for section, option in paths:
+        if data[section].get(option) is not None:
+            data[section][option] = _from_anywhere(data[section][option], config.where(section, option))
     if not lookup.is_path(name):
         for split, own in dataset.get("splits", {}).items():
             if isinstance(own.get("root"), str):
                 own["root"] = _from_anywhere(own["root"], config.where("dataset", "splits", split, "root"))
     if name == "webdataset":
-        for key in [key for key in ("train", "val", "test") if key in dataset]:
-            dataset[key] = absolute(dataset[key])
-            _refuse_unwritable("".join(dataset[key]), config.where("dataset", key))
+        for part in [part for part in ("train", "val", "test") if part in dataset]:
+            dataset[part] = absolute(dataset[part])
+            _refuse_unwritable("".join(dataset[part]), config.where("dataset", part))
     resolved = RunConfig.model_validate(data)
     resolved._document = config._document
     return resolved

@@ -22,7 +22,7 @@ from lrtrain.config.load import resolve
 from lrtrain.engine import average, graph
 from lrtrain.engine.events import EpochEnded, Evaluated, Event, Logged, SaveDue, Stepped, Stopped
 from lrtrain.engine.mix import make_mix
-from lrtrain.engine.state import Best
+from lrtrain.engine.state import Best, snapshot
 from lrtrain.engine.train import _is_better, optimizer_step, train
 from lrtrain.errors import ConfigError, Diverged
 from lrtrain.range_test.sweep import sweep, sweep_lrs
@@ -306,6 +306,18 @@ def test_a_network_of_ones_own_that_fails_while_it_trains_is_refused_before(fail
         job(model={"name": "tests.nets:auxiliary", "fails": fails})
     assert caught.value.problems[0].where is not None
     assert "model" in caught.value.problems[0].where
+
+
+def test_a_buffer_that_changes_and_that_no_checkpoint_holds_is_refused() -> None:
+    with pytest.raises(ConfigError, match="its buffer 'centre' while it trains") as caught:
+        job(model={"name": "tests.nets:centred", "at": 1})
+    assert "model" in str(caught.value.problems[0].where)
+    made = job(model={"name": "tests.nets:centred", "at": 5})
+    for event in train(made.state, made.plan, made.batches, made.recipe):
+        if isinstance(event, Stepped) and event.step < 5:
+            snapshot(made.state)
+    with pytest.raises(ConfigError, match="leave `persistent=False` out"):
+        snapshot(made.state)
 
 
 def test_mixing_follows_from_its_key_and_leaves_the_random_state_alone() -> None:

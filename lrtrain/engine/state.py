@@ -17,7 +17,7 @@ from lrtrain.engine.distributed import summed
 from lrtrain.engine.finite import Gate
 from lrtrain.engine.fits import refuse_not_finite, refuse_odd_state, refuse_other_module, refuse_other_optimizer
 from lrtrain.engine.graph import Graphs
-from lrtrain.errors import CheckpointError
+from lrtrain.errors import CheckpointError, ConfigError
 from lrtrain.optim.kept import kept, parameters_of
 from lrtrain.schedule.plan import Plan
 from lrtrain.schedule.plateau import Live
@@ -90,6 +90,7 @@ class TrainState:
         pending: the evaluation that is due at `step` has not been made yet.
         whole: between two steps, all that belongs to the last one is done, and can be saved.
         rollbacks: how often and where training went back, for `Plan.lowered`.
+        constants: `unsaved_buffers` of the model as built.
     """
 
     model: nn.Module
@@ -109,6 +110,7 @@ class TrainState:
     rollbacks: list[Rollback] = field(default_factory=list)
     best: Best = field(default_factory=Best)
     early: Best = field(default_factory=Best)
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -121,7 +123,9 @@ def snapshot(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str,
 
     Raises:
         CheckpointError: the optimizer keeps what a checkpoint cannot hold.
+        ConfigError: the model has changed a buffer that a checkpoint leaves out.
     """
+    refuse_lost(state.model, state.constants)
     tensors, scalars = kept(state.optimizer, state.parameter_names)
     parts: dict[str, dict[str, Tensor]] = {"model": dict(state.model.state_dict()), "optimizer": tensors}
     if state.ema is not None:
@@ -140,6 +144,44 @@ def snapshot(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str,
         "plateau": None if state.live is None else dict(state.live.state()),
     }
     return parts, manifest
+
+
+def unsaved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the buffers with `persistent=False`, which a checkpoint leaves out: they follow from the model."""
+    saved = module.state_dict().keys()
+    return {
+        name: buffer.detach().clone()
+        for name, buffer in module.named_buffers()
+        if name not in saved and buffer.layout == torch.strided
+    }
+
+
+def refuse_lost(module: nn.Module, constants: Mapping[str, Tensor]) -> None:
+    """Refuse a model whose buffers with `persistent=False` are no constants: what they hold would be lost on resume.
+
+    One of another shape than before passes for a cache, such as of positions, that is made anew where it is needed.
+
+    Args:
+        module: as training has left it.
+        constants: its `unsaved_buffers` from before.
+
+    Raises:
+        ConfigError: names the first such buffer.
+    """
+    for name, new in unsaved_buffers(module).items():
+        old = constants.get(name)
+        if old is None or (old.shape == new.shape and not _same_bits(old, new)):
+            raise ConfigError(
+                f"the model changes its buffer {name!r} while it trains, and with `persistent=False` no checkpoint "
+                "holds it",
+                hint="leave `persistent=False` out where it is registered",
+            )
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(
+        *(tensor.flatten().view(torch.uint8) for tensor in (one, other))  # as bits: NaN is not equal to itself
+    )
 
 
 def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:
