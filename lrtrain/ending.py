@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import sys
 import traceback
@@ -11,7 +10,8 @@ from contextlib import suppress
 from typing import ParamSpec
 
 from lrtrain import __version__
-from lrtrain.errors import DistributedError, LrtrainError, Problem, listed, out_of_memory, printable, quoted
+from lrtrain.commands.faults import fault_of_the_machine
+from lrtrain.errors import DistributedError, LrtrainError, Problem, listed, printable
 from lrtrain.world import from_environment
 
 P = ParamSpec("P")
@@ -39,10 +39,8 @@ def ending(function: Callable[P, int | None]) -> Callable[P, None]:
         except Exception as error:
             if kwargs.get("debug"):
                 complain(traceback.format_exc())
-            fault = _fault_of_the_machine(error)
-            typed = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
-            code = 2 if typed else 5 if fault else 1
-            _report([fault or _crash(error)], code)
+            fault, code = fault_of_the_machine(error) or (_crash(error), 1)
+            _report([fault], code)
         raise SystemExit(code)
 
     return guarded
@@ -74,35 +72,6 @@ def _report(problems: Sequence[Problem], code: int) -> None:
             if pass_on(problems, code, world):
                 return
     complain(listed(problems))
-
-
-# What the system says of a file's name, place or owner, or of a disk; any other OSError is a bug.
-_FILE_FAULTS = {
-    getattr(errno, name)
-    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EIO", "EMFILE", "ENFILE", "ENAMETOOLONG", "ELOOP")
-}
-
-
-def _fault_of_the_machine(error: Exception) -> Problem | None:
-    """What lrtrain cannot help: memory, files, a data worker that died, what torch.compile needs."""
-    what = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if out_of_memory(error):
-        hint = "lower batch_size, use accumulate, set cache: off, or take a smaller model"
-        return Problem(f"out of memory: {what}"[:400], hint=hint)
-    if isinstance(error, FileNotFoundError) and "temporary directory" in what:  # torch asks for one when it is imported
-        hint = "set TMPDIR to a folder that can be written and has room"
-        return Problem("no folder for temporary files can be written", hint=hint)
-    if isinstance(error, OSError) and error.errno in _FILE_FAULTS:
-        place = None if error.filename is None else quoted(error.filename)
-        return Problem(f"{error.strerror}"[:400], place, "check its name, and that you may use it")
-    if "DataLoader" in what:
-        from lrtrain.data.loader import worker_fault
-
-        return worker_fault(error)
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        hint = "on the CPU it needs a C++ compiler such as g++; or leave `compile: true` out"
-        return Problem(f"torch.compile failed: {what}"[:400], "compile", hint)
-    return None
 
 
 def _crash(error: Exception) -> Problem:

@@ -296,6 +296,9 @@ def test_compiling_without_a_compiler_is_the_machines_fault(tmp_path: Path) -> N
     assert "error: torch.compile failed" in done.stderr
     assert "leave `compile: true` out" in done.stderr
     assert "Traceback" not in done.stderr
+    status = json.loads((tmp_path / "runs" / "c" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 5)
+    assert status["message"].startswith("torch.compile failed")
 
 
 def test_training_goes_on_when_nobody_reads_its_output(tmp_path: Path) -> None:

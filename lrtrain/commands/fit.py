@@ -13,6 +13,7 @@ import lrtrain
 from lrtrain.build import Job, build, replicate
 from lrtrain.checkpoint import folder, format
 from lrtrain.commands import resume
+from lrtrain.commands.faults import fault_of_the_machine
 from lrtrain.commands.kept import naming_kept, with_kept
 from lrtrain.commands.origin import facts
 from lrtrain.commands.rollback import roll_back
@@ -27,7 +28,7 @@ from lrtrain.engine.finite import NotFinite
 from lrtrain.engine.heartbeat import noting
 from lrtrain.engine.precision import choose_device
 from lrtrain.engine.train import save_after_fault, train
-from lrtrain.errors import ConfigError, LrtrainError, printable
+from lrtrain.errors import ConfigError, LrtrainError, Problem, printable
 from lrtrain.schedule.csv import write_csv
 from lrtrain.sinks import Sink
 from lrtrain.sinks.checkpoints import Checkpoints, point_again
@@ -261,10 +262,12 @@ def _told(status: Status, progress: Progress) -> Iterator[None]:
 
 
 def _note(error: E, status: Status) -> E:
-    code = error.exit_code if isinstance(error, LrtrainError) else 1
-    message = error.problems[0].what if isinstance(error, LrtrainError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, LrtrainError):
+        problem, code = error.problems[0], error.exit_code
+    else:
+        problem, code = fault_of_the_machine(error) or (Problem(f"{type(error).__name__}: {error}"), 1)
     with suppress(LrtrainError):
-        status.write("failed", code, message)
+        status.write("failed", code, problem.what)
     return error
 
 

@@ -177,7 +177,7 @@ def needing_workers() -> Iterator[None]:
         raise EnvironmentFault([fault]) from error
 
 
-def worker_fault(error: Exception) -> Problem | None:
+def worker_fault(error: BaseException) -> Problem | None:
     """What torch means where it speaks of its data workers."""
     what = str(error).partition("\n")[0]
     if what.startswith("DataLoader timed out"):
