@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lrtrain import lookup
 from lrtrain.config.duration import Duration
+from lrtrain.config.schedule_checks import deaf_problems
 from lrtrain.config.schema import RunConfig
 from lrtrain.config.yaml import UNWRITABLE
 from lrtrain.data.batches import Batches
@@ -169,6 +170,9 @@ def _planned(
         pool_before_relu(built.module)
     groups = make_groups(built.module, config.optimizer, config.where)
     optimizer = build_optimizer(groups, config.optimizer, device, config.where, scaled=precision == "fp16")
+    # A name by import path, or a class made from torch's, is known only now.
+    if isinstance(optimizer, torch.optim.Rprop) and (problems := deaf_problems(config)):
+        raise ConfigError(problems)
     plan = make_plan(config, _group_lrs(config, groups, optimizer, per_epoch), per_epoch)
     return built, groups, optimizer, plan
 

@@ -166,6 +166,13 @@ CONFIGS: list[tuple[str, str, int, str, str]] = [
         "schedule",
     ),
     (
+        "going back with an optimizer that does not look at the LR",
+        "optimizer: {name: 'torch.optim.rprop:Rprop', lr: 0.01}\non_nonfinite: rollback",
+        2,
+        "write `stop`",
+        "on_nonfinite",
+    ),
+    (
         "an optimizer that maximises",
         "optimizer: {name: SGD, lr: 0.1, maximize: true}",
         2,

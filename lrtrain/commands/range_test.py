@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
+from torch.optim import Rprop
 from tqdm import tqdm
 
 from lrtrain.build import build, refuse_single_images
 from lrtrain.commands.start import Start
-from lrtrain.config.schedule_checks import is_deaf
 from lrtrain.config.schema import Optimizer
 from lrtrain.errors import ConfigError, EnvironmentFault
 from lrtrain.range_test.figure import draw_range_test, save_range_test
@@ -43,12 +43,6 @@ def run(start: Start, lrs: NDArray[np.float64], mode: str, folder: Path, json: P
     """Run the test; write range-test.png and range-test.json into `folder`."""
     refuse_unwritable(json, "--json")
     config, steps = start.config, len(lrs)
-    if is_deaf(config.optimizer.name):
-        raise ConfigError(
-            f"{config.optimizer.name} reads its LR at the first step alone, so that a range test shows nothing",
-            config.where("optimizer", "name"),
-            "take another optimizer",
-        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,6 +51,12 @@ def run(start: Start, lrs: NDArray[np.float64], mode: str, folder: Path, json: P
         refuse_unwritable(folder / name, "--out")
     import_matplotlib()  # not only after the sweep
     job = build(config)
+    if isinstance(job.state.optimizer, Rprop):
+        raise ConfigError(
+            f"{config.optimizer.name} reads its LR at the first step alone, so that a range test shows nothing",
+            config.where("optimizer", "name"),
+            "take another optimizer",
+        )
     # The sweep may come to the end of an epoch, where the run itself does not.
     longest = config.model_copy(update={"epochs": None, "steps": max(steps, job.plan.total_steps)})
     refuse_single_images(longest, job.built.module, len(job.source.train), job.plan.steps_per_epoch)

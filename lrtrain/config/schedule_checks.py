@@ -57,19 +57,24 @@ def check_schedule(config: RunConfig) -> list[Problem]:
     problems += _check_order(config, found)
     problems += _check_lengths(config, found)
     problems += [problem for loc, phase in found for problem in _check_momentum(config, phase, loc)]
-    if is_deaf(config.optimizer.name):
-        what = f"{config.optimizer.name} reads its LR at the first step alone, so that no schedule can reach it"
-        problems += [
-            Problem(what, config.where(*loc), "leave the schedule out, or take another optimizer")
-            for loc, phase in found
-            if phase.name != "fixed"
-        ]
+    return problems + (deaf_problems(config) if config.optimizer.name == "Rprop" else [])
+
+
+def deaf_problems(config: RunConfig) -> list[Problem]:
+    """What cannot go with Rprop, which goes its own way after the first step, whatever the LR is then."""
+    what = f"{config.optimizer.name} reads its LR at the first step alone, so that"
+    problems = [
+        Problem(f"{what} no schedule can reach it", config.where(*loc), "leave the schedule out, or " + _ANOTHER)
+        for loc, phase in phases(config)
+        if phase.name != "fixed"
+    ]
+    if config.on_nonfinite == "rollback":
+        where = config.where("on_nonfinite")
+        problems.append(Problem(f"{what} `rollback` cannot halve it", where, "write `stop`, or " + _ANOTHER))
     return problems
 
 
-def is_deaf(optimizer: str) -> bool:
-    """Whether torch's optimizer of this name goes its own way after the first step, whatever the LR is then."""
-    return optimizer in ("Rprop", "torch.optim:Rprop")
+_ANOTHER = "take another optimizer"
 
 
 def check_phase(phase: Phase, loc: Loc, where: Where) -> list[Problem]:
