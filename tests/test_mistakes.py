@@ -180,6 +180,13 @@ CONFIGS: list[tuple[str, str, int, str, str]] = [
         "optimizer.maximize",
     ),
     (
+        "a group that maximises",
+        'optimizer: {name: SGD, lr: 0.1, groups: [{params: "^fc", maximize: true}]}',
+        2,
+        "the loss is minimised",
+        "optimizer.groups[0].maximize",
+    ),
+    (
         "a switch of the optimizer that is neither on nor off",
         "optimizer: {name: Adam, lr: 0.1, differentiable: null}",
         2,

@@ -122,11 +122,7 @@ def _check_section(
             if isinstance(value, str) and not number_hint(value)
         ]
     if kind == "optimizer":
-        problems += [
-            Problem(f"{name}'s {key} cannot be used: {why}", document.where(*loc, key), "leave it out")
-            for key, why in _REFUSED.items()
-            if data.get(key, False) is not False
-        ]
+        problems += _refused(name, data, loc, document)
     if not takes.open:
         problems += [
             _unknown_argument(kind, name, key, (*loc, key), tuple(defaults), fields, document)
@@ -143,6 +139,12 @@ def _check_section(
         and not (kind == "dataset" and _in_every_split(key, data))
     ]
     return problems
+
+
+def _refused(name: str, given: dict[str, Any], loc: Loc, document: Document) -> Iterator[Problem]:
+    for key, why in _REFUSED.items():
+        if given.get(key, False) is not False:
+            yield Problem(f"{name}'s {key} cannot be used: {why}", document.where(*loc, key), "leave it out")
 
 
 def _in_every_split(key: str, data: dict[str, Any]) -> bool:
@@ -284,6 +286,8 @@ def _check_groups(config: RunConfig) -> Iterator[Problem]:
     takes = lookup.arguments("optimizer", config.optimizer.name)
     fields = {field.alias or key for key, field in Group.model_fields.items()}
     for i, group in enumerate(config.optimizer.groups):
+        if takes is not None:
+            yield from _refused(config.optimizer.name, group.args, ("optimizer", "groups", i), config._document)
         for key, value in group.args.items():
             loc: Loc = ("optimizer", "groups", i, key)
             if takes is not None and not takes.open and key not in takes.defaults:
