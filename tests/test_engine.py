@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -84,6 +85,17 @@ def test_the_lr_of_every_step_is_the_planned_one() -> None:
     lrs = [event.lr["default"] for event in run(made) if isinstance(event, Logged)]
     assert lrs == made.plan.curve.lr[:, 0].tolist()
     assert made.state.optimizer.param_groups[0]["momentum"] == made.plan.curve.momentum[-1, 0]  # type: ignore[index]
+
+
+def test_asgd_trains_with_the_lr_of_the_step_itself() -> None:
+    schedule = {"name": "LambdaLR", "lr_lambda": "1 if t < 6 else 0", "every": "step"}
+    made = job(optimizer={"name": "ASGD", "lr": 0.05}, schedule=schedule)
+    seen = []
+    for event in train(made.state, made.plan, made.batches, made.recipe):
+        if isinstance(event, Stepped):
+            seen.append(made.state.model.get_parameter("fc.weight").detach().clone())
+    moved = [not torch.equal(one, other) for one, other in itertools.pairwise(seen)]
+    assert moved == [True] * 5 + [False] * 6
 
 
 def test_an_lr_that_changes_compiles_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:

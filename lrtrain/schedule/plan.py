@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import ASGD, Optimizer
 
 from lrtrain import lookup
 from lrtrain.config.schedule_checks import DEFAULT_MONITOR, check_schedule
@@ -98,12 +99,21 @@ class Plan:
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
+            if isinstance(optimizer, ASGD):
+                _write_eta(optimizer, group, lr)
             if momentum is None:
                 continue
             if "betas" in group:
                 group["betas"] = (momentum[column], *group["betas"][1:])
             else:
                 group["momentum"] = momentum[column]
+
+
+def _write_eta(optimizer: ASGD, group: Mapping[str, Any], lr: float) -> None:
+    """ASGD works out what a step trains with at the end of the step before, from that step's LR."""
+    for parameter in group["params"]:
+        if kept := optimizer.state.get(parameter):
+            kept["eta"].fill_(lr / (1 + group["lambd"] * lr * float(kept["step"])) ** group["alpha"])
 
 
 # A table of this many steps takes a minute to make; ImageNet's 90 epochs at batch 256 are 450,000.
