@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 from weakref import finalize
@@ -18,7 +17,7 @@ from weakref import finalize
 import numpy as np
 import PIL
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from numpy.lib import format as npy
 from PIL import features
 from tqdm import tqdm
@@ -32,9 +31,6 @@ _FORMAT = 1  # goes up when what lrtrain itself does to pixels changes
 
 # The time of the last change of a complete file (2000-01-01), in ns: whatever writes to it later moves that.
 _SEAL = 946_684_800 * 10**9
-
-# A lock that is a mere file would stay when its holder is killed, and be taken for held where the file is there.
-_kernels_lock = partial(FileLock, fallback_to_soft=False)
 
 _ANEW = "go on with --resume: what is damaged is made anew"
 
@@ -231,6 +227,17 @@ def _remove_abandoned(folder: Path) -> None:
             left.unlink(missing_ok=True)
 
 
+def _kernels_lock(name: Path, timeout: float = -1) -> BaseFileLock:
+    """A lock that goes with the process: one that is a mere file stays, and is held by nobody where the file is there.
+
+    filelock before 3.24 made no such file instead, and has no such argument.
+    """
+    try:
+        return FileLock(name, timeout, fallback_to_soft=False)
+    except TypeError:
+        return FileLock(name, timeout)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the kernel's lock for `path`, which ends with the process.
@@ -247,8 +254,8 @@ def locked(path: Path) -> Iterator[None]:
         with suppress(OSError, ValueError):
             tqdm.write(f"waiting for another process that prepares {path}", file=sys.stderr)
         lock.acquire(poll_interval=0.2)
-    except OSError as error:
-        if error.errno != errno.ENOSYS:
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOSYS:
             raise
         raise OSError(errno.ENOTSUP, "its file system has no file locks") from error
     try:
