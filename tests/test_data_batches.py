@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -384,6 +386,14 @@ def test_workers_send_images_where_the_folder_for_temporary_files_has_a_long_pat
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     (sent,) = by_workers([torch.ones(3)], [0], workers=1, patience_s=15.0)
     assert sent.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("error", "told"), [("BrokenPipeError", False), ("ValueError", True)])
+def test_a_worker_says_nothing_of_a_main_process_that_ends(error, told):
+    code = f"from lrtrain.data import loader; loader._start_worker(0); raise {error}"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ("Traceback" in ended.stderr) == told
 
 
 class Dies:

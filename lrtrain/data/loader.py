@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -231,6 +232,12 @@ def _checked(made: torch.Tensor | list[Problem]) -> torch.Tensor:
     return made
 
 
+def _unless_broken(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A worker's thread that hands over images tells of a connection that the main process, which ends, has broken."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
 def _start_worker(_: int) -> None:
     # A signal to the whole process group is for the main process, which saves and then ends its workers.
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
@@ -242,4 +249,5 @@ def _start_worker(_: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if len(os.fsencode(tempfile.gettempdir())) > _SOCKETS_FOLDER:
         tempfile.tempdir = "/tmp"
+    sys.excepthook = _unless_broken
     torch.set_num_threads(1)
