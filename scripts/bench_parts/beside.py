@@ -110,9 +110,10 @@ def cache(base: Task, repeats: int, tell: Tell) -> Outcome:
 
 def gpu_steps(base: Task, repeats: int, tell: Tell) -> Outcome:
     """How long the GPU idles in a step, bare and in lrtrain, and how often the host waits for it."""
+    never = f"{base.steps}step"
     variants = {
         "bare loop": {"of": "bare", "precision": "auto", "channels_last": True},
-        "lrtrain fit": {"of": "lrtrain_fit", "precision": "auto", "log_every": f"{base.steps}step"},
+        "lrtrain fit": {"of": "lrtrain_fit", "precision": "auto", "log_every": never, "checkpoint": {"every": never}},
     }
     tasks = {name: replace(base, part="measures.gpu_steps", variant=variant) for name, variant in variants.items()}
     rows, checks = [], []

@@ -131,17 +131,20 @@ def _measurements(args: argparse.Namespace, work: Path) -> dict[str, Callable[[]
 
 
 def _on_gpu(args: argparse.Namespace, work: Path, wanted: set[str]) -> dict[str, Callable[[], Outcome]]:
+    """Both tasks are profiled, or those of the folders that are given."""
     made: dict[str, Callable[[], Outcome]] = {}
     tasks: list[Task] = []
-    if "gpu-small" in wanted:
+    profiled = "gpu-profile" in wanted
+    if "gpu-small" in wanted or (profiled and args.cifar10):
         tasks.append(replace(_cifar(args, work), device="cuda"))
         made["gpu-small"] = partial(_train, "gpu-small", tasks[-1], _after_warm_up("gpu-small", args), args.repeats)
-    if "gpu-large" in wanted:
-        photos = _photos(args, work, 15 * GPU_PHOTO_BATCH, GPU_PHOTO_BATCH)
-        photos = replace(photos, model="resnet50", augment="resized_crop_of_256", device="cuda", steps=90)
+    if "gpu-large" in wanted or (profiled and args.photos):
+        # ImageNet has ten thousand steps an epoch: no end of one, with its checkpoint, is among those measured here.
+        photos = _photos(args, work, 100 * GPU_PHOTO_BATCH, GPU_PHOTO_BATCH)
+        photos = replace(photos, model="resnet50", augment="resized_crop_of_256", device="cuda", steps=100)
         tasks.append(photos)
         made["gpu-large"] = partial(
-            _train, "gpu-large", photos, [Window(f"{TITLES['gpu-large']}, batch {photos.batch}", 30, 90)], args.repeats
+            _train, "gpu-large", photos, [Window(f"{TITLES['gpu-large']}, batch {photos.batch}", 30, 100)], args.repeats
         )
     made["gpu-profile"] = partial(_profiled, tasks, args.repeats)
     return made
