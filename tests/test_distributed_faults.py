@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrtrain.commands.signals import ECHO_S
 from lrtrain.config.schema import Dataset
 from lrtrain.config.yaml import dotted
 from lrtrain.data.batches import Batches
@@ -245,16 +244,6 @@ def test_a_process_that_hangs_ends_the_others_and_a_slow_one_does_not(folder: Pa
     run.assert_lost("process 1 of 2 has not answered for 4 s")
 
 
-def test_a_torchrun_that_ctrl_z_stops_is_waited_for(folder: Path) -> None:
-    run = Run(folder, "")
-    run.until_fault()
-    os.kill(run.process.pid, signal.SIGSTOP)
-    time.sleep(9)  # a store that is silent for 4 s is lost, and 2 s later its processes end
-    os.kill(run.process.pid, signal.SIGCONT)
-    run.ended(0)
-    assert (run.status()["state"], run.status()["exit_code"]) == ("done", 0)
-
-
 TRANSFORMS = "transforms: {train: [{name: CenterCrop, size: 16}], val: [{name: CenterCrop, size: 16}]}"
 PHOTOS = ("--set", f"dataset={{name: imagefolder, root: photos, {TRANSFORMS}}}", "--set", "batch_size=8")
 READ_IN_WORKERS = (*PHOTOS, "--set", "cache=off", "--set", "workers=1")
@@ -318,76 +307,6 @@ def test_a_killed_data_worker_ends_the_run(folder: Path) -> None:
     run.assert_lost("process 1 of 2 ended with exit code 5: a data worker died: DataLoader worker (pid")
     assert f" {worker})" in run.errors()  # torch writes pid or pid(s), by how it noticed
     assert "most often memory ran out" in run.errors()
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_to_one_process_stops_and_saves_all(folder: Path, rank: int) -> None:
-    # Long enough a save that torchrun would hurry the leading process when the other has ended.
-    slow = "from lrtrain.checkpoint import format; real = format.write_synced; "
-    slow += "format.write_synced = lambda path, data: (time.sleep(0.5), real(path, data)); "
-    run = Run(folder, slow + "os.kill(os.getpid(), signal.SIGTERM)", rank=rank)
-    run.until_fault()
-    run.ended()
-    assert (run.status()["state"], run.status()["exit_code"], run.status()["step"]) == ("stopped", 143, 7)
-    assert run.status()["last_checkpoint"] == "step-00000007"
-    assert "error: " not in run.errors()
-
-
-def test_a_signal_to_one_process_in_an_evaluation_gives_it_up_in_all(folder: Path) -> None:
-    # In the only batch of process 1, of three.
-    ask = "os.kill(os.getpid(), signal.SIGTERM)"
-    during = f"real = Net.forward; Net.forward = lambda self, images: (self.training or {ask}, real(self, images))[1]"
-    run = Run(folder, during, "--set", "batch_size=120", "--set", "epochs=1")
-    run.until_fault()
-    run.ended()
-    assert (run.status()["state"], run.status()["exit_code"], run.status()["step"]) == ("stopped", 143, 12)
-    assert run.status()["last_checkpoint"] == "step-00000012"
-    assert '"eval"' not in (run.out / "metrics.jsonl").read_text()
-
-
-@pytest.mark.parametrize(
-    ("to", "number", "code"),
-    [("torchrun", signal.SIGINT, 130), ("leader", signal.SIGTERM, 143), ("follower", signal.SIGTERM, 143)],
-)
-def test_a_second_signal_ends_a_process_at_once_and_the_others_know_it(
-    folder: Path, to: str, number: int, code: int
-) -> None:
-    run = Run(folder, "time.sleep(60)", rank=int(to == "follower"))
-    at = run.until_fault()
-    pid = run.process.pid if to == "torchrun" else run.ranks[to == "follower"]
-    os.kill(pid, number)
-    time.sleep(ECHO_S + 0.2)
-    os.kill(pid, number)
-    run.ended(None)
-    assert time.monotonic() - at < PROMISED_S
-    if to == "follower":
-        run.assert_lost(f"process 1 of 2 ended with exit code {code}: it was stopped at once, most often by a second")
-    else:
-        assert (run.status()["state"], run.status()["exit_code"]) == ("stopped", code)
-        assert "at once by a second signal" in run.status()["message"]
-        assert "error: " not in run.errors()
-
-
-def test_a_signal_for_a_queue_that_ends_torchrun_too_is_the_one_told(folder: Path) -> None:
-    run = Run(folder, "time.sleep(3)")
-    run.until_fault()
-    for pid in (run.process.pid, *run.ranks):
-        os.kill(pid, signal.SIGUSR1)
-    run.ended(code=-signal.SIGUSR1)
-    assert soon(lambda: not within(folder))
-    assert (run.status()["state"], run.status()["exit_code"]) == ("stopped", 75)
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_processes_whose_launcher_is_killed_save_and_end(folder: Path, processes: int) -> None:
-    photos(folder / "photos")
-    run = Run(folder, "", *READ_IN_WORKERS, rank=0, processes=processes, SIZE="16,16")
-    run.until_fault()
-    assert len(within(folder)) == 1 + 2 * processes  # torchrun, its processes, and a worker of each
-    run.process.kill()
-    run.ended(code=-9)
-    assert soon(lambda: not within(folder))
-    assert (run.status()["state"], run.status()["exit_code"]) == ("stopped", 143)
 
 
 def test_a_stopped_worker_is_an_error_after_a_time() -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ import torch
 
 from lrtrain.checkpoint import folder, format, manifest
 from lrtrain.commands import rollback, verify
+from lrtrain.commands.signals import Requests
 from lrtrain.commands.start import start, start_fit, start_from_run
 from lrtrain.engine import events
 from lrtrain.engine.events import Evaluated, Evaluating, Logged, SaveDue, Stepped
@@ -258,10 +260,14 @@ def test_a_wish_to_save_does_not_end_the_wait_for_room() -> None:
         if full:
             raise EnvironmentFault("full") from OSError(full.pop(), "")
 
-    Patience(60, lambda _: None, lambda: "SIGUSR2")(write)
+    requests = Requests(launched=False)
+    requests.begin()
+    requests.on_signal(signal.SIGUSR2, None)
+    Patience(60, lambda _: None, requests.stop)(write)
     full.append(errno.ENOSPC)
+    requests.on_signal(signal.SIGTERM, None)
     with pytest.raises(EnvironmentFault, match="full"):
-        Patience(60, lambda _: None, lambda: "SIGTERM")(write)
+        Patience(60, lambda _: None, requests.stop)(write)
 
 
 def test_the_best_is_pointed_to_where_it_is_there_and_nowhere_else(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from lrtrain.data.loader import needing_workers
 from lrtrain.engine.distributed import gathered, joined, needing_peers, told_by_the_leader
 from lrtrain.engine.events import Event, Finished, SaveDue, Stopped
 from lrtrain.engine.finite import NotFinite
-from lrtrain.engine.heartbeat import noting
+from lrtrain.engine.heartbeat import asked_of_any, noting
 from lrtrain.engine.precision import choose_device
 from lrtrain.engine.train import save_after_fault, train
 from lrtrain.errors import ConfigError, LrtrainError, Problem, printable
@@ -163,6 +163,7 @@ def _checkpoint_bytes(job: Job) -> int:
 
 def _train_silently(job: Job, run_dir: RunDir, requests: Requests) -> int:
     """Train as the leading process does, which alone writes and prints."""
+    asked_of_any(requests.stop)  # while the leading process waits for room on the disk
     requests.begin()
     while True:
         try:
@@ -204,7 +205,8 @@ def follow(
     checkpoints = Checkpoints(run_dir.checkpoints, state, config.checkpoint.keep, known, metrics.safe, unplanned)
     status = Status(run_dir, state, job.recipe.best)
     progress = Progress(screen, job.recipe.total_steps, job.plan.steps_per_epoch, state.step, len(job.groups) > 1)
-    patience = Patience(config.checkpoint.disk_full_wait, partial(screen.print, style="yellow"), requests)
+    say = partial(screen.print, style="yellow")
+    patience = Patience(config.checkpoint.disk_full_wait, say, asked_of_any(requests.stop))
     written: list[Sink] = [metrics, Timing(run_dir.timing), checkpoints, status]
     sinks: list[Sink] = [progress, *(partial(patience.deliver, sink) for sink in written), requests.seen]
     with (

@@ -35,6 +35,10 @@ class Requests:
         """The request to act on."""
         return self._stop or (SAVE if self._save else None)
 
+    def stop(self) -> str | None:
+        """The request to stop, if there is one."""
+        return self._stop
+
     def begin(self) -> None:
         """Training begins: from now on a signal waits for the end of the step."""
         self._began = True

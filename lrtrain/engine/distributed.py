@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import warnings
@@ -52,10 +53,29 @@ def joined(
         # Tensors on the host go over gloo, so that agreeing to stop does not wait for the GPU.
         backend = "cpu:gloo,cuda:nccl" if choose().type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
+        _never_freed(dist.group.WORLD)
         yield
         # Followers stay until the leading one has saved, else torchrun would hurry it when the first has ended.
-        dist.all_reduce(torch.zeros(1))
+        _wait_for_all()
         dist.destroy_process_group()
+
+
+def _never_freed(group: object) -> None:
+    """Keep a process group to the process's end.
+
+    To free it, torch waits for gloo's thread, with Python's lock, which that thread may be waiting for to let go of
+    the tensors of the last collective: now and then a process that was done hung for ever (seen with torch 2.11).
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+
+
+def _wait_for_all() -> None:
+    """Until all have come here, or one is gone: by then the leading process has saved all, and nobody needs it."""
+    try:
+        dist.all_reduce(torch.zeros(1))
+    except RuntimeError as error:
+        if not _says_lost(error):
+            raise
 
 
 def _met(world: World) -> Store:
@@ -98,13 +118,17 @@ def needing_peers(world: World) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if world.size > 1 and any(sign in str(error).lower() for sign in _LOST):
+        if world.size > 1 and _says_lost(error):
             raise heartbeat.cause() or DistributedError(
                 f"process {world.rank} of {world.size} lost its connection to others, which are alive: "
                 f"{str(error).splitlines()[0][:200]}",
                 hint=heartbeat.AGAIN,
             ) from error
         raise
+
+
+def _says_lost(error: RuntimeError) -> bool:
+    return any(sign in str(error).lower() for sign in _LOST)
 
 
 def replicated(module: nn.Module, world: World, device: torch.device) -> nn.Module:

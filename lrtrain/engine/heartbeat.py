@@ -43,8 +43,10 @@ ENDED_BEATS = 3
 """So many missed where a connection broke, and it is the one that ended."""
 GRACE_S = 8.0
 """What the main thread gets to end by itself; with the beats before, less than 30 s."""
+ORPHANED_BEATS = 300
+"""So many, and processes that torchrun has left behind end without having saved: 10 min, for the slowest step."""
 
-FAULT, TOLD = "fault", "told"
+FAULT, TOLD, ASKED, ENDED = "fault", "told", "asked", "ended"
 AGAIN = "`torchrun ... -m lrtrain fit --resume` goes on from the last checkpoint"
 GONE = f"it left by itself or was killed, most often as memory ran out: see torchrun's report; {AGAIN}"
 AT_ONCE = "it was stopped at once, most often by a second signal"
@@ -100,11 +102,17 @@ class Heartbeat:
     Attributes:
         error: what ended the run in another process, once it is known.
         noting: is handed the error first, for status.json, and may add to it.
+        asks: what a signal has asked of this process.
+        asked: what one has asked of any.
     """
 
     def __init__(self, store: Store, world: World, tell: Callable[[DistributedError], None]):
         self.error: DistributedError | None = None
         self.noting: Callable[[DistributedError], DistributedError] = lambda error: error
+        self.asks: Callable[[], str | None] = lambda: None
+        self.asked: str | None = None
+        self._parent = os.getppid()
+        self._ended_from_outside = False
         self._store, self._world, self._tell = store, world, tell
         self._beat_s = seconds("BEAT_S", BEAT_S)
         self._grace_s = GRACE_S * self._beat_s / BEAT_S
@@ -131,8 +139,12 @@ class Heartbeat:
         for thread in self._threads:
             thread.join(timeout=5)
 
-    def cause(self) -> DistributedError | None:
-        """Why a connection broke, as soon as the thread knows; None where all others go on beating."""
+    def cause(self, ended_from_outside: bool = False) -> DistributedError | None:
+        """Why a connection broke, as soon as the thread knows; None where all others go on beating.
+
+        Where processes are ended from outside, it is also None as soon as all say so.
+        """
+        self._ended_from_outside = ended_from_outside
         self._broken.set()
         self._known.wait((ENDED_BEATS + 2) * self._beat_s)
         return self.error
@@ -180,8 +192,10 @@ class Heartbeat:
                 fault = self._answers.get(timeout=self._beat_s)
                 unanswered = 0
             except queue.Empty:
-                # Ctrl-Z stops torchrun, which has the store, and not its processes.
-                unanswered = 0 if _is_stopped(os.getppid()) else unanswered + 1
+                # Ctrl-Z stops torchrun, which has the store, and not its processes. When it ends, so does the store,
+                # and all are asked to save.
+                parent = os.getppid()
+                unanswered = 0 if parent != self._parent or _is_stopped(parent) else unanswered + 1
                 fault = self._without_store() if unanswered == SILENT_BEATS else None
             if fault is not None:
                 self._end(fault, unreachable=unanswered > 0)
@@ -193,6 +207,11 @@ class Heartbeat:
         if self._store.check([FAULT]):
             fault = Fault.from_json(self._store.get(FAULT))
             return None if fault.rank == rank and fault.exit_code is not None else fault
+        self.asked = self._store.compare_set(ASKED, "", self.asks() or "").decode() or None
+        if self._ended_from_outside:
+            self._store.set(f"{ENDED}/{rank}", "")
+            if self._store.check([f"{ENDED}/{each}" for each in range(size)]):
+                self._known.set()
         broken = self._broken.is_set()
         for other in (*range(rank), *range(rank + 1, size)) if broken else ((rank + 1) % size,):
             count, found = self._store.add(f"beat/{other}", 0), 0
@@ -242,7 +261,8 @@ def _end_process_unless(over: threading.Event, grace_s: float) -> None:
 def ending_with_torchrun(world: World) -> Iterator[None]:
     """Inside, the end of torchrun stops this process as SIGTERM does: nobody is left who would end it.
 
-    Those beside it notice too, so that all can stop and save. A process that is alone gets the time that it needs.
+    Those beside it notice too, so that all can stop and save. A process that is alone gets the time that it needs; one
+    of several might wait for ever for one that hangs.
     """
     parent, beat_s, over = os.getppid(), seconds("BEAT_S", BEAT_S), threading.Event()
 
@@ -250,8 +270,10 @@ def ending_with_torchrun(world: World) -> Iterator[None]:
         while not over.wait(beat_s):
             if os.getppid() != parent:
                 os.kill(os.getpid(), signal.SIGTERM)
-                if world.size > 1:
-                    _end_process_unless(over, 2 * GRACE_S * beat_s / BEAT_S)
+                if world.size > 1 and not over.wait(ORPHANED_BEATS * beat_s):
+                    if _own is not None:
+                        _own.noting(DistributedError("torchrun has ended, and this process hangs", hint=AGAIN))
+                    os._exit(DistributedError.exit_code)
                 return
 
     threading.Thread(target=watch, name="lrtrain-torchrun", daemon=True).start()
@@ -302,13 +324,21 @@ def beating(store: Store, world: World, tell: Callable[[DistributedError], None]
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    error = cause()
+    error = None if _own is None else _own.cause(ended_from_outside=True)
     raise SystemExit(143) if error is None else _Ended(error)
 
 
 def cause() -> DistributedError | None:
     """Why a peer is lost: see `Heartbeat.cause`."""
     return None if _own is None else _own.cause()
+
+
+def asked_of_any(asked: Callable[[], str | None]) -> Callable[[], str | None]:
+    """What a signal has asked of this process, or where it waits, of any other; each must say what is asked of it."""
+    if _own is None:
+        return asked
+    own, own.asks = _own, asked
+    return lambda: asked() or own.asked
 
 
 @contextmanager

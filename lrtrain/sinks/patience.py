@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 
 from lrtrain.engine.events import Event
-from lrtrain.engine.train import SAVE_ONLY
 from lrtrain.errors import EnvironmentFault, Problem
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -21,7 +20,7 @@ class Patience:
     Args:
         seconds: how long to wait for room before giving up.
         say: is told, at once and every minute.
-        stop: asked while waiting; an answer ends the wait.
+        stop: asked while waiting; an answer but None ends the wait.
     """
 
     def __init__(self, seconds: float, say: Callable[[str], object], stop: Callable[[], object]):
@@ -40,7 +39,7 @@ class Patience:
             except EnvironmentFault as fault:
                 waited = time.monotonic() - began
                 full = isinstance(fault.__cause__, OSError) and fault.__cause__.errno in FULL
-                if not full or waited >= self._seconds or self._stop() not in (None, SAVE_ONLY):
+                if not full or waited >= self._seconds or self._stop() is not None:
                     raise _gave_up(fault, waited) from fault.__cause__
                 if waited - said >= SAY_EVERY_SECONDS:
                     said = waited
