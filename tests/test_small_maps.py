@@ -142,6 +142,7 @@ def test_one_image_without_a_batch_is_torchs_matter() -> None:
 
 
 def test_a_compiled_network_multiplies_them_too() -> None:
+    torch._dynamo.reset()  # of sizes that it saw in other tests it would take these to be variables
     layer = _ours(nn.Conv2d(4, 4, 3, padding=1))
     compiled = torch.compile(copy.deepcopy(layer), backend="eager", fullgraph=True)
     for size in (2, 1):
