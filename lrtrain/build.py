@@ -28,7 +28,7 @@ from lrtrain.data.order import smallest_part
 from lrtrain.data.source import Source
 from lrtrain.data.sources.webdataset import absolute
 from lrtrain.engine.distributed import replicated
-from lrtrain.engine.finite import Gate
+from lrtrain.engine.finite import Gate, infinite_buffers
 from lrtrain.engine.graph import Graphs
 from lrtrain.engine.memory import keep_freed_memory
 from lrtrain.engine.mix import make_mix
@@ -131,6 +131,7 @@ def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, 
         live=plan.start_live(),
         world=world,
         constants=unsaved_buffers(built.module),
+        infinite=infinite_buffers(built.module),
     )
     recipe = _recipe(config, plan, precision, source)
     return Job(

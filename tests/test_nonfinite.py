@@ -225,6 +225,20 @@ def test_fp16_with_clipped_gradients_goes_back_too(tmp_path: Path) -> None:
     assert ended.returncode in (0, 6), ended.stderr
 
 
+def test_a_buffer_that_is_infinite_by_design_is_trained_with_averaged_and_resumed(tmp_path: Path) -> None:
+    config = FRAGILE.replace('{name: "tests.nets:fragile", limit: 0.05}', '"tests.nets:masked"')
+    for out, epochs in (("whole", 2), ("again", 1)):
+        ended = fit(tmp_path, config, "--set", f"epochs={epochs}", "--out", out)
+        assert ended.returncode == 0, ended.stderr
+    ended = fit(tmp_path, config, "--resume", "--extend", "rescale", "--out", "again")
+    assert ended.returncode == 0, ended.stderr
+    for part in ("model", "ema"):
+        mask = tensors(tmp_path / "again")[f"{part}/mask"]
+        assert mask.equal(torch.full((8, 8), -torch.inf).triu(1))
+    best = [row["acc1"] for row in rows(tmp_path / "whole") if row["event"] == "eval"]
+    assert best[-1] > 0.5  # the average is evaluated
+
+
 def test_where_training_goes_back_to_is_not_changed_on_the_way(rolled_back: Path) -> None:
     for key in ("checkpoint.every=2step", "checkpoint.keep=1"):
         ended = fit(rolled_back, FRAGILE, "--resume", "--out", "whole", "--set", key)

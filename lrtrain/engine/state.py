@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from lrtrain.checkpoint.format import Checkpoint
 from lrtrain.checkpoint.manifest import COPY
 from lrtrain.engine.distributed import summed
-from lrtrain.engine.finite import Gate
+from lrtrain.engine.finite import Gate, infinite_buffers
 from lrtrain.engine.fits import refuse_not_finite, refuse_odd_state, refuse_other_module, refuse_other_optimizer
 from lrtrain.engine.graph import Graphs
 from lrtrain.errors import CheckpointError, ConfigError
@@ -91,6 +91,7 @@ class TrainState:
         whole: between two steps, all that belongs to the last one is done, and can be saved.
         rollbacks: how often and where training went back, for `Plan.lowered`.
         constants: `unsaved_buffers` of the model as built.
+        infinite: `infinite_buffers` of it.
     """
 
     model: nn.Module
@@ -111,6 +112,7 @@ class TrainState:
     best: Best = field(default_factory=Best)
     early: Best = field(default_factory=Best)
     constants: Mapping[str, Tensor] = field(default_factory=dict)
+    infinite: frozenset[str] = frozenset()
 
     @property
     def evaluated(self) -> nn.Module:
@@ -268,10 +270,10 @@ def _best(saved: Mapping[str, Any]) -> Best:
 
 
 def load_module(module: nn.Module, checkpoint: Checkpoint, part: str) -> None:
-    """Load one part of a checkpoint, all finite, into a module of exactly its shapes and types."""
+    """Load one part of a checkpoint into a module, as built, of exactly its shapes and types, and finite as it is."""
     refuse_other_module(module, checkpoint, part)
-    tensors = checkpoint.tensors(part)
-    refuse_not_finite(tensors, checkpoint, part)
+    tensors, infinite = checkpoint.tensors(part), infinite_buffers(module)
+    refuse_not_finite({name: t for name, t in tensors.items() if name not in infinite}, checkpoint, part)
     module.load_state_dict(tensors)
 
 

@@ -170,7 +170,7 @@ def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> float | N
         state.scaler.step(state.optimizer)
         state.scaler.update()
     if state.ema is not None:
-        average.update(state.ema, state.model)
+        average.update(state.ema, state.model, state.infinite)
     state.losses.add(loss_sum, batch.total)
     return None
 
@@ -302,7 +302,8 @@ def _refuse_unsound(state: TrainState, plan: Plan) -> None:
     """Weights that the last step made infinite, or a GPU's fault that was not fetched yet, are not to be saved."""
     if state.gate.passed() is not None:
         _logged(state, plan)
-    tensors = [(name, t) for name, t in state.model.state_dict().items() if t.is_floating_point()]
+    saved = state.model.state_dict().items()
+    tensors = [(name, t) for name, t in saved if t.is_floating_point() and name not in state.infinite]
     own = torch.stack(norms_of([t for _, t in tensors])).sum() * 0
     sound = summed(own, state.world)
     if not math.isfinite(float(sound)):
