@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -150,12 +150,14 @@ def snapshot(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str,
 
 def unsaved_buffers(module: nn.Module) -> dict[str, Tensor]:
     """Copies of the buffers with `persistent=False`, which a checkpoint leaves out: they follow from the model."""
+    return {name: buffer.detach().clone() for name, buffer in _unsaved(module)}
+
+
+def _unsaved(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     saved = module.state_dict().keys()
-    return {
-        name: buffer.detach().clone()
-        for name, buffer in module.named_buffers()
-        if name not in saved and buffer.layout == torch.strided
-    }
+    for name, buffer in module.named_buffers():
+        if name not in saved and buffer.layout == torch.strided:
+            yield name, buffer
 
 
 def refuse_lost(module: nn.Module, constants: Mapping[str, Tensor]) -> None:
@@ -170,7 +172,7 @@ def refuse_lost(module: nn.Module, constants: Mapping[str, Tensor]) -> None:
     Raises:
         ConfigError: names the first such buffer.
     """
-    for name, new in unsaved_buffers(module).items():
+    for name, new in _unsaved(module):
         old = constants.get(name)
         if old is None or (old.shape == new.shape and not _same_bits(old, new)):
             raise ConfigError(
