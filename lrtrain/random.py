@@ -67,6 +67,15 @@ def seed(seed_key: int) -> None:
     random.seed(seed_key)
 
 
+def seed_model(model_key: int, device: torch.device) -> None:
+    """Have what a network draws, such as dropout, depend on the key, such as of a step, and not on what was drawn."""
+    seed(model_key)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(model_key)
+    elif device.type == "mps":
+        torch.mps.manual_seed(model_key)
+
+
 @contextmanager
 def put_back() -> Iterator[None]:
     """Afterwards the generators that `seed` starts are as they were."""

@@ -136,13 +136,12 @@ class _Drawing(nn.Module):
         self.head = nn.Linear(64 * in_channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            x = x * random.random() + np.random.uniform()
+        x = x * random.random() + np.random.uniform() + torch.rand(1)
         return self.head(x.flatten(1)[:, self.order])  # type: ignore[no-any-return]
 
 
 def drawing(num_classes: int, in_channels: int) -> nn.Module:
-    """A network that draws from Python's and numpy's generators where it is made and while it trains."""
+    """A network that draws from torch's, numpy's and Python's generators where it is made and whenever it is used."""
     return _Drawing(num_classes, in_channels)
 
 

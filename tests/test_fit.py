@@ -357,6 +357,16 @@ def test_evaluate_agrees_with_what_training_found(quick: Path, tmp_path: Path) -
     assert sum(part["images"] for part in found["classes"].values()) == 360
 
 
+def test_evaluate_agrees_where_the_network_draws_too(tmp_path: Path) -> None:
+    drawing = QUICK.replace("{name: small_cnn, width: 8}", "'tests.nets:drawing'")
+    ended = fit(tmp_path, drawing, "--set", "epochs=1", "--out", "run")
+    assert ended.returncode == 0, ended.stderr
+    ended = run(["evaluate", "run", "--trust", "--json", "e.json"], tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    (last,) = (row for row in rows(tmp_path / "run") if row["event"] == "eval")
+    assert json.loads((tmp_path / "e.json").read_text())["loss"] == last["loss"]
+
+
 def test_the_best_checkpoint_is_what_the_newest_says_it_is(quick: Path, tmp_path: Path) -> None:
     """A kill may have left best.json behind, and anything else may have been written there."""
     checkpoints = shutil.copytree(quick, tmp_path / "run") / "checkpoints"

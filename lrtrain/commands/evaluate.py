@@ -135,6 +135,7 @@ def _measure(job: Job, split: str) -> tuple[Metrics, list[int], list[int]]:
         job.recipe.precision,
         each=count,
         flip=job.recipe.flip,
+        seed=job.recipe.seed,
     )
     with tqdm(total=len(images), desc="evaluating", unit="img", leave=False, disable=None, dynamic_ncols=True) as bar:
         metrics = _exhaust(steps, bar)

@@ -12,6 +12,7 @@ from lrtrain.data.batches import Batch
 from lrtrain.engine.distributed import summed
 from lrtrain.engine.events import Evaluating, Metrics
 from lrtrain.engine.precision import DTYPES, Precision
+from lrtrain.random import key, seed_model
 from lrtrain.world import ALONE, World
 
 
@@ -25,6 +26,7 @@ def evaluate(
     each: Callable[[Tensor, Batch], None] | None = None,
     world: World = ALONE,
     flip: bool = False,
+    seed: int = 0,
 ) -> Generator[Evaluating, None, Metrics | None]:
     """Evaluate a network on every image once.
 
@@ -37,6 +39,7 @@ def evaluate(
         each: is handed the logits (batch, classes) and the batch, for further statistics.
         world: the processes, whose batches take turns: some may have one less than the first.
         flip: take the mean of each image's logits and those of its mirror image.
+        seed: of what the network draws, should it draw in evaluation too.
 
     Returns:
         The means, or None when given up. acc5 counts the first five classes, or all where there are fewer.
@@ -44,6 +47,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
+    seed_model(key(seed, "evaluate"), device)
     sums = torch.zeros(4, dtype=_sum_dtype(device), device=device)
     done = 0
     try:

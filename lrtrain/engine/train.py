@@ -49,7 +49,7 @@ from lrtrain.engine.finite import (
 from lrtrain.engine.mix import Mix
 from lrtrain.engine.precision import Precision
 from lrtrain.engine.state import Best, TrainState
-from lrtrain.random import key, seed
+from lrtrain.random import key, seed_model
 from lrtrain.schedule.plan import Plan
 
 # Why training may be asked to stop; several processes must agree on one.
@@ -209,7 +209,7 @@ def _parts(state: TrainState, batch: Batch, recipe: Recipe) -> Iterator[tuple[Te
         x, y = batch.images[start : start + size], batch.labels[start : start + size]
         if recipe.mix is not None:
             x, y = recipe.mix(x, y, key(recipe.seed, "mix", state.step, micro))
-        _seed_model(key(recipe.seed, "model", state.step, micro, *rank), x.device)
+        seed_model(key(recipe.seed, "model", state.step, micro, *rank), x.device)
         yield x, y
 
 
@@ -249,15 +249,6 @@ def _norms(state: TrainState, recipe: Recipe) -> list[Tensor]:
     return total or gradient_norms(state.optimizer)
 
 
-def _seed_model(model_key: int, device: torch.device) -> None:
-    """Dropout and stochastic depth draw from (seed, step), not from what was drawn before."""
-    seed(model_key)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(model_key)
-    elif device.type == "mps":
-        torch.mps.manual_seed(model_key)
-
-
 def _freeze(state: TrainState, plan: Plan) -> None:
     """A frozen group gets no gradients, so that momentum and weight decay leave it alone too."""
     for group, spec in zip(state.optimizer.param_groups, plan.groups, strict=True):
@@ -288,7 +279,7 @@ def _trouble(state: TrainState, plan: Plan, recipe: Recipe, batch: Batch, loss: 
     images = batch.images
     if recipe.mix is not None:
         images, _ = recipe.mix(images, batch.labels, key(recipe.seed, "mix", state.step, 0))
-    _seed_model(key(recipe.seed, "model", state.step, 0), images.device)
+    seed_model(key(recipe.seed, "model", state.step, 0), images.device)
     why = culprit(state.model, images, autocast(images.device, recipe.precision))
     lrs = _named_lrs(plan, state.step, state)
     # Each process has seen its own images: one whose loss is not finite knows why.
@@ -337,6 +328,7 @@ def _evaluate_and_save(
             stopping=lambda: stop() not in (None, SAVE_ONLY),
             world=state.world,
             flip=recipe.flip,
+            seed=recipe.seed,
         )
         if metrics is not None:
             state.pending = False
