@@ -15,12 +15,16 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
 from lrtrain.build import Job, build
 from lrtrain.commands import smoke
+from lrtrain.commands.evaluate import _exhaust
 from lrtrain.config import yaml
 from lrtrain.config.load import resolve
+from lrtrain.data.batches import Batch
 from lrtrain.engine import average, graph
+from lrtrain.engine.evaluate import evaluate
 from lrtrain.engine.events import EpochEnded, Evaluated, Event, Logged, SaveDue, Stepped, Stopped
 from lrtrain.engine.mix import make_mix
 from lrtrain.engine.state import Best, snapshot
@@ -78,6 +82,15 @@ def test_a_step_does_not_depend_on_what_was_drawn_before(net: str) -> None:
         np.random.rand(3)
         random.random()
     assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(one).items())
+
+
+def test_of_equal_logits_the_first_is_the_answer() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 10))
+    nn.init.zeros_(model[1].bias)  # type: ignore[arg-type]
+    batch = Batch(torch.zeros(40, 1, 2, 2), torch.zeros(40, dtype=torch.int64), np.arange(40), 40)
+    with tqdm() as bar:
+        found = _exhaust(evaluate(model, [batch], 40, "fp32"), bar)
+    assert (found.acc1, found.acc5) == (1, 1)
 
 
 def test_the_lr_of_every_step_is_the_planned_one() -> None:

@@ -370,12 +370,14 @@ def test_the_newest_run_of_a_config_is_not_that_of_another_whose_name_ends_in_a_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for run, config in (("a", "a.yaml"), ("a-2", "sub/a.yaml"), ("a-3", "a-2.yaml"), ("a-2-2", "a-2.yaml")):
+    others = [(name, f"{name}.yaml") for name in ("b", "b-1", "b-01", "a-02", "a-002")]
+    for run, config in (("a", "a.yaml"), ("a-2", "sub/a.yaml"), ("a-3", "a-2.yaml"), ("a-2-2", "a-2.yaml"), *others):
         folder = tmp_path / "runs" / run
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(ORIGIN.format(config, "1.0") + "epochs: 1\n")
     assert str(latest("a")) == "runs/a-2"
     assert str(latest("a-2")) == "runs/a-2-2"
+    assert all(str(latest(name)) == f"runs/{name}" for name, _ in others)
     assert latest("a-3") is None
     (tmp_path / "runs" / "a-4").mkdir()  # killed before it wrote its config
     assert str(latest("a")) == "runs/a-4"

@@ -66,6 +66,9 @@ def dotted(loc: Loc) -> str:
     return text
 
 
+_GIVEN = "given "  # before a tag that the file gives
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe reader up to the node tree; the values are read by `scalar`, not by YAML 1.1's rules."""
 
@@ -77,7 +80,10 @@ class _Loader(yaml.SafeLoader):
         if what := self._refused():
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, what, mark)
+        given = getattr(self.peek_event(), "tag", None)  # type: ignore[no-untyped-call]
         node = super().compose_node(parent, index)
+        if given is not None and node is not None:  # else it is what PyYAML takes the value for
+            node.tag = _GIVEN + given
         self.depth -= 1
         return node
 
@@ -160,8 +166,8 @@ def parse(text: str, name: str) -> Document:
 
 def _value(node: yaml.Node, loc: Loc, document: Document, problems: list[Problem]) -> Any:
     document.lines.setdefault(loc, node.start_mark.line + 1)
-    if node.tag not in PLAIN_TAGS:
-        what = f"YAML tags are not allowed: {quoted(node.tag)}"
+    if node.tag.startswith(_GIVEN):
+        what = f"YAML tags are not allowed: {quoted(node.tag.removeprefix(_GIVEN))}"
         problems.append(Problem(what, document.where(*loc), "write plain values"))
         return None
     if isinstance(node, yaml.SequenceNode):
@@ -179,7 +185,8 @@ def _mapping(node: yaml.MappingNode, loc: Loc, document: Document, problems: lis
     data: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key, line = key_node.value, key_node.start_mark.line + 1
-        if not isinstance(key, str) or key_node.tag.endswith(":merge") or UNWRITABLE.search(key):
+        is_text = isinstance(key, str) and not key_node.tag.endswith(":merge") and not key_node.tag.startswith(_GIVEN)
+        if not is_text or UNWRITABLE.search(key):
             at = f"{document.name}:{line}  {dotted(loc)}".rstrip()
             problems.append(Problem(f"a key must be plain text; got {_shown(key_node)}", at, "write it as key: value"))
             continue
@@ -214,10 +221,6 @@ def _shown(node: yaml.Node) -> str:
 
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # no file name and no UTF-8 file can hold these
 _BREAKS = re.compile("[\x85\u2028\u2029]")  # which YAML reads as a space, unless they are escaped
-PLAIN_TAGS = {
-    f"tag:yaml.org,2002:{kind}"
-    for kind in ("str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merge", "value")
-}
 
 
 class _Dumper(yaml.SafeDumper):

@@ -12,7 +12,7 @@ from typing import IO
 
 import torch
 
-# The segments that may come before a frame without changing how its pixels are meant (tables, comments, and
+# The segments that may come before a scan without changing how its pixels are meant (tables, comments, and
 # what applications add, but for Exif and XMP, ICC and further pictures, and Adobe's colour space), and the beginnings
 # of 8-bit Huffman-coded frames: baseline, extended, progressive. Other markers may have no length to go on by.
 _HARMLESS = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)} - {0xE1, 0xE2, 0xEE}
@@ -90,19 +90,27 @@ def sound_out(content: bytes, channels: int, most_bytes: int) -> None:
 
 
 def _components(data: bytearray, channels: int, most_bytes: int) -> int:
-    """Of a JPEG's pixels, 1 or 3; 0 where metadata, coding or size are more than `plain` deals with."""
-    at = 2
+    """Of a JPEG's pixels, 1 or 3; 0 where metadata, coding or size are more than `plain` deals with.
+
+    Metadata may stand behind the frame's header too, up to the first scan.
+    """
+    at, own = 2, 0
     for _ in range(_MOST_SEGMENTS):
         if at + 10 >= len(data) or data[at] != 0xFF:
             return 0
         marker = data[at + 1]
+        if marker == _SCAN[1]:
+            return own
         if marker in _FRAMES:
+            if own:
+                return 0
             bits, height, width = data[at + 4], data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
             own = data[at + 9]
             # What a progressive one means stays till its end.
             each = own + channels + (2 * own if marker == 0xC2 else 0)
-            return own if bits == 8 and height * width * each <= most_bytes else 0
-        if marker not in _HARMLESS:
+            if bits != 8 or height * width * each > most_bytes:
+                return 0
+        elif marker not in _HARMLESS:
             return 0
         at += 2 + (data[at + 2] << 8 | data[at + 3])
     return 0

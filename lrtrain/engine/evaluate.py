@@ -60,9 +60,10 @@ def evaluate(
                 if flip:
                     logits = (logits + model(batch.images.flip(-1)).float()) / 2
             loss = F.cross_entropy(logits, batch.labels, reduction="sum")
-            top = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
+            first = logits.argmax(1) == batch.labels  # of equal logits, topk takes any
+            top = (logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]).any(1) | first
             count = loss.new_full((), len(batch.labels))
-            sums += torch.stack([loss, top[:, 0].sum().float(), top.sum().float(), count]).to(sums.dtype)
+            sums += torch.stack([loss, first.sum().float(), top.sum().float(), count]).to(sums.dtype)
             if each is not None:
                 each(logits, batch)
             done += batch.total

@@ -240,7 +240,7 @@ def latest(name: str, world: World | None = None) -> RunDir | None:
     numbered = {
         int(match[1] or 1): RunDir(path)
         for path in Path("runs").glob(f"{glob.escape(name)}*")
-        if (match := re.fullmatch(re.escape(name) + r"(?:-(\d+))?", path.name))
+        if (match := re.fullmatch(re.escape(name) + r"(?:-([2-9]|[1-9][0-9]+))?", path.name))
     }
     for _, run in sorted(numbered.items(), reverse=True):
         # runs/a-2 is the second of a.yaml, or the first of a-2.yaml.
