@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -227,20 +227,38 @@ def _refuse_sync_bn(config: RunConfig, device: torch.device) -> None:
 def _try_forward(config: RunConfig, built: BuiltModel, pipeline: Pipeline, classes: int, device: torch.device) -> None:
     """Refuse, before training, a model that cannot take the images or does not answer with logits."""
     with seeded(key(config.seed, "trial")), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        built.module.eval()
-        for shape in dict.fromkeys((pipeline.shape, pipeline.val_shape)):
-            _try_shape(config, built.module, shape, classes, device)
-        if ":" not in config.model.name:
-            return
-        # One's own may answer otherwise while it trains. What that changes in it is for a copy, where one can be made.
-        training = None
-        with suppress(Exception):
-            training = copy.deepcopy(built.module).train()
-        if training is not None:
-            constants = unsaved_buffers(training)
-            _try_shape(config, training, pipeline.shape, classes, device)
-            with about(config.where("model", "name")):
-                refuse_lost(training, constants)
+        own = ":" in config.model.name
+        # One's own may change with the first images that it sees, and answer otherwise while it trains.
+        with _untouched(built.module) if own else nullcontext(built.module) as module:
+            module.eval()
+            for shape in dict.fromkeys((pipeline.shape, pipeline.val_shape)):
+                _try_shape(config, module, shape, classes, device)
+        if own:
+            with _untouched(built.module) as module, about(config.where("model", "name")):
+                constants = unsaved_buffers(module)
+                _try_shape(config, module.train(), pipeline.shape, classes, device)
+                refuse_lost(module, constants)
+
+
+@contextmanager
+def _untouched(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """A copy to try things on, or where none can be made, the module itself, which is put back afterwards."""
+    copied = None
+    with suppress(Exception):
+        copied = copy.deepcopy(module)
+    if copied is not None:
+        yield copied
+        return
+    tensors = [(tensor, tensor.detach().clone()) for tensor in (*module.parameters(), *module.buffers())]
+    attributes = [
+        (own, dict(own)) for part in module.modules() for own in (vars(part), part._parameters, part._buffers)
+    ]
+    yield module
+    for own, before in attributes:
+        own.clear()
+        own.update(before)
+    for tensor, values in tensors:
+        tensor.copy_(values)
 
 
 def _try_shape(

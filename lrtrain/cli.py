@@ -178,7 +178,7 @@ def fit(
     from lrtrain.commands.signals import stop_requests
 
     # Only now: until torch is imported, a signal ends the process at once.
-    with stop_requests(launched=world.size > 1 or bool(world.launch)) as requests:
+    with stop_requests(world) as requests:
         wishes = Wishes(extend.value if extend else None, allow_inexact)
         return run(started, out, resumed, requests, world=world, wishes=wishes, complain=complain)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lrtrain.errors import DistributedError
@@ -23,6 +23,13 @@ class World:
     """Which torchrun, on this machine: the same after a restart, another one the next time."""
     local_size: int = 1
     """Processes on this machine."""
+    parent: int = field(default_factory=os.getppid)
+    """The process that began this one, which may be gone by the time that torch is imported."""
+
+    @property
+    def launched(self) -> bool:
+        """Whether torchrun has started it."""
+        return self.size > 1 or bool(self.launch)
 
     @property
     def leads(self) -> bool:

@@ -44,7 +44,8 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
 
 def is_of_the_system(path: Path) -> bool:
     """Whether it is a way out of the process, not a place: /dev/stdout, which may be a link to a file, /dev/null ..."""
-    return path.absolute().parts[1:2] in (("dev",), ("proc",))
+    top, *below = path.absolute().parts[1:3] or ("",)
+    return top in ("dev", "proc") and below != ["shm"]  # files in memory
 
 
 def _descriptor(path: Path) -> int | None:

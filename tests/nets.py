@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 
 import numpy as np
 import torch
@@ -178,3 +179,25 @@ class _Masked(nn.Module):
 def masked(num_classes: int, in_channels: int) -> nn.Module:
     """A network with a mask of infinities among its buffers, as attention has."""
     return _Masked(num_classes, in_channels)
+
+
+class _ActNorm(nn.Module):
+    """Scales by its first batch (Kingma and Dhariwal 2018); a lock is nothing that can be copied."""
+
+    def __init__(self, num_classes: int, in_channels: int, lock: bool):
+        super().__init__()
+        self.started, self.lock = False, threading.Lock() if lock else None
+        self.register_buffer("scale", torch.ones(64 * in_channels))
+        self.head = nn.Linear(64 * in_channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.started:
+            self.started = True
+            self.scale.copy_(1 / (x.flatten(1).std(0) + 1e-3))
+        logits = self.head(x.flatten(1) * self.scale)
+        return (logits, 0) if self.training and self.lock is not None else logits  # type: ignore[return-value]
+
+
+def act_norm(num_classes: int, in_channels: int, lock: bool = False) -> nn.Module:
+    """A network that its first batch changes; with a lock, no copy of it can be made, and it cannot be trained."""
+    return _ActNorm(num_classes, in_channels, lock)

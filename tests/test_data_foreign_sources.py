@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from lrtrain.data.torchvision_source import torchvision_source
 from lrtrain.errors import ConfigError, DataError
@@ -185,6 +186,22 @@ def test_what_a_transform_does_in_place_leaves_the_dataset_as_it_was(own):
         before = source.train.read(3).clone()
         source.train.read(3).fill_(255)
         assert torch.equal(source.train.read(3), before)
+
+
+class Flipped(list):
+    def __getitem__(self, i):
+        image, label = super().__getitem__(i)
+        return v2.RandomHorizontalFlip()(image), label
+
+
+def test_a_dataset_of_the_users_that_draws_where_it_is_read_is_refused(own):
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    plain, drawn = pairs(40, image), Flipped(pairs(40, image))
+    for splits in ((drawn, plain), (plain, drawn)):
+        own.make = lambda splits=splits: splits
+        assert "draws at random: image" in refused(DataError, name="own_data:make")
+    own.make = lambda: (plain, plain)
+    assert len(opened(name="own_data:make").train) == 40
 
 
 @pytest.mark.parametrize(

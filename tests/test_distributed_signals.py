@@ -148,3 +148,15 @@ def test_processes_that_are_all_ended_from_outside_do_not_look_for_a_dead_one(mo
     finally:
         for beat in beats:
             beat.stop()
+
+
+def test_an_end_of_torchrun_from_before_torch_was_imported_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRTRAIN_TESTING", "1")
+    monkeypatch.setenv("LRTRAIN_BEAT_S", "0.05")
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with heartbeat.ending_with_torchrun(World(launch="job", parent=-1)):
+            assert soon(lambda: bool(heard))
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -84,6 +84,14 @@ def test_a_step_does_not_depend_on_what_was_drawn_before(net: str) -> None:
     assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(one).items())
 
 
+def test_no_image_but_those_of_training_changes_a_network() -> None:
+    made = job(model="tests.nets:act_norm")
+    assert not made.state.model.started
+    assert bool((made.state.model.scale == 1).all())  # type: ignore[union-attr, operator]
+    with pytest.raises(ConfigError, match=r"must answer with logits.*it gave tuple for two while it trains"):
+        job(model={"name": "tests.nets:act_norm", "lock": True})
+
+
 def test_of_equal_logits_the_first_is_the_answer() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 10))
     nn.init.zeros_(model[1].bias)  # type: ignore[arg-type]

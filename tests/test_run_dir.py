@@ -260,7 +260,7 @@ def test_a_wish_to_save_does_not_end_the_wait_for_room() -> None:
         if full:
             raise EnvironmentFault("full") from OSError(full.pop(), "")
 
-    requests = Requests(launched=False)
+    requests = Requests(World())
     requests.begin()
     requests.on_signal(signal.SIGUSR2, None)
     Patience(60, lambda _: None, requests.stop)(write)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,17 @@ def test_a_scheduler_of_the_users_own_may_go_by_the_place_of_a_group(
     chain = "{name: ChainedScheduler, every: step, schedulers: [{name: 'my_places:make', factors: [1.0, 0.5]}]}"
     assert rows(plan_of(chain, lrs=(0.1, 0.1))) == [[0.1, 0.05]] * 500
     assert plan_of("{name: 'my_places:flat', every: step}", lrs=(0.1, 0.1)).curve.columns == (0, 0)
+
+
+@pytest.mark.parametrize("draw", ["random.random()", "np.random.rand()", "float(torch.rand(()))"])
+def test_a_scheduler_of_the_users_own_that_draws_draws_the_same_again(
+    draw: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_draws.py").write_text(
+        f"import random, torch, numpy as np\ndef noisy(t, steps):\n    return {draw}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_draws", raising=False)
+    one, other = (plan_of("{name: 'my_draws:noisy', every: step}") for _ in range(2))
+    assert rows(one) == rows(other)
+    assert len({lr for (lr,) in rows(one)}) > 100

@@ -8,6 +8,7 @@ import pytest
 
 from lrtrain.commands import signals
 from lrtrain.commands.signals import ECHO_S, Requests
+from lrtrain.world import World
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
@@ -20,7 +21,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def begun(launched: bool) -> Requests:
-    requests = Requests(launched)
+    requests = Requests(World(launch="job" if launched else ""))
     requests.begin()
     return requests
 
@@ -65,3 +66,16 @@ def test_the_end_of_torchrun_is_no_second_signal(clock: list[float], monkeypatch
     monkeypatch.setattr(signals.os, "getppid", lambda: 1)
     requests.on_signal(TERM, None)
     assert requests() == "SIGUSR1"
+    clock[0] += 2 * ECHO_S
+    with pytest.raises(SystemExit) as ended:
+        requests.on_signal(TERM, None)  # a person
+    assert ended.value.code == 75
+
+
+def test_the_end_of_torchrun_may_be_the_first_signal(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = begun(launched=True)
+    monkeypatch.setattr(signals.os, "getppid", lambda: 1)
+    requests.on_signal(TERM, None)
+    clock[0] += 2 * ECHO_S
+    with pytest.raises(SystemExit):
+        requests.on_signal(TERM, None)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 from subprocess import PIPE, Popen
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -42,6 +43,15 @@ def test_what_could_not_be_written_whole_leaves_the_old_file(tmp_path: Path) -> 
             file.write(b"half" * (1 // 0))
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_text() == "precious"
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="has no files in memory")
+def test_a_file_in_memory_is_a_file_and_no_way_out(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TemporaryDirectory(dir="/dev/shm") as folder:
+        (Path(folder) / "c.yaml").write_text(CONFIG)
+        monkeypatch.chdir(folder)
+        assert_clear(typed("preview", "c.yaml", "--csv", "c.yaml"), 2, "--csv would write over the config")
+        assert (Path(folder) / "c.yaml").read_text() == CONFIG
 
 
 def test_of_two_that_write_one_file_at_once_each_is_whole(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def follow(
     """Train a job into its run directory and tell how it ended; its LR may have been `drawn` already."""
     show_plan(job, screen, run_dir, drawn=drawn)
     state, config = job.state, job.config
-    metrics = Metrics(run_dir.metrics, log_bytes)
+    metrics, timing = Metrics(run_dir.metrics, log_bytes), Timing(run_dir.timing)
     there = format.readable(run_dir.checkpoints)
     unplanned = [checkpoint.path for checkpoint in there if not checkpoint.manifest.get("planned", True)]
     # A kill may have come between a commit and this: where training goes back to is then the same all the same.
@@ -207,7 +207,7 @@ def follow(
     progress = Progress(screen, job.recipe.total_steps, job.plan.steps_per_epoch, state.step, len(job.groups) > 1)
     say = partial(screen.print, style="yellow")
     patience = Patience(config.checkpoint.disk_full_wait, say, asked_of_any(requests.stop))
-    written: list[Sink] = [metrics, Timing(run_dir.timing), checkpoints, status]
+    written: list[Sink] = [metrics, timing, checkpoints, status]
     sinks: list[Sink] = [progress, *(partial(patience.deliver, sink) for sink in written), requests.seen]
     with (
         noting(lambda error: with_kept(_note(error, status), run_dir)),

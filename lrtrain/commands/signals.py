@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from lrtrain.engine.events import Event, SaveDue
+from lrtrain.world import ALONE, World
 
 ECHO_S = 2.0
 """How long torchrun may take to pass on a signal that the process has heard already."""
@@ -24,10 +25,11 @@ class Requests:
     Before `begin` there is nothing to save, and a signal ends the process.
     """
 
-    def __init__(self, launched: bool):
-        self._launched, self._began, self._parent = launched, False, os.getppid()
+    def __init__(self, world: World):
+        self._world, self._began = world, False
         self._stop: str | None = None
         self._stopped_at = 0.0
+        self._knows_of_torchrun = False
         self._save = False
         self._heard: list[int] = []
 
@@ -69,24 +71,24 @@ class Requests:
         now = time.monotonic()
         if not self._began:
             raise SystemExit(EXIT_CODES[name])
+        # torchrun sends on what it has heard itself, and where it has ended, the heartbeat sends SIGTERM, once.
+        of_torchruns_end = os.getppid() != self._world.parent and not self._knows_of_torchrun
+        self._knows_of_torchrun |= of_torchruns_end
         if self._stop is None:
             self._stop, self._stopped_at = name, now
-            return
-        # torchrun sends on what it has heard itself, and where it has ended, the heartbeat sends SIGTERM.
-        passed_on = self._launched and (now - self._stopped_at < ECHO_S or os.getppid() != self._parent)
-        if not passed_on:
+        elif not self._world.launched or (now - self._stopped_at >= ECHO_S and not of_torchruns_end):
             raise SystemExit(EXIT_CODES[self._stop])
 
 
 @contextmanager
-def stop_requests(launched: bool = False) -> Iterator[Requests]:
+def stop_requests(world: World = ALONE) -> Iterator[Requests]:
     """Inside, signals are requests.
 
     A signal that the parent process has set to be ignored (nohup) stays ignored. Where torchrun has launched the
     process, it passes on what it has heard too, of a second SIGINT a SIGTERM: only one that comes `ECHO_S` after the
     first or later stops at once. The first is the reason to stop, whatever comes after it.
     """
-    requests = Requests(launched)
+    requests = Requests(world)
     before = requests.hear()
     try:
         yield requests

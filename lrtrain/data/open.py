@@ -13,6 +13,7 @@ from lrtrain.config.schema import Dataset
 from lrtrain.data.classes import unfit
 from lrtrain.data.files import shortened
 from lrtrain.data.order import steps_per_epoch
+from lrtrain.data.pairs import PairSplit, refuse_drawing
 from lrtrain.data.source import Source
 from lrtrain.data.torchvision_source import pairs_source, torchvision_source
 from lrtrain.errors import ConfigError, DataError, Key, LrtrainError, Problem, about, quoted
@@ -119,7 +120,11 @@ def _own(name: str, function: Any, arguments: dict[str, Any], seed: int) -> Sour
     if isinstance(made, Source):
         return made
     if isinstance(made, tuple) and len(made) in (2, 3) and all(hasattr(part, "__getitem__") for part in made):
-        return pairs_source(name, dict(zip(("train", "val", "test"), made, strict=False)), None, seed)
+        source = pairs_source(name, dict(zip(("train", "val", "test"), made, strict=False)), None, seed)
+        for split in source.splits().values():
+            if isinstance(split, PairSplit):
+                refuse_drawing(split)
+        return source
     raise DataError(
         f"{name} must return datasets (train, val) of (image, class) pairs, or a "
         f"lrtrain.data.source.Source; it returned {type(made).__name__}"

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lrtrain.data.decode import from_pil
 from lrtrain.errors import DataError, LrtrainError
+from lrtrain.random import seeded
 
 LOOKED_AT = 64  # images from which it is concluded how all are
 
@@ -68,6 +69,24 @@ def usable(name: str) -> Iterator[None]:
         why = f"{type(error).__name__}: {error}"
         hint = "correct its arguments under dataset, or its files"
         raise DataError(f"{name} was opened, but cannot be used: {why}", hint=hint) from error
+
+
+def refuse_drawing(split: PairSplit) -> None:
+    """Refuse images that are drawn where they are read: kept in memory, each would be drawn once for the whole run.
+
+    Raises:
+        DataError: the same item, read again, is another image.
+    """
+    for i in _spread(len(split)):
+        with seeded(i):
+            image = split.read(i)
+        with seeded(i + 1):
+            again = split.read(i)
+        if not torch.equal(image, again):
+            raise DataError(
+                f"{split.name} draws at random: {split.path(i)} is another one whenever it is read",
+                hint="let __getitem__ give the plain image, and put what is random under dataset.transforms.train",
+            )
 
 
 def channels_of(pairs: Any) -> int:

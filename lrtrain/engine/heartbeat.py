@@ -111,7 +111,6 @@ class Heartbeat:
         self.noting: Callable[[DistributedError], DistributedError] = lambda error: error
         self.asks: Callable[[], str | None] = lambda: None
         self.asked: str | None = None
-        self._parent = os.getppid()
         self._ended_from_outside = False
         self._store, self._world, self._tell = store, world, tell
         self._beat_s = seconds("BEAT_S", BEAT_S)
@@ -195,7 +194,7 @@ class Heartbeat:
                 # Ctrl-Z stops torchrun, which has the store, and not its processes. When it ends, so does the store,
                 # and all are asked to save.
                 parent = os.getppid()
-                unanswered = 0 if parent != self._parent or _is_stopped(parent) else unanswered + 1
+                unanswered = 0 if parent != self._world.parent or _is_stopped(parent) else unanswered + 1
                 fault = self._without_store() if unanswered == SILENT_BEATS else None
             if fault is not None:
                 self._end(fault, unreachable=unanswered > 0)
@@ -264,11 +263,11 @@ def ending_with_torchrun(world: World) -> Iterator[None]:
     Those beside it notice too, so that all can stop and save. A process that is alone gets the time that it needs; one
     of several might wait for ever for one that hangs.
     """
-    parent, beat_s, over = os.getppid(), seconds("BEAT_S", BEAT_S), threading.Event()
+    beat_s, over = seconds("BEAT_S", BEAT_S), threading.Event()
 
     def watch() -> None:
         while not over.wait(beat_s):
-            if os.getppid() != parent:
+            if os.getppid() != world.parent:
                 os.kill(os.getpid(), signal.SIGTERM)
                 if world.size > 1 and not over.wait(ORPHANED_BEATS * beat_s):
                     if _own is not None:

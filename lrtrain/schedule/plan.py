@@ -16,6 +16,7 @@ from lrtrain.config.schedule_checks import DEFAULT_MONITOR, check_schedule
 from lrtrain.config.scheduler_arguments import PER_GROUP
 from lrtrain.config.schema import RunConfig, monitor_mode
 from lrtrain.errors import CheckpointError, ConfigError, LrtrainError, Problem
+from lrtrain.random import key, seeded
 from lrtrain.schedule import notes
 from lrtrain.schedule.arguments import Scheduler, lacking_momentum, resolve
 from lrtrain.schedule.curve import Curve, GroupLR
@@ -151,7 +152,9 @@ def make_plan(config: RunConfig, groups: Sequence[GroupLR], steps_per_epoch: int
         own = groups if frozen else [replace(group, frozen_steps=0) for group in groups]
         return _planned(config, own, steps_per_epoch)
 
-    return extended(config, planned) if config.extended else planned(config, True)
+    # A scheduler of one's own may draw, and is to draw the same in every process and whenever the run goes on.
+    with seeded(key(config.seed, "schedule")):
+        return extended(config, planned) if config.extended else planned(config, True)
 
 
 def _planned(config: RunConfig, groups: Sequence[GroupLR], steps_per_epoch: int) -> Plan:
