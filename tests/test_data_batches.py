@@ -305,6 +305,32 @@ def test_two_normalisations_are_refused(folder):
     assert caught.value.problems[0].where == "cfg.yaml dataset.transforms.val"
 
 
+BARE = {"name": "ToDtype", "dtype": "float32"}
+SCALED = {**BARE, "scale": True}
+
+
+@pytest.mark.parametrize(
+    ("given", "at"),
+    [
+        ({"train": [BARE]}, "train.0"),
+        ({"val": [BARE]}, "val.0"),
+        ({"train": [SCALED], "val": [BARE]}, "val.0"),
+        ({"train": [SCALED, OWN], "val": [BARE, OWN]}, "val.0"),
+        ({"train": [BARE, OWN], "val": [SCALED, OWN]}, "transforms"),
+        ({"train": [BARE, OWN], "val": [SCALED]}, "transforms"),
+    ],
+)
+def test_pixels_of_two_scales_are_refused(folder, given, at):
+    with pytest.raises(ConfigError, match="scale") as caught:
+        pipeline(name="imagefolder", root=str(folder), **lists(**given))
+    assert caught.value.problems[0].where.endswith(at)
+
+
+def test_a_normalisation_for_pixels_up_to_255_may_be_written(folder):
+    made = pipeline(name="imagefolder", root=str(folder), **lists(train=[BARE, OWN]))
+    assert made.resolved_transforms["val"][-2:] == [BARE, OWN]
+
+
 def test_normalisation_of_the_weights_goes_before_that_of_the_dataset():
     section = Dataset(name="digits")
     source = open_source(section, 1, where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import random
 import re
 import sys
 import types
@@ -186,6 +187,18 @@ def test_what_a_transform_does_in_place_leaves_the_dataset_as_it_was(own):
         before = source.train.read(3).clone()
         source.train.read(3).fill_(255)
         assert torch.equal(source.train.read(3), before)
+
+
+def test_a_dataset_of_the_users_that_is_split_at_random_is_split_by_the_seed(own):
+    def make():
+        order = random.sample(range(0, 40, 2), 20)
+        every = pairs(40)
+        return [every[i + k] for i in order[:10] for k in (0, 1)], [every[i + k] for i in order[10:] for k in (0, 1)]
+
+    own.make = make
+    firsts = [int(opened(seed, name="own_data:make").train.read(0)[0, 0, 0]) for seed in (1, 1, 2, 3, 4)]
+    assert firsts[0] == firsts[1]
+    assert len(set(firsts)) > 1
 
 
 class Flipped(list):

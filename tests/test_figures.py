@@ -162,13 +162,20 @@ def test_no_latex_is_needed_where_a_person_draws_with_it(tmp_path):
 
 
 def test_settings_that_matplotlib_refuses_are_named_before_a_sweep(tmp_path):
-    environment = os.environ | {"MPLBACKEND": "nonsense"}
+    (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe")
+    environment = os.environ | {"MATPLOTLIBRC": str(tmp_path)}
     config = "steps: 20\nbatch_size: 8\nmodel: small_cnn\ndataset: digits\noptimizer: {name: SGD, lr: 0.1}\n"
     (tmp_path / "c.yaml").write_text(config + "schedule: fixed\n")
     words = [sys.executable, "-m", "lrtrain", "range-test", "c.yaml"]
     ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 5, ended.stderr
     assert "matplotlib cannot be used" in ended.stderr
+    # Jupyter sets this for the commands of a notebook, too; for files, no backend is asked.
+    (tmp_path / "matplotlibrc").unlink()
+    environment = os.environ | {"MPLBACKEND": "module://that_is_not.here"}
+    words[3:] = ["preview", "c.yaml", "--plot", "c.png"]
+    ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_importing_the_figures_does_not_import_matplotlib_or_torch():

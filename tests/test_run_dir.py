@@ -31,7 +31,7 @@ from lrtrain.sinks.console import Screen
 from lrtrain.sinks.jsonl import Metrics, Timing, rows
 from lrtrain.sinks.lock import locked
 from lrtrain.sinks.patience import Patience
-from lrtrain.sinks.run_dir import ORIGIN, RunDir, check_free, latest, mark_begun
+from lrtrain.sinks.run_dir import ORIGIN, RunDir, check_free, latest, mark_begun, refuse_other_files
 from lrtrain.sinks.status import Status
 from lrtrain.world import World, from_environment
 from lrtrain.writing import write_atomically
@@ -403,3 +403,28 @@ def test_images_per_second_are_of_the_time_that_was_spent_on_them(
     timing(Logged(2, 2.0, lrs, 1.0))
     said = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
     assert [(row["event"], row["images_per_s"]) for row in said] == [("eval", 20.0), ("train", 10.0)]
+
+
+@pytest.mark.parametrize("lose", [lambda lock: lock.unlink(), lambda lock: (lock.unlink(), lock.touch())])
+def test_a_run_whose_lock_is_lost_writes_nothing_more(tmp_path: Path, lose: Any) -> None:
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    with locked(run) as still_ours:
+        still_ours(SaveDue(3, best=False))
+        lose(run.checkpoints / ".lock")
+        with pytest.raises(EnvironmentFault, match="lock was removed or replaced"):
+            still_ours(SaveDue(4, best=False))
+
+
+def test_what_goes_while_a_run_is_looked_through_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(tmp_path / "run")
+    (run.checkpoints / "step-00000001").mkdir(parents=True)
+    run.config.write_text("")
+    listed = Path.iterdir
+
+    def and_gone(folder: Path) -> Any:
+        yield from listed(folder)
+        yield folder / ".status.json.tmp"
+
+    monkeypatch.setattr(Path, "iterdir", and_gone)
+    refuse_other_files(run)

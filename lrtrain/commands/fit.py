@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from io import StringIO
@@ -75,8 +75,9 @@ def run(
         resumed = _begun(resumed, world)
         options = {"--resume": resumed is not None, "--extend": wishes.extend, "--allow-inexact": wishes.allow_inexact}
         refuse_other_config(config, options, world)
+        locks: list[Sink] = []
         if resumed is not None and world.leads:
-            held.enter_context(locked(resumed))
+            locks = [held.enter_context(locked(resumed))]
         screen = Screen() if world.leads else None
         found = None if resumed is None else resume.find(resumed, screen, world)
         if resumed is not None:
@@ -105,8 +106,8 @@ def run(
         if run_dir is None and screen is not None:
             refuse_small_disk(out, _checkpoint_bytes(job))
             run_dir = create(out, start.name)
+            locks = [held.enter_context(locked(run_dir))]
             mark_begun(run_dir, world, launches)
-            held.enter_context(locked(run_dir))
         run_dir = RunDir(Path(told_by_the_leader(str(run_dir), world)))
         if screen is None:
             return _train_silently(job, run_dir, requests)
@@ -116,7 +117,7 @@ def run(
             write_curve(job, run_dir)
         log_bytes = 0 if found is None else found.manifest["log_bytes"]["metrics.jsonl"]
         drawn = wishes.extend is not None
-        return follow(job, run_dir, screen, requests, {**known, "exact": job.exact}, log_bytes, drawn=drawn)
+        return follow(job, run_dir, screen, requests, {**known, "exact": job.exact}, log_bytes, locks, drawn=drawn)
 
 
 def _begun(resumed: RunDir | None, world: World) -> RunDir | None:
@@ -191,10 +192,14 @@ def follow(
     requests: Requests,
     known: Mapping[str, Any],
     log_bytes: int,
+    locks: Sequence[Sink],
     *,
     drawn: bool = False,
 ) -> int:
-    """Train a job into its run directory and tell how it ended; its LR may have been `drawn` already."""
+    """Train a job into its run directory, while its locks hold, and tell how it ended.
+
+    Its LR may have been `drawn` already.
+    """
     show_plan(job, screen, run_dir, drawn=drawn)
     state, config = job.state, job.config
     metrics, timing = Metrics(run_dir.metrics, log_bytes), Timing(run_dir.timing)
@@ -208,7 +213,7 @@ def follow(
     say = partial(screen.print, style="yellow")
     patience = Patience(config.checkpoint.disk_full_wait, say, asked_of_any(requests.stop))
     written: list[Sink] = [metrics, timing, checkpoints, status]
-    sinks: list[Sink] = [progress, *(partial(patience.deliver, sink) for sink in written), requests.seen]
+    sinks: list[Sink] = [progress, *locks, *(partial(patience.deliver, sink) for sink in written), requests.seen]
     with (
         noting(lambda error: with_kept(_note(error, status), run_dir)),
         _told(status, progress),

@@ -35,6 +35,9 @@ _LENGTH = ("epochs", "steps", "extended")
 # Where our own datasets take their images, and the lists of them, from.
 _PLACES = tuple(f"dataset.{key}" for key in ("root", "manifest", "skip_list", "classes", "train", "val", "test"))
 
+# Where torchvision's do; what the arguments of one's own mean, nobody knows.
+_ROOTS = ("dataset.root", *(f"dataset.splits.{split}.root" for split in ("train", "val", "test")))
+
 Policy = Literal["hold", "rescale", "restart"]
 
 
@@ -267,7 +270,8 @@ def _refuse_differences(before: RunConfig, now: RunConfig, free: Sequence[str], 
     """
     old, new = flat(before.dump()), flat(now.dump())
     # The images are held against those of then by their names and sizes, wherever they lie.
-    moved = _PLACES if before.dataset.name in lookup.ours("dataset") else ()
+    name = before.dataset.name
+    moved = _PLACES if name in lookup.ours("dataset") else () if lookup.is_path(name) else _ROOTS
     free = (*free_to_change(before), *free, *moved)
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in free]
     if changed:

@@ -90,6 +90,7 @@ def make_pipeline(
 
     _refuse_two_normalisations(written, where)
     shared = _ending(written)
+    _refuse_two_scales(written, shared is None, where)
 
     def ending(channels: int) -> Sequence[Entry]:
         if shared is not None:
@@ -163,6 +164,22 @@ def _refuse_two_normalisations(written: dict[str, list[Entry] | None], where: Wh
             where("dataset", "transforms", "val"),
             "the model must be evaluated on what it was trained on; a list without Normalize gets the other's",
         )
+
+
+def _refuse_two_scales(written: dict[str, list[Entry] | None], added: bool, where: Where) -> None:
+    """Refuse pixels of 0..255 where the other list has 0..1, or where Normalize, which is for those, is `added`."""
+    scales: dict[str, bool] = {}
+    for name, entries in written.items():
+        for i, entry in completed(entries or (), lambda _: (), 3):
+            if name not in scales and entry["name"] == "ToDtype" and "float" in str(entry.get("dtype")):
+                scales[name] = bool(entry.get("scale"))
+                if not scales[name] and (added or True in scales.values()):
+                    what = "ToDtype without `scale` leaves pixels of 0..255, where Normalize is for those of 0..1"
+                    at = where("dataset", "transforms", name, *([] if i is None else [i]))
+                    raise ConfigError(what, at, "add `scale: true`")
+    if len(set(scales.values())) > 1:
+        what = "train and val scale differently: ToDtype has `scale: true` in one of them only"
+        raise ConfigError(what, where("dataset", "transforms"), "write it in both, or in neither")
 
 
 def _with_defaults(

@@ -51,7 +51,7 @@ _DRAWS: dict[str, Callable[[Any], bool]] = {
     "GaussianBlur": lambda t: t.sigma[0] != t.sigma[1],
     "GaussianNoise": lambda t: t.sigma != 0,
     "JPEG": lambda t: t.quality[0] != t.quality[1],
-    "ScaleJitter": lambda t: t.scale_range[0] != t.scale_range[1],
+    "ScaleJitter": lambda t: len(set(t.scale_range)) > 1,
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lrtrain import lookup
+from lrtrain import lookup, random
 from lrtrain.config.messages import such_as
 from lrtrain.config.schema import Dataset
 from lrtrain.data.classes import unfit
@@ -109,7 +109,8 @@ def _own(name: str, function: Any, arguments: dict[str, Any], seed: int) -> Sour
     try:
         if "seed" in inspect.signature(function).parameters:
             arguments = {"seed": seed, **arguments}
-        made = function(**arguments)
+        with random.seeded(random.key(seed, "dataset")):  # of which it may choose images
+            made = function(**arguments)
     except LrtrainError:
         raise
     except Exception as error:

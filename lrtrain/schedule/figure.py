@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,10 +50,11 @@ def import_matplotlib() -> Any:
     Raises:
         EnvironmentFault: a person's own settings of it are wrong.
     """
+    os.environ["MPLBACKEND"] = "agg"  # all pictures are files; Jupyter's, for one, may not be installed here
     try:
         import matplotlib as mpl
     except Exception as error:
-        hint = "mend or remove the matplotlibrc, or unset MPLBACKEND"
+        hint = "mend or remove the matplotlibrc"
         raise EnvironmentFault(f"matplotlib cannot be used: {error}", hint=hint) from error
     return mpl
 

@@ -6,16 +6,21 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from filelock import FileLock, Timeout
 
+from lrtrain.engine.events import Event, Stepped
 from lrtrain.errors import EnvironmentFault, RunDirError
+from lrtrain.sinks import Sink
 from lrtrain.sinks.run_dir import RunDir
 
 
 @contextmanager
-def locked(run_dir: RunDir) -> Iterator[None]:
+def locked(run_dir: RunDir) -> Iterator[Sink]:
     """Inside, the run directory is this process's. The lock is the kernel's, and goes with the process in any case.
+
+    What is yielded refuses to go on where that is so no more.
 
     Where the file system has no such locks, the lock is a file that says who holds it, as filelock warns.
 
@@ -28,19 +33,41 @@ def locked(run_dir: RunDir) -> Iterator[None]:
         run_dir.checkpoints.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise RunDirError(
-            f"{str(run_dir)!r} is in use by {_holder(run_dir)}",
-            hint="wait for it to end, or name another folder with --out",
-        ) from None
+        hint = "wait for it to end, or name another folder with --out"
+        if os.path.getsize(lock.lock_file):  # as filelock writes where there are no locks that end with their process
+            hint += f"; if it has ended, on a machine that is gone, remove {lock.lock_file}"
+        raise RunDirError(f"{str(run_dir)!r} is in use by {_holder(run_dir)}", hint=hint) from None
     except OSError as error:
         what = f"the run directory cannot be written to: {error.strerror}"
         raise EnvironmentFault(what, str(run_dir), "check its owner and permissions, and that there is room") from error
     with suppress(AttributeError):
         os.register_at_fork(after_in_child=lambda: _let_go(lock))
     try:
-        yield
+        yield partial(_refuse_lost, lock, run_dir)
     finally:
         lock.release()
+
+
+def _refuse_lost(lock: FileLock, run_dir: RunDir, event: Event) -> None:
+    """Before anything is written, refuse a lock whose file was removed, or is on a disk that has gone.
+
+    Others may train there now.
+
+    Raises:
+        EnvironmentFault: it is so.
+    """
+    descriptor = _descriptor(lock)
+    if isinstance(event, Stepped) or descriptor is None:
+        return
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(descriptor), os.stat(lock.lock_file)):
+            return
+    raise EnvironmentFault(
+        "the run's lock was removed or replaced while it trained: its disk may be another one, or another process "
+        "train in it",
+        str(lock.lock_file),
+        f"see that its disk is there and nothing else trains in it; what is whole: lrtrain verify {run_dir.typed}",
+    )
 
 
 def _holder(run_dir: RunDir) -> str:
@@ -67,7 +94,11 @@ def here() -> dict[str, str | int]:
 
 def _let_go(lock: FileLock) -> None:
     # A data worker that outlives a killed run by seconds would keep the lock; closing its copy releases nothing.
-    descriptor = getattr(lock, "_context", None) and lock._context.lock_file_fd
-    if isinstance(descriptor, int):
+    if (descriptor := _descriptor(lock)) is not None:
         with suppress(OSError):
             os.close(descriptor)
+
+
+def _descriptor(lock: FileLock) -> int | None:
+    descriptor = getattr(lock, "_context", None) and lock._context.lock_file_fd
+    return descriptor if isinstance(descriptor, int) else None

@@ -97,9 +97,10 @@ def refuse_other_files(run: RunDir) -> None:
     """
     try:
         inside = [*run.path.iterdir(), *(run.checkpoints.iterdir() if run.checkpoints.is_dir() else ())]
-        modes = {path: path.lstat().st_mode for path in inside if path != run.checkpoints}
-        folders = [p for p, mode in modes.items() if stat.S_ISDIR(mode) and p.parent == run.checkpoints]
-        deep = next((entry for folder in folders for entry in os.scandir(folder) if entry.is_dir()), None)
+        modes = {path: mode for path in inside if path != run.checkpoints and (mode := _mode_of(path)) is not None}
+        # Not lost+found, where they have a disk of their own.
+        folders = [p for p, mode in modes.items() if stat.S_ISDIR(mode) and re.match(r"\.|step-", p.name)]
+        deep = next((entry for folder in folders for entry in _entries(folder) if entry.is_dir()), None)
     except OSError as error:
         raise EnvironmentFault(f"the run directory cannot be read: {error.strerror}", str(run)) from error
     if deep is not None:
@@ -111,6 +112,19 @@ def refuse_other_files(run: RunDir) -> None:
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             what = f"a run holds files and folders, and {quoted(path.name)} is a pipe, socket or device"
             raise CheckpointError(what, str(path), "remove it")
+
+
+def _mode_of(path: Path) -> int | None:
+    """What `path` is; None where it has gone: another process may train in the run."""
+    with suppress(FileNotFoundError):
+        return path.lstat().st_mode
+    return None
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with suppress(FileNotFoundError):
+        return list(os.scandir(folder))
+    return []
 
 
 def check_free(out: Path | None, resume_hint: str) -> None:
