@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import numpy as np
 import pytest
 
 from lrtrain.checkpoint import folder, format
-from lrtrain.config.schema import Extension
-from lrtrain.errors import EnvironmentFault
+from lrtrain.commands import resume
+from lrtrain.config.schema import Extension, RunConfig
+from lrtrain.errors import ConfigError, EnvironmentFault
 from lrtrain.schedule.extend import extended
 from lrtrain.sinks.jsonl import append
 from lrtrain.sinks.patience import Patience
@@ -467,3 +469,29 @@ workers: {workers}
     ended = fit(tmp_path, config, "--resume", "--out", "run")
     assert ended.returncode == 0, ended.stderr
     assert_same_bits(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "may"),
+    [
+        ("EuroSAT", "root", True),
+        ("EuroSAT", "splits.train.root", True),
+        ("EuroSAT", "split", False),
+        ("imagefolder", "root", True),
+        ("imagefolder", "train", True),
+        ("mine.data:make", "root", False),
+    ],
+)
+def test_where_images_lie_may_change(name: str, key: str, may: bool) -> None:
+    def config(value: str) -> RunConfig:
+        inner: dict[str, Any] = {}
+        at = inner
+        *outer, last = key.split(".")
+        for part in outer:
+            at = at.setdefault(part, {})
+        at[last] = value
+        data = {"steps": 4, "batch_size": 8, "model": "resnet18", "optimizer": {"name": "SGD", "lr": 0.1}}
+        return RunConfig.model_validate({**data, "dataset": {"name": name, **inner}})
+
+    with nullcontext() if may else pytest.raises(ConfigError, match=f"dataset.{key}"):
+        resume._refuse_differences(config("here"), config("there"), (), "{key}: {old} {new}", "hint")
