@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pkgutil
 import random
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
+from lrtrain.commands.faults import fault_of_the_machine
 from lrtrain.config.schema import Dataset
 from lrtrain.data.augment.RandomCrop import RandomCrop
 from lrtrain.data.batches import Batches
@@ -404,6 +407,35 @@ def test_a_worker_that_dies_is_an_environment_fault(folder):
     object.__setattr__(made.pipeline.source.train, "root", Dies())
     with pytest.raises(EnvironmentFault, match="a data worker died"):
         list(made.train(0, 4))
+
+
+@pytest.mark.parametrize(
+    ("starting", "error", "orders"),
+    [
+        ("multiprocessing.popen_fork.Popen._launch", BlockingIOError(11, "Resource temporarily unavailable"), [0, 1]),
+        ("threading.Thread.start", RuntimeError("can't start new thread"), [0, 1]),
+        ("threading.Thread.start", RuntimeError("can't start new thread"), [0]),
+    ],
+    ids=["fork", "a thread", "a thread, at the end"],
+)
+def test_no_worker_stays_where_a_second_process_or_thread_is_not_allowed(starting, error, orders, monkeypatch):
+    start, started, main = pkgutil.resolve_name(starting), [], os.getpid()
+
+    def once(self, *args):
+        started.append(self)
+        if len(started) > 1 and os.getpid() == main:
+            raise error
+        return start(self, *args)
+
+    monkeypatch.setattr(starting, once)
+    with pytest.raises(type(error)) as caught:
+        list(by_workers([torch.ones(3)] * 2, orders, workers=2, patience_s=15.0))
+    for worker in multiprocessing.active_children():
+        worker.join(5)
+    assert not multiprocessing.active_children()
+    problem, code = fault_of_the_machine(caught.value)
+    assert (code, problem.what) == (5, "no more processes or threads are allowed here")
+    assert "workers" in problem.hint
 
 
 def test_workers_send_images_where_the_folder_for_temporary_files_has_a_long_path(tmp_path, monkeypatch):

@@ -25,6 +25,9 @@ def _fault(error: BaseException) -> Problem | None:
     if out_of_memory(error):
         hint = "lower batch_size, use accumulate, set cache: off, or take a smaller model"
         return Problem(f"out of memory: {what}"[:400], hint=hint)
+    if "Resource temporarily unavailable" in what or "can't start new thread" in what:  # so says fork, and so Python
+        hint = "allow more of them (ulimit -u, docker run --pids-limit), or use fewer `workers:`, or 0"
+        return Problem("no more processes or threads are allowed here", hint=hint)
     if isinstance(error, FileNotFoundError) and "temporary directory" in what:  # torch asks for one when it is imported
         hint = "set TMPDIR to a folder that can be written and has room"
         return Problem("no folder for temporary files can be written", hint=hint)

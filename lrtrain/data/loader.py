@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from lrtrain.data.disk_cache import StoredImages
 from lrtrain.data.source import Split
@@ -207,19 +209,41 @@ def _started(shop: Dataset[Any], orders: Iterable[Any], workers: int, pin: bool,
         pin_memory=pin,
         generator=torch.Generator(),  # else it draws from torch's own
     )
-    with warnings.catch_warnings():
-        # Python 3.12 warns of fork beside threads; torch's workers are made for it, and use one thread.
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        return iter(loader)
+    loader.check_worker_number_rationality()
+    # What iter(loader) does, but in two steps, so that the workers of an iterator that fails as it begins are known.
+    made: Any = _MultiProcessingDataLoaderIter.__new__(_MultiProcessingDataLoaderIter)
+    try:
+        with warnings.catch_warnings():
+            # Python 3.12 warns of fork beside threads; torch's workers are made for it, and use one thread.
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+            made.__init__(loader)
+    except BaseException:
+        _end_begun_workers(made)
+        raise
+    return made
+
+
+def _end_begun_workers(made: Any) -> None:
+    """End what an iterator had begun that is not complete, where torch's own end of it would fail."""
+    begun = vars(made)
+    made._shutdown = True
+    if begun.get("_worker_pids_set"):  # else torch would speak of their death
+        _remove_worker_pids(id(made))
+    if "_pin_memory_thread_done_event" in begun:
+        made._pin_memory_thread_done_event.set()
+    for worker in begun.get("_workers", ()):
+        worker.kill()
 
 
 def _end_workers(made: Any) -> None:
     # Left to the garbage collector, workers would outlive an error that is still being reported; and at exit
     # multiprocessing waits for those that ignore SIGTERM.
-    made._shutdown_workers()
-    for worker in made._workers:
-        if worker.is_alive():
-            worker.kill()
+    try:
+        made._shutdown_workers()
+    finally:
+        for worker in made._workers:
+            if worker.is_alive():
+                worker.kill()
 
 
 def _as_it_is(made: Any) -> Any:
