@@ -53,3 +53,14 @@ def noise(root, images, seed=1):
                 pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / label / f"{i}.png")
     return root
+
+
+def nobodys_home(monkeypatch):
+    """Let the process be of a user who has no home, as with `docker run -u`."""
+
+    def unknown(user):
+        raise KeyError(user)
+
+    for name in ("HOME", "LRTRAIN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)

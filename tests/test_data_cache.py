@@ -34,7 +34,7 @@ from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 from lrtrain.sinks.console import Screen
 from lrtrain.sinks.plan_view import show_plan
 from lrtrain.world import World
-from tests.folders import noise, where
+from tests.folders import nobodys_home, noise, where
 
 REPOSITORY = Path(__file__).parents[1]
 # Some done once per image, some drawn for each image, some drawn for a batch.
@@ -463,16 +463,20 @@ def test_images_of_different_sizes_are_refused_on_disk_and_told_by_auto(folder):
     [("~nobody-such/x", "LRTRAIN_CACHE '~nobody-such/x' is no path"), ("", "the cache's folder is not known")],
 )
 def test_a_folder_in_the_home_of_nobody_is_a_fault_of_the_environment(monkeypatch, own, words):
-    def unknown(path):
-        raise RuntimeError("Could not determine home directory.")
-
+    nobodys_home(monkeypatch)
     monkeypatch.setenv("LRTRAIN_CACHE", own)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "expanduser", unknown)
-    monkeypatch.setattr(Path, "home", lambda: unknown(None))
     with pytest.raises(EnvironmentFault, match=words) as fault:
         cache_folder()
     assert "set LRTRAIN_CACHE" in fault.value.problems[0].hint
+
+
+def test_without_a_home_auto_keeps_nothing_on_disk(folder, monkeypatch):
+    nobodys_home(monkeypatch)
+    monkeypatch.setattr("lrtrain.data.cache.available_bytes", lambda: 1000)
+    train, val = batches(folder, cache="auto").kept_words
+    for words in (train, val):
+        assert "off, since" in words
+        assert "and the cache's folder is not known: Could not determine home directory" in words
 
 
 def test_a_pipe_in_place_of_a_cache_file_is_refused(tmp_path):

@@ -157,7 +157,10 @@ def _on_disk(making: _Making, where: Callable[..., str]) -> Kept:
 
 def _on_disk_if_it_can_be(making: _Making, processes: int) -> Kept:
     more = f"off, since {_sized(making.size)}{_in_each(processes)} are more than a quarter of the available memory"
-    path = making.file()
+    try:
+        path = making.file()
+    except EnvironmentFault as error:  # nobody's home
+        return Kept(None, f"{more}, and {error.problems[0].what}")
     if path is None:
         return Kept(None, f"{more}, and only image files go on disk")
     try:

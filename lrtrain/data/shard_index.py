@@ -19,7 +19,7 @@ from lrtrain.data.disk_cache import cache_folder, completed, locked
 from lrtrain.data.files import IMAGE_SUFFIXES
 from lrtrain.data.folders import is_litter
 from lrtrain.data.shards import Shard, Texts
-from lrtrain.errors import Problem
+from lrtrain.errors import EnvironmentFault, Problem
 from lrtrain.foreign import opened
 
 _FORMAT = 1  # goes up when what `_samples` takes for a sample, an image or a label changes
@@ -37,6 +37,7 @@ _MOST_GLOBAL = 100  # fields for all members that follow, which tarfile goes thr
 _META = re.compile(r"__[^/]*__($|/)")  # passed over, as by webdataset's tar_file_iterator
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 _AGAIN = "restore the file, or write the shard again"
+_ANEW = "the index of the shards is made anew at every start"
 
 
 class _Wrong(Exception):
@@ -53,7 +54,7 @@ def indexed(paths: Sequence[str]) -> tuple[dict[str, Shard], list[Problem], str]
     Args:
         paths: absolute.
     """
-    found = {path: shard for path in paths if (shard := _loaded(path, index_file(path))) is not None}
+    found = {path: shard for path in paths if (shard := _loaded(path)) is not None}
     missing = [path for path in paths if path not in found]
     problems: list[Problem] = []
     if not missing:
@@ -65,12 +66,12 @@ def indexed(paths: Sequence[str]) -> tuple[dict[str, Shard], list[Problem], str]
             tqdm(total=total, desc="indexing shards", unit="B", unit_scale=True, disable=None, delay=1, leave=False)
         )
         for path in missing:
-            file = index_file(path)
-            shard = _loaded(path, file)  # another process may have made it meanwhile
+            shard = _loaded(path)  # another process may have made it meanwhile
             if shard is None:
+                file = None if unkept else index_file(path)
                 shard, wrong = scanned(path, bar)
                 problems += wrong
-                if shard is not None and not unkept:
+                if shard is not None and file is not None:
                     unkept = _keep(shard, file)
             if shard is not None:
                 found[path] = shard
@@ -79,7 +80,10 @@ def indexed(paths: Sequence[str]) -> tuple[dict[str, Shard], list[Problem], str]
 
 def _begin_keeping(stack: ExitStack) -> str:
     """Let one process index while others wait for it; a note where that cannot be."""
-    folder = cache_folder() / "shards"
+    try:
+        folder = cache_folder() / "shards"
+    except EnvironmentFault as error:
+        return f"{_ANEW}: {error.problems[0].what}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(locked(folder / "index"))
@@ -91,14 +95,16 @@ def _begin_keeping(stack: ExitStack) -> str:
 
 
 def _unkept(folder: Path, error: OSError) -> str:
-    return (
-        f"the index of the shards is made anew at every start, since {folder} cannot be written: "
-        f"{error.strerror or error}"
-    )
+    return f"{_ANEW}, since {folder} cannot be written: {error.strerror or error}"
 
 
 def index_file(path: str) -> Path:
-    """Where the index of a shard belongs: another file for a shard that was written anew, whatever its mtime says."""
+    """Where the index of a shard belongs: another file for a shard that was written anew, whatever its mtime says.
+
+    Raises:
+        EnvironmentFault: the cache's folder is not known.
+        OSError: the shard is not there.
+    """
     found = os.stat(path)
     made_for = f"{_FORMAT}\0{path}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}"
     digest = hashlib.sha256(made_for.encode("utf-8", "surrogateescape")).hexdigest()
@@ -125,10 +131,10 @@ def _keep(shard: Shard, file: Path) -> str:
     return ""
 
 
-def _loaded(path: str, file: Path) -> Shard | None:
-    """The index in `file`; None where there is none, or a damaged one, which is made again."""
+def _loaded(path: str) -> Shard | None:
+    """The index that is kept of a shard; None where there is none, or a damaged one, which is made again."""
     try:
-        with opened(file, links=True) as content, np.load(content, allow_pickle=False) as held:
+        with opened(index_file(path), links=True) as content, np.load(content, allow_pickle=False) as held:
             if sum(part.file_size for part in held.zip.infolist()) > os.fstat(content.fileno()).st_size:
                 return None  # compressed, which ours are not: it may take any memory
             members, labels = (Texts(held[f"{name}s"], held[f"{name}_ends"]) for name in ("member", "label"))

@@ -14,6 +14,7 @@ import torch
 
 from lrtrain.data import shard_index
 from lrtrain.errors import DataError
+from tests.folders import nobodys_home
 from tests.shards.making import REPOSITORY, forbid_scans, opened, samples, shard
 
 pytest.importorskip("webdataset")
@@ -79,6 +80,13 @@ def test_an_index_that_cannot_be_kept_is_noted(two, tmp_path, monkeypatch):
     monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "file"))
     (note,) = opened(**two).notes
     assert f"is made anew at every start, since {tmp_path}/file/shards cannot be written" in note
+
+
+def test_without_a_home_no_index_is_kept_which_is_noted(two, monkeypatch):
+    nobodys_home(monkeypatch)
+    source = opened(**two)
+    assert len(source.train) == 4
+    assert "is made anew at every start: the cache's folder is not known" in source.notes[0]
 
 
 def test_a_shard_that_changes_while_it_is_used_is_found_out(two):
