@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import ParamSpec
 
 from lrtrain import __version__
-from lrtrain.commands.faults import fault_of_the_machine
+from lrtrain.commands.faults import no_bug
 from lrtrain.errors import DistributedError, LrtrainError, Problem, listed, printable
 from lrtrain.world import from_environment
 
@@ -39,7 +39,7 @@ def ending(function: Callable[P, int | None]) -> Callable[P, None]:
         except Exception as error:
             if kwargs.get("debug"):
                 complain(traceback.format_exc())
-            fault, code = fault_of_the_machine(error) or (_crash(error), 1)
+            fault, code = no_bug(error) or (_crash(error), 1)
             _report([fault], code)
         raise SystemExit(code)
 

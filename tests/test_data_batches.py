@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from lrtrain.commands.faults import fault_of_the_machine
+from lrtrain.commands.faults import no_bug
 from lrtrain.config.schema import Dataset
 from lrtrain.data.augment.RandomCrop import RandomCrop
 from lrtrain.data.batches import Batches
@@ -433,7 +433,7 @@ def test_no_worker_stays_where_a_second_process_or_thread_is_not_allowed(startin
     for worker in multiprocessing.active_children():
         worker.join(5)
     assert not multiprocessing.active_children()
-    problem, code = fault_of_the_machine(caught.value)
+    problem, code = no_bug(caught.value)
     assert (code, problem.what) == (5, "no more processes or threads are allowed here")
     assert "workers" in problem.hint
 

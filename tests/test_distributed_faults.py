@@ -187,7 +187,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     ("fault", "words"),
     [  # one that is killed: see test_distributed.py
         ("os._exit(0)", "process 1 of 2 ended without a word"),
-        ("raise KeyError('oops')", "process 1 of 2 ended with exit code 1: this is a bug in lrtrain: KeyError: 'oops'"),
+        ("raise KeyError('oops')", "process 1 of 2 ended with exit code 2: code of your own fails: KeyError: 'oops'"),
     ],
     ids=["left", "raises"],
 )

@@ -1,10 +1,16 @@
-"""Errors that are the machine's fault, told from bugs."""
+"""Errors that are the machine's fault, or that of code of the user's own, told from bugs."""
 
 from __future__ import annotations
 
 import errno
+import os
+import traceback
 
-from lrtrain.errors import EnvironmentFault, Problem, out_of_memory, quoted
+import lrtrain
+from lrtrain.errors import ConfigError, EnvironmentFault, Problem, out_of_memory, quoted
+
+_OURS = os.path.dirname(os.path.abspath(lrtrain.__file__)) + os.sep
+_PYTHONS = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
 # What the system says of a file's name, place or owner, or of a disk; any other OSError is a bug.
 _FILE_FAULTS = {
@@ -13,11 +19,33 @@ _FILE_FAULTS = {
 }
 
 
-def fault_of_the_machine(error: BaseException) -> tuple[Problem, int] | None:
-    """What lrtrain cannot help, and the exit code: memory, files, a data worker that died, what torch.compile needs."""
+def no_bug(error: BaseException) -> tuple[Problem, int] | None:
+    """What lrtrain cannot help, and the exit code.
+
+    It is memory, files, a data worker that died, what torch.compile needs, or code that the config names.
+    """
     problem = _fault(error)
+    if problem is None:
+        problem = _of_the_users(error)
+        return None if problem is None else (problem, ConfigError.exit_code)
     typed = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
-    return None if problem is None else (problem, 2 if typed else EnvironmentFault.exit_code)
+    return problem, ConfigError.exit_code if typed else EnvironmentFault.exit_code
+
+
+def _of_the_users(error: BaseException) -> Problem | None:
+    """What code raised that is neither lrtrain's nor installed, be it in a library that it calls."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = frames[max((i + 1 for i, frame in enumerate(frames) if frame.filename.startswith(_OURS)), default=0) :]
+    own = [
+        frame
+        for frame in inside
+        if not frame.filename.startswith(("<", _PYTHONS)) and "-packages" not in frame.filename
+    ]
+    if not own:
+        return None
+    what = f"code of your own fails: {type(error).__name__}: {error}"
+    where = f"{quoted(own[-1].filename)}:{own[-1].lineno}  {own[-1].name}"
+    return Problem(what[:600], where, "mend it; `--debug` shows the whole traceback")
 
 
 def _fault(error: BaseException) -> Problem | None:

@@ -13,7 +13,7 @@ import lrtrain
 from lrtrain.build import Job, build, replicate
 from lrtrain.checkpoint import folder, format
 from lrtrain.commands import resume
-from lrtrain.commands.faults import fault_of_the_machine
+from lrtrain.commands.faults import no_bug
 from lrtrain.commands.kept import naming_kept, with_kept
 from lrtrain.commands.origin import facts
 from lrtrain.commands.rollback import roll_back
@@ -272,7 +272,7 @@ def _note(error: E, status: Status) -> E:
     if isinstance(error, LrtrainError):
         problem, code = error.problems[0], error.exit_code
     else:
-        problem, code = fault_of_the_machine(error) or (Problem(f"{type(error).__name__}: {error}"), 1)
+        problem, code = no_bug(error) or (Problem(f"{type(error).__name__}: {error}"), 1)
     with suppress(LrtrainError):
         status.write("failed", code, problem.what)
     return error
