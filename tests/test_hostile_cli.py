@@ -188,18 +188,15 @@ def test_without_a_folder_for_temporary_files_it_says_so(
     def none() -> str:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
 
-    def bug(*_: object, **__: object) -> None:
-        raise RuntimeError("of ours")
-
     with monkeypatch.context() as lacking:
         lacking.setattr(tempfile, "gettempdir", none)
         lacking.setattr("lrtrain.commands.preview.run", lambda *_, **__: none())
         assert_clear(typed("preview", "c.yaml"), 5, "no folder for temporary files", "TMPDIR")
-        lacking.setattr("lrtrain.commands.preview.run", bug)
+        lacking.setattr("lrtrain.commands.preview.run", lambda *_, **__: listed(3))  # type: ignore[arg-type]
         ended = typed("preview", "c.yaml")
     assert ended.code == 1
     assert "Traceback" not in ended.err
-    assert "RuntimeError: of ours" in ended.err
+    assert "this is a bug in lrtrain: TypeError: 'int' object is not subscriptable" in ended.err
     assert "in bug, " in ended.err
 
 
