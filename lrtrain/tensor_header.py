@@ -20,7 +20,8 @@ from lrtrain.errors import CheckpointError, quoted
 from lrtrain.foreign import json_object
 
 MAX_HEADER = 8_000_000  # bytes
-MAX_TENSORS = 20_000  # each takes a tenth of a millisecond to look at
+MAX_TENSORS = 50_000  # which take a second to look at; AdamW keeps three for each parameter
+MAX_DIMENSIONS = 16
 MAX_SIDE = 2**48  # of a tensor
 DTYPES = {
     "BOOL": torch.bool,
@@ -37,8 +38,6 @@ DTYPES = {
     "I64": torch.int64,
     "F64": torch.float64,
     "C64": torch.complex64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
@@ -66,8 +65,11 @@ def header_of(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[str]]:
     Types with large numbers come first, so that every number lies at a multiple of its size.
 
     Raises:
-        CheckpointError: a tensor is of a type that safetensors does not have; names it.
+        CheckpointError: `read_header` would not read it again: a tensor is of a type, a layout or a shape that it does
+            not take, which is named, or there are too many.
     """
+    if len(tensors) > MAX_TENSORS:
+        raise _too_many(f"at most {MAX_TENSORS:,} tensors; these are {len(tensors):,}")
     header: dict[str, dict[str, Any]] = {}
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
@@ -76,10 +78,19 @@ def header_of(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[str]]:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _CODES)
             what = f"{quoted(name)} is {kind}, which a checkpoint cannot hold"
             raise CheckpointError(what, hint=f"make it one of {allowed}")
+        if tensor.layout != torch.strided:
+            kind = str(tensor.layout).removeprefix("torch.")
+            what = f"{quoted(name)} is {kind}, which a checkpoint cannot hold"
+            raise CheckpointError(what, hint="make it dense: `to_dense()`")
+        if not _is_shape(list(tensor.shape)):
+            what = f"{quoted(name)} has the shape {quoted(tuple(tensor.shape))}, which a checkpoint cannot hold"
+            raise CheckpointError(what, hint=f"make it one of at most {MAX_DIMENSIONS} dimensions")
         start, end = end, end + tensor.numel() * tensor.dtype.itemsize
         header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise _too_many(f"names and shapes of at most {MAX_HEADER:,} bytes; these are {len(text):,}")
     return len(text).to_bytes(8, "little") + text, list(header)
 
 
@@ -124,7 +135,7 @@ def _entry(name: str, tensor: str, entry: Any, spans: list[tuple[int, int]]) -> 
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise _not_one(name, f"{quoted(tensor)} is of type {quoted(dtype)}; allowed: {', '.join(DTYPES)}")
-    if not _whole(shape) or len(shape) > 16:
+    if not _is_shape(shape):
         raise _not_one(name, f"{quoted(tensor)} has the shape {quoted(shape)}")
     if not _whole(offsets) or len(offsets) != 2:
         raise _not_one(name, f"{quoted(tensor)} lies at {quoted(offsets)}")
@@ -135,8 +146,17 @@ def _entry(name: str, tensor: str, entry: Any, spans: list[tuple[int, int]]) -> 
     return Described(DTYPES[dtype], tuple(shape))
 
 
+def _is_shape(value: Any) -> bool:
+    return _whole(value) and len(value) <= MAX_DIMENSIONS
+
+
 def _whole(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < MAX_SIDE for value in values)
+
+
+def _too_many(why: str) -> CheckpointError:
+    hint = "take a network of fewer parameters, or an optimizer that keeps fewer tensors for each"
+    return CheckpointError(f"a file of a checkpoint holds {why}", hint=hint)
 
 
 def _not_one(name: str, why: str) -> CheckpointError:

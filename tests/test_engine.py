@@ -25,7 +25,7 @@ from lrtrain.config.load import resolve
 from lrtrain.data.batches import Batch
 from lrtrain.engine import average, graph
 from lrtrain.engine.evaluate import evaluate
-from lrtrain.engine.events import EpochEnded, Evaluated, Event, Logged, SaveDue, Stepped, Stopped
+from lrtrain.engine.events import EpochEnded, Evaluated, Event, Finished, Logged, SaveDue, Stepped, Stopped
 from lrtrain.engine.mix import make_mix
 from lrtrain.engine.state import Best, snapshot
 from lrtrain.engine.train import _is_better, optimizer_step, train
@@ -351,6 +351,12 @@ def test_a_buffer_that_changes_and_that_no_checkpoint_holds_is_refused() -> None
             snapshot(made.state)
     with pytest.raises(ConfigError, match="leave `persistent=False` out"):
         snapshot(made.state)
+
+
+def test_a_sparse_buffer_that_no_checkpoint_holds_trains_and_is_in_the_average() -> None:
+    made = job(model={"name": "tests.nets:sparse"}, ema=0.9, steps=3)
+    assert isinstance(run(made)[-1], Finished)
+    assert snapshot(made.state)[0]["ema"].keys() == {"head.weight", "head.bias"}
 
 
 def test_mixing_follows_from_its_key_and_leaves_the_random_state_alone() -> None:

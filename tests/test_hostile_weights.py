@@ -300,7 +300,7 @@ def test_a_normalisation_of_other_channels_is_refused(tmp_path: Path, channels: 
 @pytest.mark.parametrize(
     ("name", "tensor", "words"),
     [
-        ("bn.running_var", torch.ones(2).to(torch.float8_e4m3fn), "'bn.running_var' is of float8_e4m3fn"),
+        ("bn.running_var", torch.ones(2).to(torch.float8_e4m3fn), "'bn.running_var' is of type 'F8_E4M3'"),
         ("bn.num_batches_tracked", torch.tensor(3, dtype=torch.uint32), "is of uint32, which is not read"),
         ("bn.num_batches_tracked", torch.tensor(3j), "is of complex64"),
         ("bn.num_batches_tracked", torch.tensor(1e30), "a count of batches that is none"),

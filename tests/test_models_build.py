@@ -289,15 +289,31 @@ def test_a_network_that_no_checkpoint_can_hold_is_refused(monkeypatch: pytest.Mo
 
     mine = types.ModuleType("my_networks")
     mine.__dict__.update(
-        lazy=lambda num_classes: nn.LazyLinear(num_classes), counting=lambda num_classes: Counting(4, 2)
+        lazy=lambda num_classes: nn.LazyLinear(num_classes),
+        counting=lambda num_classes: Counting(4, 2),
+        sparse=lambda num_classes: with_buffer(torch.eye(2).to_sparse()),
+        exact=lambda num_classes: with_buffer(torch.zeros(2, dtype=torch.complex128)),
+        coarse=lambda num_classes: with_buffer(torch.zeros(2).to(torch.float8_e4m3fn)),
+        deep=lambda num_classes: with_buffer(torch.zeros((1,) * 17)),
     )
     monkeypatch.setitem(sys.modules, "my_networks", mine)
     for name, message in (
         ("lazy", "no size yet for weight: its layer is lazy"),
         ("counting", "a dict as _extra_state"),
+        ("sparse", "'own' is sparse_coo, which a checkpoint cannot hold"),
+        ("exact", "'own' is complex128, which a checkpoint cannot hold"),
+        ("coarse", "'own' is float8_e4m3fn, which a checkpoint cannot hold"),
+        ("deep", r"'own' has the shape \(1, 1.*, which a checkpoint cannot hold"),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(ConfigError, match=message) as caught:
             built(f"my_networks:{name}")
+        assert caught.value.problems[0].where == "model.name"
+
+
+def with_buffer(own: torch.Tensor) -> nn.Module:
+    module = nn.Linear(4, 2)
+    module.register_buffer("own", own)
+    return module
 
 
 def test_timm_models_are_built_for_classes_and_channels() -> None:

@@ -379,6 +379,7 @@ def keeps(key: str, value: Any) -> Any:
         (keeps("history", [1.0]), "a list as 'history'"),
         (keeps("phase", torch.zeros(2, dtype=torch.complex128)), "complex128, which a checkpoint cannot hold"),
         (lambda own: own.state.update(k=torch.zeros(1)), "a Tensor as state['k']"),
+        (keeps("near", torch.eye(2).to_sparse()), "sparse_coo, which a checkpoint cannot hold"),
     ],
 )
 def test_an_optimizer_whose_state_no_checkpoint_holds_is_refused_before_it_trains(
@@ -388,6 +389,19 @@ def test_an_optimizer_whose_state_no_checkpoint_holds_is_refused_before_it_train
     assert message in problem.what
     assert problem.where == "optimizer"
     assert problem.hint
+
+
+def test_an_optimizer_that_keeps_more_tensors_than_a_checkpoint_holds_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = net()
+    count = len(list(module.parameters()))
+    monkeypatch.setattr("lrtrain.tensor_header.MAX_TENSORS", 3 * count)
+    optimizer_of(module, name="AdamW")
+    monkeypatch.setattr("lrtrain.tensor_header.MAX_TENSORS", 3 * count - 1)
+    problem = error_of(module, name="AdamW").problems[0]
+    assert f"at most {3 * count - 1} tensors; these are {3 * count}" in problem.what
+    assert problem.where == "optimizer"
 
 
 def test_what_an_optimizer_fills_again_or_holds_beside_its_state_is_not_refused(

@@ -31,6 +31,8 @@ def odd() -> dict[str, torch.Tensor]:
         "turned": weight.transpose(0, 2),
         "channels last": weight.to(memory_format=torch.channels_last),
         "part": weight[1:, :, 1],
+        "turned back": torch.tensor([1 + 2j, 3 - 4j]).conj(),
+        "negated": torch.tensor([1 + 2j, 3 - 4j]).conj().imag,
         "spread": torch.tensor([7.0]).expand(2, 3),
         "one": torch.tensor(-0.0),
         "none": torch.zeros(0, 3),
@@ -40,7 +42,7 @@ def odd() -> dict[str, torch.Tensor]:
 
 
 def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def test_every_type_and_layout_comes_back_in_the_same_bits_for_the_safetensors_package_too(tmp_path: Path) -> None:
@@ -90,4 +92,23 @@ def test_a_type_that_no_checkpoint_can_hold_is_named_and_nothing_is_left(tmp_pat
     with pytest.raises(CheckpointError, match="'phase' is complex128, which a checkpoint cannot hold") as caught:
         written(tmp_path, {"w": torch.zeros(2), "phase": torch.zeros(2, dtype=torch.complex128)})
     assert "float32" in str(caught.value.problems[0].hint)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({str(n): torch.zeros(1) for n in range(6)}, "at most 5 tensors; these are 6"),
+        ({"a" * 1000: torch.zeros(1)}, "names and shapes of at most 1,000 bytes; these are 1,0"),
+        ({"deep": torch.zeros((1,) * 17)}, "'deep' has the shape"),
+        ({"near": torch.eye(2).to_sparse()}, "'near' is sparse_coo"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensors: dict[str, torch.Tensor], words: str
+) -> None:
+    monkeypatch.setattr("lrtrain.tensor_header.MAX_TENSORS", 5)
+    monkeypatch.setattr("lrtrain.tensor_header.MAX_HEADER", 1000)
+    with pytest.raises(CheckpointError, match=words):
+        written(tmp_path, tensors)
     assert list(tmp_path.iterdir()) == []

@@ -209,7 +209,7 @@ def _hashed_beside(pieces: Sequence[bytes | memoryview]) -> Callable[[], str]:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """A tensor's numbers as they lie in memory, little-endian as safetensors wants them."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 
 

@@ -22,6 +22,7 @@ def update(average: AveragedModel, model: nn.Module, constant: Collection[str] =
     by_type: dict[tuple[torch.dtype, bool], tuple[list[Tensor], list[Tensor]]] = {}
     for (name, own), (_, new) in zip(_tensors(average.module), _tensors(model), strict=True):
         moves = (own.dtype.is_floating_point or own.dtype.is_complex) and name not in constant
+        moves = moves and own.layout == torch.strided  # torch averages no sparse ones
         averaged, current = by_type.setdefault((own.dtype, moves), ([], []))
         averaged.append(own.detach())
         current.append(new.detach())

@@ -139,7 +139,11 @@ def infinite_buffers(module: nn.Module) -> frozenset[str]:
 
 def first_bad_tensor(tensors: Sequence[tuple[str, Tensor]]) -> str | None:
     """The name of the first tensor with a value that is not finite."""
-    floats = [(name, tensor.detach()) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    floats = [
+        (name, tensor.detach())
+        for name, tensor in tensors
+        if tensor.is_floating_point() and tensor.numel() and tensor.layout == torch.strided
+    ]
     return next((name for name, tensor in floats if not bool(tensor.float().isfinite().all())), None)
 
 

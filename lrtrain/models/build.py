@@ -19,6 +19,7 @@ from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, Lrtra
 from lrtrain.models.stems import make_gray, small_stem
 from lrtrain.models.weights import load_into, load_weights_file, normalisation_of
 from lrtrain.random import key, seeded
+from lrtrain.tensor_header import header_of
 
 Where = Callable[..., str]
 
@@ -179,6 +180,11 @@ def _refuse_unsavable(module: nn.Module, model: schema.Model, where: Where) -> N
                 where("model", "name"),
                 "keep it in a buffer (`register_buffer`) in place of `get_extra_state`",
             )
+    try:
+        header_of(module.state_dict())
+    except CheckpointError as error:
+        at = where("model", "name")
+        raise ConfigError(replace(problem, where=at) for problem in error.problems) from error
 
 
 def _refuse_huge(builder: Callable[..., Any], model: schema.Model, where: Where, kwargs: Mapping[str, Any]) -> None:

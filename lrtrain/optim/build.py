@@ -133,7 +133,16 @@ def _try_step(
         what = f"{name} changes {moved[0]!r} of its own or of its param_groups, which a checkpoint does not hold"
         raise ConfigError(what, at, "use an optimizer that keeps what changes in `state`, as torch's own do")
     try:
-        header_of(kept(stand_in, [group.name for group in groups])[0])
+        kept(stand_in, [group.name for group in groups])
+        header_of(
+            {
+                f"{parameter}/{key}": value
+                for group, weight in zip(groups, weights, strict=True)
+                for key, value in stand_in.state.get(weight, {}).items()
+                if isinstance(value, Tensor)
+                for parameter in group.parameter_names
+            }
+        )
     except CheckpointError as error:
         raise ConfigError([replace(problem, where=at) for problem in error.problems]) from error
 
