@@ -316,6 +316,25 @@ def with_buffer(own: torch.Tensor) -> nn.Module:
     return module
 
 
+def test_what_is_expanded_or_a_view_is_given_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch writes into neither, so that no checkpoint could be loaded into them."""
+    phases = torch.tensor([1 + 2j, 3 - 4j])
+    mine = types.ModuleType("my_networks")
+    monkeypatch.setitem(sys.modules, "my_networks", mine)
+    for own in (torch.arange(3.0).expand(4, 3), nn.Parameter(torch.ones(1, 3).expand(4, 3)), phases.conj(),
+                phases.conj().imag):  # fmt: skip
+        expected = own.detach().clone()
+        monkeypatch.setattr(mine, "net", lambda num_classes, own=own: with_buffer(own), raising=False)
+        module = built("my_networks:net").module
+        found = module.state_dict()["own"]
+        assert torch.equal(found, expected)
+        assert found.is_contiguous()
+        assert not found.is_conj()
+        assert not found.is_neg()
+        module.load_state_dict({name: tensor + 1 for name, tensor in module.state_dict().items()})
+        assert torch.equal(module.get_buffer("own"), expected + 1)
+
+
 def test_timm_models_are_built_for_classes_and_channels() -> None:
     pytest.importorskip("timm")
     model = built("timm/test_efficientnet", in_channels=1, drop_rate=0.1)

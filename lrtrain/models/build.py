@@ -162,6 +162,7 @@ def _construct(builder: Callable[..., Any], model: schema.Model, where: Where, /
             f"{model.name} must return a torch.nn.Module, not {type(module).__name__}", where("model", "name"), _CALLED
         )
     _refuse_unsavable(module, model, where)
+    _give_own_memory(module)
     return module
 
 
@@ -185,6 +186,17 @@ def _refuse_unsavable(module: nn.Module, model: schema.Model, where: Where) -> N
     except CheckpointError as error:
         at = where("model", "name")
         raise ConfigError(replace(problem, where=at) for problem in error.problems) from error
+
+
+def _give_own_memory(module: nn.Module) -> None:
+    """Make whole what is expanded, or a view such as `conj()`: torch cannot write into numbers that share a place."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.layout != torch.strided:
+            continue
+        expanded = any(size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if expanded or tensor.is_conj() or tensor.is_neg():
+            whole = tensor.detach().resolve_conj().resolve_neg()
+            tensor.data = whole.clone(memory_format=torch.contiguous_format)
 
 
 def _refuse_huge(builder: Callable[..., Any], model: schema.Model, where: Where, kwargs: Mapping[str, Any]) -> None:
