@@ -33,7 +33,7 @@ from lrtrain.engine.graph import Graphs
 from lrtrain.engine.memory import keep_freed_memory
 from lrtrain.engine.mix import make_mix
 from lrtrain.engine.precision import Precision, choose_device, choose_precision, make_deterministic
-from lrtrain.engine.state import LossSums, TrainState, refuse_lost, unsaved_buffers
+from lrtrain.engine.state import LossSums, TrainState, refuse_lost, tensors_as_built
 from lrtrain.engine.train import Recipe
 from lrtrain.errors import ConfigError, about, out_of_memory, quoted
 from lrtrain.models.build import BuiltModel, build_model
@@ -130,7 +130,7 @@ def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, 
         scaler=torch.amp.GradScaler(device.type) if precision == "fp16" else None,
         live=plan.start_live(),
         world=world,
-        constants=unsaved_buffers(built.module),
+        built=tensors_as_built(built.module),
         infinite=infinite_buffers(built.module),
     )
     recipe = _recipe(config, plan, precision, source)
@@ -235,9 +235,9 @@ def _try_forward(config: RunConfig, built: BuiltModel, pipeline: Pipeline, class
                 _try_shape(config, module, shape, classes, device)
         if own:
             with _untouched(built.module) as module, about(config.where("model", "name")):
-                constants = unsaved_buffers(module)
+                before = tensors_as_built(module)
                 _try_shape(config, module.train(), pipeline.shape, classes, device)
-                refuse_lost(module, constants)
+                refuse_lost(module, before)
 
 
 @contextmanager

@@ -353,6 +353,18 @@ def test_a_buffer_that_changes_and_that_no_checkpoint_holds_is_refused() -> None
         snapshot(made.state)
 
 
+def test_a_buffer_that_does_not_keep_its_shape_is_refused() -> None:
+    with pytest.raises(ConfigError, match="its 'seen' while it trains, from float32 1x64 to float32 2x64") as caught:
+        job(model={"name": "tests.nets:growing", "at": 1})
+    assert "model" in str(caught.value.problems[0].where)
+    made = job(model={"name": "tests.nets:growing", "at": 5})
+    for event in train(made.state, made.plan, made.batches, made.recipe):
+        if isinstance(event, Stepped) and event.step < 5:
+            snapshot(made.state)
+    with pytest.raises(ConfigError, match="register it in the type and shape that it ends with"):
+        snapshot(made.state)
+
+
 def test_a_sparse_buffer_that_no_checkpoint_holds_trains_and_is_in_the_average() -> None:
     made = job(model={"name": "tests.nets:sparse"}, ema=0.9, steps=3)
     assert isinstance(run(made)[-1], Finished)

@@ -21,6 +21,7 @@ from lrtrain.errors import CheckpointError, ConfigError
 from lrtrain.optim.kept import kept, parameters_of
 from lrtrain.schedule.plan import Plan
 from lrtrain.schedule.plateau import Live
+from lrtrain.tensor_header import Described, described
 from lrtrain.world import ALONE, World
 
 
@@ -90,7 +91,7 @@ class TrainState:
         pending: the evaluation that is due at `step` has not been made yet.
         whole: between two steps, all that belongs to the last one is done, and can be saved.
         rollbacks: how often and where training went back, for `Plan.lowered`.
-        constants: `unsaved_buffers` of the model as built.
+        built: `tensors_as_built` of the model.
         infinite: `infinite_buffers` of it.
     """
 
@@ -111,7 +112,7 @@ class TrainState:
     rollbacks: list[Rollback] = field(default_factory=list)
     best: Best = field(default_factory=Best)
     early: Best = field(default_factory=Best)
-    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    built: Mapping[str, Tensor | Described] = field(default_factory=dict)
     infinite: frozenset[str] = frozenset()
 
     @property
@@ -125,9 +126,9 @@ def snapshot(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str,
 
     Raises:
         CheckpointError: the optimizer keeps what a checkpoint cannot hold.
-        ConfigError: the model has changed a buffer that a checkpoint leaves out.
+        ConfigError: the model has changed a buffer that a checkpoint leaves out, or the shape of one that it holds.
     """
-    refuse_lost(state.model, state.constants)
+    refuse_lost(state.model, state.built)
     tensors, scalars = kept(state.optimizer, state.parameter_names)
     parts: dict[str, dict[str, Tensor]] = {"model": dict(state.model.state_dict()), "optimizer": tensors}
     if state.ema is not None:
@@ -148,9 +149,12 @@ def snapshot(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     return parts, manifest
 
 
-def unsaved_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of the buffers with `persistent=False`, which a checkpoint leaves out: they follow from the model."""
-    return {name: buffer.detach().clone() for name, buffer in _unsaved(module)}
+def tensors_as_built(module: nn.Module) -> dict[str, Tensor | Described]:
+    """Type and shape of all that a checkpoint holds, and copies of the buffers with `persistent=False`.
+
+    Those it leaves out: they follow from the model.
+    """
+    return {**described(module.state_dict()), **{name: buffer.detach().clone() for name, buffer in _unsaved(module)}}
 
 
 def _unsaved(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -160,21 +164,32 @@ def _unsaved(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, buffer
 
 
-def refuse_lost(module: nn.Module, constants: Mapping[str, Tensor]) -> None:
-    """Refuse a model whose buffers with `persistent=False` are no constants: what they hold would be lost on resume.
+def refuse_lost(module: nn.Module, built: Mapping[str, Tensor | Described]) -> None:
+    """Refuse a model that could not be resumed as it is now.
 
-    One of another shape than before passes for a cache, such as of positions, that is made anew where it is needed.
+    What a checkpoint holds is of other shapes than the model is built with; or buffers with `persistent=False` are no
+    constants, so that what they hold would be lost. Of those, one of another shape than before passes for a cache, such
+    as of positions, that is made anew where it is needed.
 
     Args:
         module: as training has left it.
-        constants: its `unsaved_buffers` from before.
+        built: its `tensors_as_built`.
 
     Raises:
-        ConfigError: names the first such buffer.
+        ConfigError: names the first such tensor.
     """
+    saved = described(module.state_dict())
+    were = {name: kind for name, kind in built.items() if isinstance(kind, Described)}
+    if changed := [name for name in saved | were if saved.get(name) != were.get(name)]:
+        first = changed[0]
+        raise ConfigError(
+            f"the model changes the type or shape of its {first!r} while it trains, from {were.get(first, 'none')} to "
+            f"{saved.get(first, 'none')}, and a checkpoint fits only the model as it is built",
+            hint="register it in the type and shape that it ends with, and write into it, as `copy_` does",
+        )
     for name, new in _unsaved(module):
-        old = constants.get(name)
-        if old is None or (old.shape == new.shape and not _same_bits(old, new)):
+        old = built.get(name)
+        if not isinstance(old, Tensor) or (old.shape == new.shape and not _same_bits(old, new)):
             raise ConfigError(
                 f"the model changes its buffer {name!r} while it trains, and with `persistent=False` no checkpoint "
                 "holds it",
@@ -183,9 +198,8 @@ def refuse_lost(module: nn.Module, constants: Mapping[str, Tensor]) -> None:
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(
-        *(tensor.flatten().view(torch.uint8) for tensor in (one, other))  # as bits: NaN is not equal to itself
-    )
+    bits = (tensor.resolve_conj().resolve_neg().flatten().view(torch.uint8) for tensor in (one, other))
+    return one.dtype == other.dtype and torch.equal(*bits)  # as bits: NaN is not equal to itself
 
 
 def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:
