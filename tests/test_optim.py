@@ -368,7 +368,10 @@ def test_an_optimizer_that_counts_where_no_checkpoint_looks_is_refused(
     assert "state" in str(problem.hint)
 
 
-def keeps(key: str, value: Any) -> Any:
+FLAT = torch.zeros(4)
+
+
+def keeps(key: Any, value: Any) -> Any:
     return lambda own: own.state[own.param_groups[0]["params"][0]].update({key: value})
 
 
@@ -379,7 +382,12 @@ def keeps(key: str, value: Any) -> Any:
         (keeps("history", [1.0]), "a list as 'history'"),
         (keeps("phase", torch.zeros(2, dtype=torch.complex128)), "complex128, which a checkpoint cannot hold"),
         (lambda own: own.state.update(k=torch.zeros(1)), "a Tensor as state['k']"),
+        (keeps("low", torch.full((2, 2), -torch.inf)), "values that are not finite as 'low'"),
+        (keeps("m/1", torch.zeros(2)), "a Tensor as 'm/1', a key that is not text or has a '/'"),
+        (keeps(1, torch.zeros(2)), "a Tensor as 1, a key that is not text"),
         (keeps("near", torch.eye(2).to_sparse()), "sparse_coo, which a checkpoint cannot hold"),
+        (lambda own: [keeps(key, FLAT[i:])(own) for i, key in enumerate("mn")], "as 'n' memory that a parameter or"),
+        (lambda own: keeps("w", own.param_groups[0]["params"][0].detach())(own), "as 'w' memory that a parameter or"),
     ],
 )
 def test_an_optimizer_whose_state_no_checkpoint_holds_is_refused_before_it_trains(

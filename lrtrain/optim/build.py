@@ -133,7 +133,7 @@ def _try_step(
         what = f"{name} changes {moved[0]!r} of its own or of its param_groups, which a checkpoint does not hold"
         raise ConfigError(what, at, "use an optimizer that keeps what changes in `state`, as torch's own do")
     try:
-        kept(stand_in, [group.name for group in groups])
+        tensors, _ = kept(stand_in, [group.name for group in groups])
         header_of(
             {
                 f"{parameter}/{key}": value
@@ -143,8 +143,27 @@ def _try_step(
                 for parameter in group.parameter_names
             }
         )
+        _refuse_unlike(name, tensors, weights)
     except CheckpointError as error:
         raise ConfigError([replace(problem, where=at) for problem in error.problems]) from error
+
+
+def _refuse_unlike(optimizer: str, tensors: Mapping[str, Tensor], weights: Sequence[Tensor]) -> None:
+    """Refuse state that would come back from a checkpoint other than it was, or not at all.
+
+    Raises:
+        CheckpointError: values that are not finite, or tensors that share their memory: each would get its own.
+    """
+    places = {weight.untyped_storage().data_ptr() for weight in weights}
+    for full, tensor in tensors.items():
+        key, place = full.rpartition("/")[2], tensor.untyped_storage().data_ptr()
+        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+            what = f"{optimizer} keeps values that are not finite as {key!r}, and no run goes on from such a checkpoint"
+            raise CheckpointError(what, hint="take torch.finfo(torch.float32).max in place of inf")
+        if tensor.numel() and place in places:
+            what = f"{optimizer} keeps as {key!r} memory that a parameter or another tensor of its state has too"
+            raise CheckpointError(what, hint="keep a clone(): from a checkpoint each tensor comes with its own memory")
+        places.add(place)
 
 
 def _beside_state(optimizer: torch.optim.Optimizer) -> dict[str, float | str]:

@@ -22,7 +22,7 @@ def kept(optimizer: Optimizer, names: Sequence[str]) -> tuple[dict[str, Tensor],
         names: of its parameters, in its order.
 
     Raises:
-        CheckpointError: it keeps something else, which a checkpoint cannot hold.
+        CheckpointError: it keeps something else, or by another key, which a checkpoint cannot hold.
     """
     parameters = parameters_of(optimizer)
     known = set(map(id, parameters))
@@ -34,6 +34,8 @@ def kept(optimizer: Optimizer, names: Sequence[str]) -> tuple[dict[str, Tensor],
     scalars: dict[str, Any] = {}
     for name, parameter in zip(names, parameters, strict=True):
         for key, value in optimizer.state.get(parameter, {}).items():
+            if not isinstance(key, str) or "/" in key:
+                raise _refused(optimizer, value, f"as {key!r}, a key that is not text or has a '/'")
             if isinstance(value, Tensor):
                 tensors[f"{name}/{key}"] = value
             elif value is None or isinstance(value, bool | int | str) or _finite(value):
