@@ -150,7 +150,9 @@ def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, 
 
 def replicate(job: Job) -> None:
     """Average gradients over all processes, once it is known that they were given the same: torch fails where not."""
-    job.state.forward = _compiled(replicated(job.built.module, job.state.world, job.device), job.config)
+    with about(job.config.where("model", "name")):
+        module = replicated(job.built.module, job.state.world, job.device)
+    job.state.forward = _compiled(module, job.config)
 
 
 def _compiled(module: torch.nn.Module, config: RunConfig) -> torch.nn.Module:

@@ -23,6 +23,7 @@ from lrtrain.config.yaml import dotted
 from lrtrain.data.batches import Batches
 from lrtrain.data.build import make_pipeline
 from lrtrain.data.open import open_source
+from lrtrain.engine.distributed import replicated
 from lrtrain.engine.evaluate import evaluate
 from lrtrain.errors import ConfigError
 from lrtrain.world import World
@@ -165,6 +166,15 @@ def test_a_batch_too_small_for_its_processes_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 2 images each; the smallest has 13"):
         batches(World(0, 7), batch_size=89)
     assert batches(World(0, 7), batch_size=89, drop_last=True).steps_per_epoch == 16
+
+
+@pytest.mark.parametrize("own", [torch.zeros(3, dtype=torch.int16), torch.eye(2).to_sparse()])
+def test_a_buffer_that_processes_cannot_send_each_other_is_refused(own: torch.Tensor) -> None:
+    net = nn.Linear(4, 2)
+    net.register_buffer("order", own)
+    with pytest.raises(ConfigError, match=r"'order' is (int16|sparse_coo), which several processes cannot send"):
+        replicated(net, World(0, 2), torch.device("cpu"))
+    assert replicated(net, World(), torch.device("cpu")) is net
 
 
 def test_two_processes_train_what_one_trains(lrtrain: Callable[..., Ended], folder: Path) -> None:

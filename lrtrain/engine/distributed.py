@@ -18,13 +18,16 @@ from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[att
 from torch.nn.parallel import DistributedDataParallel
 
 from lrtrain.engine import heartbeat
-from lrtrain.errors import DistributedError
+from lrtrain.errors import ConfigError, DistributedError, quoted
 from lrtrain.world import World
 
 JOIN_S = 60.0
 """How long processes wait for all to come; torchrun starts them together. $LRTRAIN_JOIN_S in tests."""
 TIMEOUT = timedelta(hours=6)
 """Longer than a process may wait for one that builds a cache; of those that are gone the heartbeat tells."""
+# What both gloo and NCCL send.
+_SENT = {torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64}
+_SENT |= {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
 # How gloo, NCCL and torch's store begin to say that a peer is gone; they raise nothing but RuntimeError.
 _LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out", "nccl", "gloo", "socket")
 
@@ -138,9 +141,17 @@ def replicated(module: nn.Module, world: World, device: torch.device) -> nn.Modu
         module: the same in every process.
         world: the processes.
         device: this process's.
+
+    Raises:
+        ConfigError: it has a buffer that processes cannot send each other.
     """
     if world.size == 1:
         return module
+    for name, buffer in module.named_buffers():
+        if buffer.dtype not in _SENT or buffer.layout != torch.strided:
+            kind = str(buffer.dtype if buffer.layout == torch.strided else buffer.layout).removeprefix("torch.")
+            what = f"the model's buffer {quoted(name)} is {kind}, which several processes cannot send each other"
+            raise ConfigError(what, hint="make it dense, of a type such as int64 or float32, or train with one process")
     ids = [device.index] if device.type == "cuda" else None
     # Of 1x1 kernels, whose numbers lie in the same order by either strides.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
