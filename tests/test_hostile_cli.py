@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lrtrain.errors import listed
 from tests.conftest import REPOSITORY, Ended
 from tests.forked import environment
 from tests.hostile import Typed, assert_clear

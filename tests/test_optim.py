@@ -342,6 +342,12 @@ def counted_in(held: dict[str, Any], start: Any) -> None:
     held["k"] = held.get("k", start) + 1
 
 
+def fifth(own: Any) -> bool:
+    kept = own.state[own.param_groups[0]["params"][0]]
+    kept["step"] = kept.get("step", 0) + 1
+    return bool(kept["step"] == 5)
+
+
 def gradients_in(own: Any) -> None:
     own.means = getattr(own, "means", {})
     for p in own.param_groups[0]["params"]:
@@ -358,6 +364,7 @@ def gradients_in(own: Any) -> None:
         (lambda own: counted_in(vars(own).setdefault("counts", {}), 0), "counts['k']"),
         (gradients_in, "means[0]"),
         (lambda own: (keeps("step", 1)(own), counted_in(vars(own), 0)), "k"),
+        (lambda own: fifth(own) and counted_in(vars(own), 0), "k"),
     ],
 )
 def test_an_optimizer_that_counts_where_no_checkpoint_looks_is_refused(

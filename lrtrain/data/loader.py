@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -228,7 +227,7 @@ def _end_begun_workers(made: Any) -> None:
     begun = vars(made)
     made._shutdown = True
     if begun.get("_worker_pids_set"):  # else torch would speak of their death
-        _remove_worker_pids(id(made))
+        torch._C._remove_worker_pids(id(made))
     if "_pin_memory_thread_done_event" in begun:
         made._pin_memory_thread_done_event.set()
     for worker in begun.get("_workers", ()):

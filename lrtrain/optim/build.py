@@ -58,6 +58,7 @@ def build_optimizer(
 
 
 _CYCLED = ("momentum", "betas")
+_TRIED = 10  # steps
 
 
 def momentum_of(group: Mapping[str, Any]) -> float | None:
@@ -106,9 +107,10 @@ def _construct(
 def _try_step(
     cls: Any, groups: Sequence[ParamGroup], args: dict[str, Any], device: torch.device, name: str, at: str
 ) -> None:
-    """Make a step with stand-ins of two rows and columns: several arguments are looked at by the step alone.
+    """Make some steps with stand-ins of two rows and columns: several arguments are looked at by the step alone.
 
-    So it is with what an optimizer keeps, where a checkpoint cannot hold it or does not look for it.
+    So it is with what an optimizer keeps, where a checkpoint cannot hold it or does not look for it. Some begin to
+    count after a few.
     """
     with torch.random.fork_rng([]):
         weights = [torch.nn.Parameter(torch.zeros(2, 2, device=device)) for _ in groups]
@@ -122,7 +124,8 @@ def _try_step(
             stand_in = cls(parameters, **args)
             before = _beside_state(stand_in)
             with torch.no_grad():
-                inspect.unwrap(type(stand_in).step)(stand_in)  # without the hooks that count a training's steps
+                for _ in range(_TRIED):  # without the hooks that count a training's steps
+                    inspect.unwrap(type(stand_in).step)(stand_in)
             after = _beside_state(stand_in)
         except Exception as error:  # of a class that may be anybody's
             if out_of_memory(error):
