@@ -24,6 +24,9 @@ from typing import ClassVar
 # Longest line and most problems that are shown; who gives more has a machine write it.
 MOST_CHARACTERS, MOST_PROBLEMS = 500, 50
 
+# What the machine lacks where it cannot open or read a file, which says nothing of the file.
+LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -138,8 +141,9 @@ def what_to_do(error: OSError, then: str = "`--resume`") -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, which torch says in a RuntimeError: a fault of the machine, whatever asked for it."""
-    text = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    text = str(error).lower()
+    said = ("out of memory", "can't allocate memory", "cannot allocate memory", "failed to map segment")
+    return isinstance(error, MemoryError) or any(words in text for words in said)
 
 
 def quoted(value: object) -> str:

@@ -201,6 +201,27 @@ def test_without_a_folder_for_temporary_files_it_says_so(
     assert "in bug, " in ended.err
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EMFILE, "Too many open files", "a.png"), ("too many files are open", "ulimit -n")),
+        (RuntimeError("Too many open files. Communication with the workers is no longer possible."), ("ulimit -n",)),
+        (OSError("Caught OSError in DataLoader worker process 0.\n[Errno 24] Too many open files"), ("ulimit -n",)),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), ("out of memory", "Cannot allocate memory")),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), ("out of memory", "ulimit -v")),
+    ],
+    ids=["files", "files of torch", "files in a worker", "a fork's memory", "a library's memory"],
+)
+def test_what_the_machine_lacks_is_told(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch, error: Exception, words: tuple[str, ...]
+) -> None:
+    def lacking(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lrtrain.commands.preview.run", lacking)
+    assert_clear(typed("preview", "c.yaml"), 5, *words)
+
+
 @pytest.mark.parametrize("row", [LINES[1], LINES[18], LINES[24]], ids=lambda row: row[0])
 def test_the_same_holds_for_a_real_process(
     lrtrain: Callable[..., Ended], tmp_path: Path, row: tuple[str, list[str], int, tuple[str, ...]]

@@ -14,8 +14,7 @@ _PYTHONS = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
 # What the system says of a file's name, place or owner, or of a disk; any other OSError is a bug.
 _FILE_FAULTS = {
-    getattr(errno, name)
-    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EIO", "EMFILE", "ENFILE", "ENAMETOOLONG", "ELOOP")
+    getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EIO", "ENAMETOOLONG", "ELOOP")
 }
 
 
@@ -52,10 +51,14 @@ def _fault(error: BaseException) -> Problem | None:
     what = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if out_of_memory(error):
         hint = "lower batch_size, use accumulate, set cache: off, or take a smaller model"
+        if "map segment" in what:  # nothing of lrtrain's, but the loader of shared libraries
+            hint = "torch's own libraries need more: allow it (ulimit -v), or take a machine with more"
         return Problem(f"out of memory: {what}"[:400], hint=hint)
     if "Resource temporarily unavailable" in what or "can't start new thread" in what:  # so says fork, and so Python
         hint = "allow more of them (ulimit -u, docker run --pids-limit), or use fewer `workers:`, or 0"
         return Problem("no more processes or threads are allowed here", hint=hint)
+    if "Too many open files" in str(error):  # in a worker's traceback, too
+        return Problem("too many files are open", hint="allow more (ulimit -n 4096), or use fewer `workers:`, or 0")
     if isinstance(error, FileNotFoundError) and "temporary directory" in what:  # torch asks for one when it is imported
         hint = "set TMPDIR to a folder that can be written and has room"
         return Problem("no folder for temporary files can be written", hint=hint)

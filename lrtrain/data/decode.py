@@ -18,7 +18,7 @@ from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PREFIXES
 
 from lrtrain.data import jpeg
-from lrtrain.errors import DataError, printable
+from lrtrain.errors import LACKING, DataError, printable
 
 EMPTY = "it is empty (0 bytes)"
 # JPEG's plugin reads MPO too. Others that Pillow has may start programs (EPS), or have never been seen in a dataset.
@@ -65,12 +65,15 @@ def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
 
     Raises:
         DataError: there is no such file, or it cannot be read as an image by this rule; it is named.
+        OSError: the machine lacks what it takes to open it.
     """
     try:
         with open(path, "rb") as file:
             refuse_long(os.fstat(file.fileno()).st_size)
             return decoded(file, channels)
     except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, struct.error ...
+        if isinstance(error, OSError) and error.errno in LACKING:
+            raise
         raise DataError(
             f"cannot read the image {printable(str(path))}: {why_unreadable(error)}", hint=_hint(Path(path), error)
         ) from error

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lrtrain.data.decode import TooLarge, decode, header, refuse_long
 from lrtrain.data.source import Split
-from lrtrain.errors import ConfigError, DataError, Problem, printable
+from lrtrain.errors import LACKING, ConfigError, DataError, Problem, printable
 from lrtrain.foreign import user_path
 
 IMAGE_SUFFIXES = frozenset(
@@ -78,6 +78,7 @@ class FileSplit:
 
         Raises:
             DataError: it cannot be read.
+            OSError: the machine lacks what it takes to open it.
         """
         path = self.path(i)
         try:
@@ -87,6 +88,8 @@ class FileSplit:
         except TooLarge as error:
             raise DataError(f"cannot read the image {printable(path)}: {error}", hint="remove it") from error
         except OSError as error:
+            if error.errno in LACKING:
+                raise
             raise DataError(
                 f"cannot read the image {printable(path)}: {error.strerror}", hint="restore the file"
             ) from error

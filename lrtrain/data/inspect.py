@@ -108,7 +108,11 @@ class _Looking(Dataset[Any]):
 
 
 def look(images: Split, i: int, channels: int) -> Look:
-    """Look at image i, whatever it is: nothing is raised."""
+    """Look at image i, whatever it is.
+
+    Raises:
+        OSError: the machine lacks what it takes to open it.
+    """
     if not isinstance(images, InFiles):
         return _looked_at_pixels(images, i)
     try:

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from lrtrain.data.decode import MOST_FILE_BYTES, decode_bytes, header
-from lrtrain.errors import DataError
+from lrtrain.errors import LACKING, DataError
 
 # Files that a process keeps open: a quarter of what it may, which is most often 1024.
-_OPEN = max(64, min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, 1024))
+_MAY_OPEN = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+_OPEN = 1024 if _MAY_OPEN == resource.RLIM_INFINITY else max(8, min(_MAY_OPEN // 4, 1024))
 _HEADER_BYTES = 2**16  # enough for the size of most images
 
 
@@ -89,6 +90,7 @@ class Shard:
 
         Raises:
             DataError: the file is gone, cannot be read, or is another one than was indexed.
+            OSError: the machine lacks what it takes to open it.
         """
         size = int(self.sizes[i]) if most is None else min(int(self.sizes[i]), most)
         if size > MOST_FILE_BYTES:
@@ -100,6 +102,8 @@ class Shard:
             self.check(os.fstat(file))
             content = os.pread(file, size, int(self.offsets[i]))
         except OSError as error:
+            if error.errno in LACKING:
+                raise
             raise DataError(f"cannot read the shard {self.path}: {error.strerror}", hint="restore the file") from error
         if len(content) != size:
             raise DataError(f"{self.path} ends within {self.members[i]}", hint="restore the file")

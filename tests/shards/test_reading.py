@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import pickle
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,11 @@ import torch
 from PIL import Image
 
 from lrtrain.config.schema import Dataset
+from lrtrain.data import shards
 from lrtrain.data.batches import Batches
 from lrtrain.data.build import make_pipeline
 from lrtrain.data.decode import decode
+from lrtrain.data.files import FileSplit
 from lrtrain.data.open import open_source
 from lrtrain.data.shards import Texts
 from lrtrain.data.sources.webdataset import absolute
@@ -295,3 +299,24 @@ def test_list_shows_it_with_its_arguments(lrtrain):
     (line,) = [line for line in ended.out.splitlines() if line.startswith("webdataset")]
     assert line.split(None, 1)[1] == "train*, val, test, classes, val_fraction, color, skip_list"
     assert "pip install 'lrtrain[webdataset]'" in ended.out
+
+
+def test_a_file_that_cannot_be_opened_for_lack_of_descriptors_is_not_called_damaged(two, tmp_path, monkeypatch):
+    def none_left(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    source = opened(**two)
+    (tmp_path / "0.png").write_bytes(png())
+    files = FileSplit(tmp_path, ("0.png",), np.zeros(1, dtype=np.int64), 3)
+    with monkeypatch.context() as lacking:
+        lacking.setattr("os.open", none_left)
+        lacking.setattr("builtins.open", none_left)
+        for read in (source.train.read, files.read, files.content):
+            with pytest.raises(OSError, match="Too many open files"):
+                read(0)
+
+
+@pytest.mark.parametrize(("allowed", "kept"), [(20, 8), (64, 16), (1024, 256), (2**20, 1024), (-1, 1024)])
+def test_a_quarter_of_the_files_that_may_be_open_are_kept_open(allowed, kept, monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (allowed, allowed))
+    assert runpy.run_path(shards.__file__)["_OPEN"] == kept
