@@ -198,7 +198,7 @@ def test_without_a_folder_for_temporary_files_it_says_so(
     assert ended.code == 1
     assert "Traceback" not in ended.err
     assert "this is a bug in lrtrain: TypeError: 'int' object is not subscriptable" in ended.err
-    assert "in bug, " in ended.err
+    assert "in listed, " in ended.err
 
 
 @pytest.mark.parametrize(
