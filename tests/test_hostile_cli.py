@@ -431,3 +431,13 @@ def test_an_output_of_ones_own_may_be_written_again(
     )
     for _ in range(2):
         assert Typed(monkeypatch, capfd)("preview", "c.yaml", "--csv", "digits").code == 0
+
+
+def test_a_package_that_cannot_be_imported_is_no_bug(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("steps: 2\nbatch_size: 8\nmodel: small_cnn\ndataset: digits\noptimizer: SGD\n")
+    words = [sys.executable, "-m", "lrtrain", "fit", "c.yaml", "--set", "optimizer={name: SGD, lr: 0.1}"]
+    env = environment(TORCH_LOGS="nonsense")
+    ended = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 5, ended.stderr
+    assert "a package cannot be imported: ValueError" in ended.stderr
+    assert "TORCH_LOGS" in ended.stderr

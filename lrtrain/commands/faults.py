@@ -23,7 +23,7 @@ def no_bug(error: BaseException) -> tuple[Problem, int] | None:
 
     It is memory, files, a data worker that died, what torch.compile needs, or code that the config names.
     """
-    problem = _fault(error)
+    problem = _fault(error) or _of_an_import(error)
     if problem is None:
         problem = _of_the_users(error)
         return None if problem is None else (problem, ConfigError.exit_code)
@@ -33,18 +33,28 @@ def no_bug(error: BaseException) -> tuple[Problem, int] | None:
 
 def _of_the_users(error: BaseException) -> Problem | None:
     """What code raised that is neither lrtrain's nor installed, be it in a library that it calls."""
-    frames = traceback.extract_tb(error.__traceback__)
-    inside = frames[max((i + 1 for i, frame in enumerate(frames) if frame.filename.startswith(_OURS)), default=0) :]
-    own = [
-        frame
-        for frame in inside
-        if not frame.filename.startswith(("<", _PYTHONS)) and "-packages" not in frame.filename
-    ]
+    foreign = _foreign_frames(error)
+    own = [f for f in foreign if not f.filename.startswith(("<", _PYTHONS)) and "-packages" not in f.filename]
     if not own:
         return None
     what = f"code of your own fails: {type(error).__name__}: {error}"
     where = f"{quoted(own[-1].filename)}:{own[-1].lineno}  {own[-1].name}"
     return Problem(what[:600], where, "mend it; `--debug` shows the whole traceback")
+
+
+def _of_an_import(error: BaseException) -> Problem | None:
+    """What an installed package raised as it was imported, such as torch, which reads variables then."""
+    first = next(iter(_foreign_frames(error)), None)
+    if first is None or first.name != "<module>" or _of_the_users(error) is not None:
+        return None
+    what = f"a package cannot be imported: {type(error).__name__}: {error}".partition("\n")[0]
+    return Problem(what[:600], hint="is it whole, and a variable such as TORCH_LOGS right? `--debug` shows where it is")
+
+
+def _foreign_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """What was called, from lrtrain's last function on, where that raised the error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return frames[max((i + 1 for i, frame in enumerate(frames) if frame.filename.startswith(_OURS)), default=0) :]
 
 
 def _fault(error: BaseException) -> Problem | None:
