@@ -43,14 +43,14 @@ def refused(kind, **dataset):
     return "\n".join(f"{problem.what} | {problem.hint}" for problem in caught.value.problems)
 
 
-def noise(root, images, seed=1):
-    """Noise of 16x16 px in the classes a and b: `images` says how many of each a split has."""
+def noise(root, images, seed=1, size=(16, 16)):
+    """Noise of `size`, height and width, in the classes a and b: `images` says how many of each a split has."""
     rng = np.random.default_rng(seed)
     for split, n in images.items():
         for label in "ab":
             (root / split / label).mkdir(parents=True)
             for i in range(n):
-                pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / label / f"{i}.png")
     return root
 

@@ -230,6 +230,26 @@ def test_defaults_of_small_images_are_crop_and_flip(folder):
     assert made.shape == (3, 16, 16)
 
 
+def test_small_images_of_one_size_that_is_no_square_get_the_same_defaults(tmp_path):
+    made = pipeline(name="imagefolder", root=str(noise(tmp_path, {"train": 3, "val": 2}, size=(12, 24))))
+    assert names(made)["train"] == ["RandomCrop", "RandomHorizontalFlip", "ToDtype", "Normalize"]
+    assert names(made)["val"] == ["ToDtype", "Normalize"]
+    assert made.resolved_transforms["train"][0] == {"name": "RandomCrop", "size": [12, 24], "padding": [3, 1]}
+    assert made.shape == made.val_shape == (3, 12, 24)
+    made = pipeline(name="imagefolder", root=str(tmp_path), **lists(val=[{"name": "CenterCrop", "size": [10, 24]}]))
+    assert made.resolved_transforms["train"][0] == {"name": "RandomCrop", "size": [10, 24]}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_images_of_one_size_that_is_no_square_are_kept_and_give_the_same_bits(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "kept"))
+    folder = noise(tmp_path / "images", {"train": 5, "val": 2}, size=(12, 24))
+    off, *others = (batches(folder, kind, workers=0, cache=cache) for cache in ("off", "memory", "disk"))
+    for other in others:
+        assert other._train.ready.shape == (10, 3, 12, 24)
+        assert all(same(one, two) for one, two in zip(off.train(0, 4), other.train(0, 4), strict=True))
+
+
 def test_digits_are_not_mirrored_by_default():
     made = pipeline(name="digits")
     assert names(made) == {"train": ["RandomCrop", "ToDtype", "Normalize"], "val": ["ToDtype", "Normalize"]}

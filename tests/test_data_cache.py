@@ -455,7 +455,9 @@ def test_images_of_different_sizes_are_refused_on_disk_and_told_by_auto(folder):
     with pytest.raises(ConfigError, match="cache: disk needs images of one size"):
         batches(folder, photos)
     words = batches(folder, photos, cache="auto").kept_words
-    assert words[0] == "train: off, since the images differ in size until something random is done to them"
+    assert words[0] == (
+        "train: off, since it is not known that the images are of one size before anything random is done to them"
+    )
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def write_mnist(root, n):
 def test_torchvisions_mnist_is_read_with_its_own_split(tmp_path):
     write_mnist(tmp_path, 20)
     source = opened(name="MNIST", root=str(tmp_path))
-    assert (source.channels, source.image_size, len(source.train), len(source.val)) == (1, 28, 20, 20)
+    assert (source.channels, source.image_size, len(source.train), len(source.val)) == (1, (28, 28), 20, 20)
     assert source.classes[3] == "3 - three"
     assert (source.train.read(7) == 7).all()
     assert not source.mirrored_is_same
@@ -64,8 +64,16 @@ def test_torchvisions_cifar10_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     source = opened(name="CIFAR10", root=str(tmp_path))
-    assert (source.channels, source.image_size, len(source.train), len(source.val)) == (3, 32, 20, 4)
+    assert (source.channels, source.image_size, len(source.train), len(source.val)) == (3, (32, 32), 20, 4)
     assert source.val.labels.tolist() == [0, 1, 2, 9]
+
+
+@pytest.mark.parametrize(
+    ("shape", "images", "known"), [((8, 12), 200, (8, 12)), ((80, 96), 40, (80, 96)), ((80, 96), 200, None)]
+)
+def test_images_that_are_no_squares_have_a_common_size_where_all_were_seen_or_they_are_small(shape, images, known):
+    source = opened(name="FakeData", size=images, image_size=[3, *shape], num_classes=4, val_fraction=0.25)
+    assert source.image_size == known
 
 
 def test_a_dataset_without_splits_needs_val_fraction_or_explicit_splits():

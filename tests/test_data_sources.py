@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lrtrain.data.files import FileSplit
 from lrtrain.data.stratify import hold_out
@@ -42,7 +43,7 @@ def test_train_and_val_folders_are_found_and_test_is_held_back(tmp_path):
     assert source.classes == ("a", "b")
     assert source.counts() == {"train": {"a": 3, "b": 3}, "val": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}}
     assert source.val_from == "val/"
-    assert source.image_size == 8
+    assert source.image_size == (8, 8)
     assert source.train.read(4).tolist() == torch.full((3, 8, 8), 0).index_fill_(0, torch.tensor(0), 1).tolist()
 
 
@@ -95,6 +96,26 @@ def test_gray_images_have_one_channel_where_asked(tmp_path):
 def test_images_of_different_sizes_have_no_common_size(tmp_path):
     image(tree(tmp_path, {"a": 2, "b": 2}) / "a" / "9.png", (9, 8))
     assert opened(name="imagefolder", root=str(tmp_path), val_fraction=0.5).image_size is None
+
+
+def test_the_common_size_is_that_of_the_upright_images(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    tree(tmp_path, {"a": 2, "b": 2}, size=(9, 8))
+    for suffix in ("jpg", "png", "tif", "webp"):
+        Image.new("RGB", (8, 9)).save(tmp_path / "a" / f"turned.{suffix}", exif=turned)
+    assert opened(name="imagefolder", root=str(tmp_path), val_fraction=0.5).image_size == (8, 9)
+    Image.new("RGB", (9, 8)).save(tmp_path / "a" / "9.jpg", exif=turned)
+    assert opened(name="imagefolder", root=str(tmp_path), val_fraction=0.5).image_size is None
+
+
+@pytest.mark.parametrize(("size", "known"), [((9, 8), (8, 9)), ((90, 90), (90, 90)), ((90, 80), None)])
+def test_of_some_headers_no_large_size_but_a_square_is_concluded(size, known, tmp_path, monkeypatch):
+    tree(tmp_path, {"a": 3, "b": 3}, size=size)
+    section = {"name": "imagefolder", "root": str(tmp_path), "val_fraction": 0.5}
+    assert opened(**section).image_size == size[::-1]
+    monkeypatch.setattr("lrtrain.data.files.ALL_HEADERS_UP_TO", 4)
+    assert opened(**section).image_size == known
 
 
 def test_litter_is_passed_over_and_counted(tmp_path):

@@ -86,7 +86,7 @@ def make_pipeline(
     written = {"train": _written(dataset.transforms.train), "val": _written(dataset.transforms.val)}
     place = place_of(dataset, where)
     with about(place):
-        size = None if source.image_size is None else (source.image_size, source.image_size)
+        size = source.image_size
 
     _refuse_two_normalisations(written, where)
     shared = _ending(written)

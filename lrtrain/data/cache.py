@@ -49,7 +49,8 @@ def kept(workshop: Workshop, mode: Mode, workers: int, where: Callable[..., str]
     images of its own; a file is shared.
 
     Raises:
-        ConfigError: the images cannot be kept: their sizes differ, or on disk nothing tells whether they changed.
+        ConfigError: the images cannot be kept: they are not known to be of one size, or on disk nothing tells whether
+            they changed.
         EnvironmentFault: they do not fit, or the folder of the files cannot be used.
         DataError: an image cannot be read.
     """
@@ -57,10 +58,11 @@ def kept(workshop: Workshop, mode: Mode, workers: int, where: Callable[..., str]
         return Kept(None, "off")
     if workshop.stages.size is None:
         if mode == "auto":
-            return Kept(None, "off, since the images differ in size until something random is done to them")
+            why = "it is not known that the images are of one size before anything random is done to them"
+            return Kept(None, f"off, since {why}")
         raise ConfigError(
             f"cache: {mode} needs images of one size before anything random is done to them; those of "
-            f"{workshop.name} differ",
+            f"{workshop.name} are not known to be",
             where("cache"),
             f"{_ONE_SIZE}, or write `cache: auto`",
         )

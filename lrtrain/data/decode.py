@@ -14,7 +14,7 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
+from PIL import EpsImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PREFIXES
 
 from lrtrain.data import jpeg
@@ -275,6 +275,17 @@ def _turn_upright(image: Image.Image) -> None:
     """By EXIF, in place: there are two of it meanwhile, and one afterwards."""
     with suppress(Exception):  # damaged EXIF: the pixels are what counts, and these were loaded
         ImageOps.exif_transpose(image, in_place=True)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height that an opened image will have when it is decoded and upright."""
+    width, height = image.size
+    if width != height and image.format != "TIFF":  # Pillow has turned a TIFF's
+        with suppress(Exception):  # damaged EXIF, as above
+            # Not a PNG's own getexif, which decodes it, for what may stand behind the pixels.
+            if Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
+                return height, width
+    return width, height
 
 
 def _gray_or_rgb(image: Image.Image, channels: int, greatest: int) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lrtrain.data.source import Source
 
-SMALL = 64  # px: up to this side, images of one size are trained on as they are
+SMALL = 64  # px: up to this as their larger side, images of one size are trained on as they are
 PHOTO = 224  # px: what others are brought to, torchvision's and timm's usual size
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,), (0.5,))
@@ -17,13 +17,13 @@ Size = tuple[int, int]
 
 def is_small(source: Source) -> bool:
     """Whether the images are trained on at their own size."""
-    return source.image_size is not None and source.image_size <= SMALL
+    return source.image_size is not None and max(source.image_size) <= SMALL
 
 
 def default_size(source: Source, photo_size: int = PHOTO) -> Size:
     """Height and width that the model sees where neither list is given."""
-    side = source.image_size if is_small(source) and source.image_size is not None else photo_size
-    return side, side
+    size = source.image_size if is_small(source) else None
+    return size or (photo_size, photo_size)
 
 
 def train_default(source: Source, size: Size) -> list[Entry]:
@@ -35,7 +35,7 @@ def train_default(source: Source, size: Size) -> list[Entry]:
     if not is_small(source):
         return [{"name": "RandomResizedCrop", "size": list(size)}, *flip]
     resize: list[Entry] = [{"name": "Resize", "size": list(size)}] if _larger(size, source) else []
-    smaller = not resize and size != (source.image_size, source.image_size)
+    smaller = not resize and size != source.image_size
     padding: Entry = {} if smaller else {"padding": [size[1] // 8, size[0] // 8]}
     return [*resize, {"name": "RandomCrop", "size": list(size), **padding}, *flip]
 
@@ -43,7 +43,7 @@ def train_default(source: Source, size: Size) -> list[Entry]:
 def val_default(source: Source, size: Size) -> list[Entry]:
     """Small images: as they are; others: the middle 7/8 of the shorter side."""
     if is_small(source):
-        if size == (source.image_size, source.image_size):
+        if size == source.image_size:
             return []
         return [{"name": "Resize" if _larger(size, source) else "CenterCrop", "size": list(size)}]
     if size[0] != size[1]:
@@ -59,4 +59,5 @@ def default_statistics(source: Source, channels: int) -> tuple[tuple[float, ...]
 
 
 def _larger(size: Size, source: Source) -> bool:
-    return source.image_size is not None and max(size) > source.image_size
+    own = source.image_size
+    return own is not None and (size[0] > own[0] or size[1] > own[1])

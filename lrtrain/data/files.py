@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lrtrain.data.decode import TooLarge, decode, header, refuse_long
+from lrtrain.data.decode import TooLarge, decode, header, refuse_long, upright_size
+from lrtrain.data.default_transforms import SMALL, Size
 from lrtrain.data.source import Split
 from lrtrain.errors import LACKING, ConfigError, DataError, Problem, printable
 from lrtrain.foreign import user_path
@@ -104,7 +105,7 @@ class FileSplit:
     def size_of(self, i: int) -> tuple[int, int]:
         """Width and height, by the file's header."""
         with open(self.path(i), "rb") as file, header(file) as image:
-            return image.size
+            return upright_size(image)
 
     def stamp(self, i: int) -> str:
         """Where the file lies, its bytes, when it was written, and when anything of it changed last.
@@ -167,8 +168,8 @@ def checked_root(root: str | Path, what: str = "the dataset's root") -> Path:
     )
 
 
-def common_side(splits: Sequence[Measured]) -> int | None:
-    """The side of the square that all images of the splits are, by their headers, or None.
+def common_size(splits: Sequence[Measured]) -> Size | None:
+    """Height and width that all images of the splits have, by their headers, or None.
 
     Every header is read up to `ALL_HEADERS_UP_TO` images; beyond that, about as many spread over all, and an
     image of another size is an error where it is met.
@@ -177,14 +178,15 @@ def common_side(splits: Sequence[Measured]) -> int | None:
         DataError: names images whose header cannot be read.
     """
     places = [(split, i) for split in splits for i in range(len(split))]
-    places = places[:: -(-len(places) // ALL_HEADERS_UP_TO)]
-    sizes: set[tuple[int, int]] = set()
+    step = -(-len(places) // ALL_HEADERS_UP_TO)
+    sizes: set[Size] = set()
     problems: list[Problem] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for split, i in tqdm(places, "reading headers", unit=" images", disable=None, delay=2, leave=False):
+        for split, i in tqdm(places[::step], "reading headers", unit=" images", disable=None, delay=2, leave=False):
             try:
-                sizes.add(split.size_of(i))
+                width, height = split.size_of(i)
+                sizes.add((height, width))
             except Exception:
                 try:  # `decode` knows how to say what is wrong
                     split.read(i)
@@ -192,8 +194,18 @@ def common_side(splits: Sequence[Measured]) -> int | None:
                     problems.extend(error.problems)
     if problems:
         raise DataError(shortened(problems))
-    (width, height), *others = sizes
-    return width if not others and width == height else None
+    return concluded(sizes, of_all=step == 1)
+
+
+def concluded(sizes: Set[Size], *, of_all: bool) -> Size | None:
+    """The one size of all images, by the sizes of all or some of them, or None.
+
+    Of some it is not concluded where it is large and no square: photos of a camera are alike until it is turned.
+    """
+    size, *others = sizes
+    if others or not (of_all or size[0] == size[1] or max(size) <= SMALL):
+        return None
+    return size
 
 
 def shortened(problems: Sequence[Problem]) -> list[Problem]:

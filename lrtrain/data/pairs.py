@@ -14,6 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from lrtrain.data.decode import from_pil
+from lrtrain.data.default_transforms import Size
+from lrtrain.data.files import concluded
 from lrtrain.errors import DataError, LrtrainError
 from lrtrain.random import seeded
 
@@ -205,8 +207,7 @@ def _by_name(name: str, labels: NDArray[np.int64], own: tuple[str, ...], classes
     return np.array([place.get(c, -1) for c in own], dtype=np.int64)[labels]
 
 
-def side_of(splits: Sequence[PairSplit]) -> int | None:
-    """The side of the square that the images are, judged by some of each split, or None."""
-    sizes = {tuple(split.read(i).shape[1:]) for split in splits for i in _spread(len(split))}
-    (height, width), *others = sizes
-    return height if not others and height == width else None
+def common_size(splits: Sequence[PairSplit]) -> Size | None:
+    """Height and width that all images have, judged by some of each split, or None."""
+    shapes = (split.read(i).shape for split in splits for i in _spread(len(split)))
+    return concluded({(height, width) for _, height, width in shapes}, of_all=max(map(len, splits)) <= LOOKED_AT)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lrtrain.data.decode import MOST_FILE_BYTES, decode_bytes, header
+from lrtrain.data.decode import MOST_FILE_BYTES, decode_bytes, header, upright_size
 from lrtrain.errors import LACKING, DataError
 
 # Files that a process keeps open: a quarter of what it may, which is most often 1024.
@@ -194,10 +194,10 @@ class ShardSplit:
         shard, j = self._place(i)
         try:
             with header(BytesIO(shard.content(j, _HEADER_BYTES))) as image:
-                return image.size
+                return upright_size(image)
         except Exception:  # what tells the size may lie further on
             with header(BytesIO(shard.content(j))) as image:
-                return image.size
+                return upright_size(image)
 
     def stamp(self, i: int) -> str:
         """Where the image lies, its bytes, and when the shard was written; of the rest see `FileSplit.stamp`.

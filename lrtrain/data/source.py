@@ -85,14 +85,14 @@ class Source:
     val_from: str = ""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    measured: Callable[[], int | None] = lambda: None
+    measured: Callable[[], tuple[int, int] | None] = lambda: None
     mirrored_is_same: bool = True
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
     @cached_property
-    def image_size(self) -> int | None:
-        """Side of the square that all images of train and val are, else None."""
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width where all images of train and val have the same, else None."""
         return self.measured()
 
     def splits(self) -> dict[str, Split]:

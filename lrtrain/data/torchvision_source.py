@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from lrtrain.config.messages import shortened
-from lrtrain.data.pairs import PairSplit, channels_of, labels_of, numbered, side_of, usable
+from lrtrain.data.pairs import PairSplit, channels_of, common_size, labels_of, numbered, usable
 from lrtrain.data.source import Source, Split, with_notes
 from lrtrain.data.stratify import hold_out
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault, Key, LrtrainError, Problem
@@ -125,7 +125,7 @@ def pairs_source(name: str, opened: Mapping[str, Any], val_fraction: float | Non
         words,
         mean,
         std,
-        partial(side_of, list(parts.values())),
+        partial(common_size, list(parts.values())),
         name not in _NOT_MIRRORED,
     )
     if len(classes) < 2:

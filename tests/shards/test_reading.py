@@ -91,7 +91,7 @@ def test_batches_are_those_of_the_files_in_folders_from_any_step(both, workers, 
 
 def test_the_images_of_shards_have_the_size_that_their_files_have(both):
     folders, shards = (open_source(dataset, 1, where) for dataset in both)
-    assert folders.image_size == shards.image_size == 16
+    assert folders.image_size == shards.image_size == (16, 16)
 
 
 def test_the_size_is_found_where_a_header_is_longer_than_what_is_read_first(tmp_path):
@@ -102,7 +102,7 @@ def test_the_size_is_found_where_a_header_is_longer_than_what_is_read_first(tmp_
     members = [
         (f"{i}.{suffix}", part) for i in range(4) for suffix, part in (("jpg", content.getvalue()), ("cls", str(i % 2)))
     ]
-    assert opened(train=str(shard(tmp_path / "a.tar", members)), val_fraction=0.5).image_size == 9
+    assert opened(train=str(shard(tmp_path / "a.tar", members)), val_fraction=0.5).image_size == (9, 9)
 
 
 def test_a_split_is_sent_to_workers_without_open_files(two):

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TextIO
 import numpy as np
 
 from lrtrain.data.classes import MOST_CHARACTERS, twins
-from lrtrain.data.files import FileSplit, channels_for, checked_root, common_side, relative
+from lrtrain.data.files import FileSplit, channels_for, checked_root, common_size, relative
 from lrtrain.data.skip_list import without
 from lrtrain.data.source import Source, absent_note, with_notes
 from lrtrain.data.stratify import arranged
@@ -73,10 +73,10 @@ def csv(
     splits, left_out, unknown = without(skip_list, whole, classes)
     words = {name: f"rows of split {name}" for name in parts}
     source = arranged(classes, channels, splits, words, val_fraction, seed, splits["train"].name)
-    side = partial(common_side, list(splits.values()))
+    size = partial(common_size, list(splits.values()))
     # What is wrong with rows may be all that is wrong with classes.
     problems = [*(problems or wrong), *unknown, *source.problems]
-    return with_notes(replace(source, measured=side, problems=tuple(problems)), *notes, left_out)
+    return with_notes(replace(source, measured=size, problems=tuple(problems)), *notes, left_out)
 
 
 def _read(file: Path, folder: Path) -> tuple[list[_Row], list[Problem]]:

@@ -55,6 +55,6 @@ def digits() -> Source:
         val_from="360 fixed scans, 36 of each digit",
         mean=(0.3050,),
         std=(0.3756,),
-        measured=lambda: 8,
+        measured=lambda: (8, 8),
         mirrored_is_same=False,
     )

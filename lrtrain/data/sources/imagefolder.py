@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from lrtrain.data.classes import folded, twins, unfit
-from lrtrain.data.files import channels_for, checked_root, common_side
+from lrtrain.data.files import channels_for, checked_root, common_size
 from lrtrain.data.folders import ClassFolders, scan, subfolders
 from lrtrain.data.skip_list import without
 from lrtrain.data.source import Source, absent_note, with_notes
@@ -80,9 +80,9 @@ def _source(
 
     words = {split: f"{part.name}/" for split, part in layout.items()}
     source = arranged(classes, channels, splits, words, val_fraction, seed, name)
-    side = partial(common_side, list(splits.values()))
+    size = partial(common_size, list(splits.values()))
     problems = [*_doubled(folder), *problems, *wrong, *source.problems]
-    return with_notes(replace(source, measured=side, problems=tuple(problems)), *notes, left_out)
+    return with_notes(replace(source, measured=size, problems=tuple(problems)), *notes, left_out)
 
 
 def _layout(root: Path) -> dict[str, Path]:

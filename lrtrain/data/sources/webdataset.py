@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lrtrain.data.classes import twins
-from lrtrain.data.files import channels_for, common_side, shortened
+from lrtrain.data.files import channels_for, common_size, shortened
 from lrtrain.data.shard_index import indexed, is_number
 from lrtrain.data.shards import Shard, ShardSplit
 from lrtrain.data.skip_list import emptied, left_out, named
@@ -92,8 +92,8 @@ def webdataset(
         notes.append(absent_note(name, names, {names[i] for i in np.unique(split.labels)}))
     words = {name: f"shards of {name}" for name in splits}
     source = arranged(names, channels, splits, words, val_fraction, seed, splits["train"].name)
-    side = partial(common_side, list(splits.values()))
-    source = replace(source, measured=side, problems=(*unknown, *source.problems))
+    size = partial(common_size, list(splits.values()))
+    source = replace(source, measured=size, problems=(*unknown, *source.problems))
     return with_notes(source, *notes, skipped)
 
 
