@@ -34,16 +34,18 @@ def locked(run_dir: RunDir) -> Iterator[Sink]:
         lock.acquire(timeout=0)
     except Timeout:
         hint = "wait for it to end, or name another folder with --out"
-        if os.path.getsize(lock.lock_file):  # as filelock writes where there are no locks that end with their process
-            hint += f"; if it has ended, on a machine that is gone, remove {lock.lock_file}"
+        with suppress(OSError):
+            if os.path.getsize(lock.lock_file):  # so filelock does where no lock ends with its process
+                hint += f"; if it has ended, on a machine that is gone, remove {lock.lock_file}"
         raise RunDirError(f"{str(run_dir)!r} is in use by {_holder(run_dir)}", hint=hint) from None
     except OSError as error:
         what = f"the run directory cannot be written to: {error.strerror}"
         raise EnvironmentFault(what, str(run_dir), "check its owner and permissions, and that there is room") from error
     with suppress(AttributeError):
         os.register_at_fork(after_in_child=lambda: _let_go(lock))
+    known = _is_there(lock)  # not on file systems that number a file anew
     try:
-        yield partial(_refuse_lost, lock, run_dir)
+        yield partial(_refuse_lost, lock, run_dir) if known else lambda event: None
     finally:
         lock.release()
 
@@ -56,18 +58,22 @@ def _refuse_lost(lock: FileLock, run_dir: RunDir, event: Event) -> None:
     Raises:
         EnvironmentFault: it is so.
     """
-    descriptor = _descriptor(lock)
-    if isinstance(event, Stepped) or descriptor is None:
+    if isinstance(event, Stepped) or _is_there(lock):
         return
-    with suppress(FileNotFoundError):
-        if os.path.samestat(os.fstat(descriptor), os.stat(lock.lock_file)):
-            return
     raise EnvironmentFault(
         "the run's lock was removed or replaced while it trained: its disk may be another one, or another process "
         "train in it",
         str(lock.lock_file),
         f"see that its disk is there and nothing else trains in it; what is whole: lrtrain verify {run_dir.typed}",
     )
+
+
+def _is_there(lock: FileLock) -> bool:
+    """Whether the file of a lock that is held is the one of its name."""
+    descriptor = _descriptor(lock)
+    with suppress(OSError):
+        return descriptor is not None and os.path.samestat(os.fstat(descriptor), os.stat(lock.lock_file))
+    return False
 
 
 def _holder(run_dir: RunDir) -> str:
