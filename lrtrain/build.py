@@ -124,9 +124,7 @@ def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, 
         losses=LossSums(
             torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device), world
         ),
-        ema=None
-        if config.ema is None
-        else AveragedModel(built.module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True),  # type: ignore[no-untyped-call]
+        ema=_averaged(built.module, config),
         scaler=torch.amp.GradScaler(device.type) if precision == "fp16" else None,
         live=plan.start_live(),
         world=world,
@@ -217,6 +215,21 @@ def _graphs(
     if obstacle is None and (known or config.cuda_graph is True):
         return Graphs(list(module.parameters()), spare=config.cuda_graph == "auto")
     return None
+
+
+def _averaged(module: torch.nn.Module, config: RunConfig) -> AveragedModel | None:
+    if config.ema is None:
+        return None
+    try:
+        return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)  # type: ignore[no-untyped-call]
+    except Exception as error:  # of a network that may be anybody's
+        if out_of_memory(error):
+            raise
+        why = str(error).partition(". ")[0][:200]
+        hint = "leave it out; of torch's, parametrizations.weight_norm can be copied, and not weight_norm"
+        raise ConfigError(
+            f"ema needs a copy of the model, and none can be made: {why}", config.where("ema"), hint
+        ) from error
 
 
 def _refuse_sync_bn(config: RunConfig, device: torch.device) -> None:

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 
 from lrtrain import __version__
 from lrtrain.ending import complain, ending, tell
 from lrtrain.errors import ConfigError, DistributedError, EnvironmentFault, Problem
-from lrtrain.world import from_environment
+from lrtrain.world import ALONE, from_environment
 
 app = typer.Typer(
     name="lrtrain",
@@ -366,13 +366,31 @@ def main() -> None:
     # At the exit Python would look through them once more before it frees them: a third of a second for nothing.
     gc.set_threshold(50_000)
     atexit.register(gc.freeze)
+    world = ALONE
     with suppress(DistributedError):  # which `fit` tells
         world = from_environment()
         if world.size > 1:  # torch would say of each process that all its parameters are used
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         if not world.leads:
             os.environ["TQDM_DISABLE"] = "1"
-    ending(_run)()
+    try:
+        ending(_run)()
+    except SystemExit as end:
+        if world.size > 1:
+            _leave(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
+def _leave(code: int) -> NoReturn:
+    """End a process of several: what Python does after its exit functions, a thread of gloo's may not live to see.
+
+    One that lets go of a tensor then is ended in the midst of C++, which aborts the process: -6 in place of its code.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _run() -> int:
