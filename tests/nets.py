@@ -236,3 +236,10 @@ class _Sparse(nn.Module):
 def sparse(num_classes: int, in_channels: int) -> nn.Module:
     """A network with a sparse buffer that no checkpoint holds, as those of graphs have."""
     return _Sparse(num_classes, in_channels)
+
+
+def uncopied(num_classes: int, in_channels: int) -> nn.Module:
+    """A network of which no copy can be made."""
+    network = linear(num_classes, in_channels)
+    network.lock = threading.Lock()  # type: ignore[assignment]
+    return network

@@ -92,6 +92,12 @@ def test_no_image_but_those_of_training_changes_a_network() -> None:
         job(model={"name": "tests.nets:act_norm", "lock": True})
 
 
+def test_a_network_that_cannot_be_copied_has_no_average() -> None:
+    assert job(model="tests.nets:uncopied").state.ema is None
+    with pytest.raises(ConfigError, match="ema needs a copy of the model, and none can be made: cannot pickle"):
+        job(model="tests.nets:uncopied", ema=0.9)
+
+
 def test_of_equal_logits_the_first_is_the_answer() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 10))
     nn.init.zeros_(model[1].bias)  # type: ignore[arg-type]
