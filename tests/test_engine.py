@@ -369,6 +369,8 @@ def test_a_buffer_that_does_not_keep_its_shape_is_refused() -> None:
             snapshot(made.state)
     with pytest.raises(ConfigError, match="register it in the type and shape that it ends with"):
         snapshot(made.state)
+    with pytest.raises(ConfigError, match="register it in the type and shape that it ends with"):
+        run(job(model={"name": "tests.nets:growing", "at": 5}, ema=0.9))
 
 
 def test_a_sparse_buffer_that_no_checkpoint_holds_trains_and_is_in_the_average() -> None:

@@ -48,7 +48,7 @@ from lrtrain.engine.finite import (
 )
 from lrtrain.engine.mix import Mix
 from lrtrain.engine.precision import Precision
-from lrtrain.engine.state import Best, TrainState
+from lrtrain.engine.state import Best, TrainState, refuse_lost
 from lrtrain.random import key, seed_model
 from lrtrain.schedule.plan import Plan
 
@@ -170,7 +170,11 @@ def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> float | N
         state.scaler.step(state.optimizer)
         state.scaler.update()
     if state.ema is not None:
-        average.update(state.ema, state.model, state.infinite)
+        try:
+            average.update(state.ema, state.model, state.infinite)
+        except (RuntimeError, ValueError):
+            refuse_lost(state.model, state.built)  # it may have changed its shape
+            raise
     state.losses.add(loss_sum, batch.total)
     return None
 
