@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,21 +30,18 @@ from lrtrain.engine.graph import Graphs
 from lrtrain.engine.memory import keep_freed_memory
 from lrtrain.engine.mix import make_mix
 from lrtrain.engine.precision import Precision, choose_device, choose_precision, make_deterministic
-from lrtrain.engine.state import LossSums, TrainState, refuse_lost, tensors_as_built
+from lrtrain.engine.state import LossSums, TrainState, tensors_as_built
 from lrtrain.engine.train import Recipe
+from lrtrain.engine.trial import try_forward
 from lrtrain.errors import ConfigError, about, out_of_memory, quoted
 from lrtrain.models.build import BuiltModel, build_model
 from lrtrain.models.small_maps import multiply_small_maps
 from lrtrain.models.stem_pool import pool_before_relu
 from lrtrain.optim.build import build_optimizer, momentum_of
 from lrtrain.optim.groups import ParamGroup, make_groups
-from lrtrain.random import key, seeded
 from lrtrain.schedule.extend import former_ends
 from lrtrain.schedule.plan import GroupLR, Plan, make_plan, run_steps
 from lrtrain.world import ALONE, World
-
-# What errors say that are about the shape of the images, not about how the model was made.
-_OF_SIZES = re.compile("size|shape|dim|height|width|resolution|channel|pixel|image", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,7 @@ def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, 
         mean_std=mean_std,
         photo_size=built.input_size or PHOTO,
     )
-    _try_forward(config, built, pipeline, len(source.classes), device)
+    try_forward(config, built.module, pipeline, len(source.classes), device)
     if trains:
         refuse_single_images(config, built.module, len(source.train), per_epoch, world)
     batches = Batches(
@@ -236,68 +230,6 @@ def _refuse_sync_bn(config: RunConfig, device: torch.device) -> None:
     if config.sync_bn and device.type != "cuda":
         what = f"sync_bn needs CUDA: torch's SyncBatchNorm does not run on {device.type}"
         raise ConfigError(what, config.where("sync_bn"), "leave it out; each process then normalises its own images")
-
-
-@torch.no_grad()
-def _try_forward(config: RunConfig, built: BuiltModel, pipeline: Pipeline, classes: int, device: torch.device) -> None:
-    """Refuse, before training, a model that cannot take the images or does not answer with logits."""
-    with seeded(key(config.seed, "trial")), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        own = ":" in config.model.name
-        # One's own may change with the first images that it sees, and answer otherwise while it trains.
-        with _untouched(built.module) if own else nullcontext(built.module) as module:
-            module.eval()
-            for shape in dict.fromkeys((pipeline.shape, pipeline.val_shape)):
-                _try_shape(config, module, shape, classes, device)
-        if own:
-            with _untouched(built.module) as module, about(config.where("model", "name")):
-                before = tensors_as_built(module)
-                _try_shape(config, module.train(), pipeline.shape, classes, device)
-                refuse_lost(module, before)
-
-
-@contextmanager
-def _untouched(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """A copy to try things on, or where none can be made, the module itself, which is put back afterwards."""
-    copied = None
-    with suppress(Exception):
-        copied = copy.deepcopy(module)
-    if copied is not None:
-        yield copied
-        return
-    tensors = [(tensor, tensor.detach().clone()) for tensor in (*module.parameters(), *module.buffers())]
-    attributes = [
-        (own, dict(own)) for part in module.modules() for own in (vars(part), part._parameters, part._buffers)
-    ]
-    yield module
-    for own, before in attributes:
-        own.clear()
-        own.update(before)
-    for tensor, values in tensors:
-        tensor.copy_(values)
-
-
-def _try_shape(
-    config: RunConfig, module: torch.nn.Module, shape: tuple[int, int, int], classes: int, device: torch.device
-) -> None:
-    size, mode = "x".join(map(str, shape)), " while it trains" if module.training else ""
-    try:
-        logits = module(torch.zeros(2, *shape, device=device))
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        what = f"{config.model.name} cannot take images of {size}{mode}: {why}"
-        hint = "make them larger with dataset.transforms, or take another model"
-        if config.model.args and (isinstance(error, TypeError) or not _OF_SIZES.search(why)):
-            what = f"{config.model.name} fails when it is given images{mode}: {why}"
-            hint = f"look after the arguments that it was made with: {', '.join(config.model.args)}"
-        raise ConfigError(what, config.where("model"), hint) from error
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        what = (
-            f"{config.model.name} must answer with logits of shape (images, {classes}); it gave {found} for two{mode}"
-        )
-        raise ConfigError(what, config.where("model"))
 
 
 def refuse_single_images(

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 
 from lrtrain import __version__
-from lrtrain.ending import complain, ending, tell
+from lrtrain.ending import complain, ending, leave, tell
 from lrtrain.errors import ConfigError, DistributedError, EnvironmentFault, Problem
 from lrtrain.world import ALONE, from_environment
 
@@ -377,20 +377,8 @@ def main() -> None:
         ending(_run)()
     except SystemExit as end:
         if world.size > 1:
-            _leave(end.code if isinstance(end.code, int) else 1)
+            leave(end.code if isinstance(end.code, int) else 1)
         raise
-
-
-def _leave(code: int) -> NoReturn:
-    """End a process of several: what Python does after its exit functions, a thread of gloo's may not live to see.
-
-    One that lets go of a tensor then is ended in the midst of C++, which aborts the process: -6 in place of its code.
-    """
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
 
 
 def _run() -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import ParamSpec
+from typing import NoReturn, ParamSpec
 
 from lrtrain import __version__
 from lrtrain.commands.faults import no_bug
@@ -44,6 +46,18 @@ def ending(function: Callable[P, int | None]) -> Callable[P, None]:
         raise SystemExit(code)
 
     return guarded
+
+
+def leave(code: int) -> NoReturn:
+    """End a process of several: what Python does after its exit functions, a thread of gloo's may not live to see.
+
+    One that lets go of a tensor then is ended in the midst of C++, which aborts the process: -6 in place of its code.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def tell(text: str) -> None:
