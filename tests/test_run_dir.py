@@ -428,3 +428,13 @@ def test_what_goes_while_a_run_is_looked_through_is_no_fault(tmp_path: Path, mon
 
     monkeypatch.setattr(Path, "iterdir", and_gone)
     refuse_other_files(run)
+
+
+def test_folders_that_are_no_checkpoints_may_hold_folders(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    for other in (run.checkpoints / "lost+found", run.path / ".git"):
+        (other / "inner").mkdir(parents=True)
+    refuse_other_files(run)
+    (run.checkpoints / "step-00000001" / "inner").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="a checkpoint holds files, and 'inner' is a folder"):
+        refuse_other_files(run)

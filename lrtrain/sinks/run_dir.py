@@ -99,7 +99,8 @@ def refuse_other_files(run: RunDir) -> None:
         inside = [*run.path.iterdir(), *(run.checkpoints.iterdir() if run.checkpoints.is_dir() else ())]
         modes = {path: mode for path in inside if path != run.checkpoints and (mode := _mode_of(path)) is not None}
         # Not lost+found, where they have a disk of their own.
-        folders = [p for p, mode in modes.items() if stat.S_ISDIR(mode) and re.match(r"\.|step-", p.name)]
+        folders = [path for path, mode in modes.items() if stat.S_ISDIR(mode) and path.parent == run.checkpoints]
+        folders = [path for path in folders if path.name.startswith((".", "step-"))]
         deep = next((entry for folder in folders for entry in _entries(folder) if entry.is_dir()), None)
     except OSError as error:
         raise EnvironmentFault(f"the run directory cannot be read: {error.strerror}", str(run)) from error
