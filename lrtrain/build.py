@@ -25,7 +25,7 @@ from lrtrain.data.order import smallest_part
 from lrtrain.data.source import Source
 from lrtrain.data.sources.webdataset import absolute
 from lrtrain.engine.distributed import replicated
-from lrtrain.engine.finite import Gate, infinite_buffers
+from lrtrain.engine.finite import Gate
 from lrtrain.engine.graph import Graphs
 from lrtrain.engine.memory import keep_freed_memory
 from lrtrain.engine.mix import make_mix
@@ -35,6 +35,7 @@ from lrtrain.engine.train import Recipe
 from lrtrain.engine.trial import try_forward
 from lrtrain.errors import ConfigError, about, out_of_memory, quoted
 from lrtrain.models.build import BuiltModel, build_model
+from lrtrain.models.infinite import infinite_buffers
 from lrtrain.models.small_maps import multiply_small_maps
 from lrtrain.models.stem_pool import pool_before_relu
 from lrtrain.optim.build import build_optimizer, momentum_of

@@ -19,6 +19,7 @@ from lrtrain.errors import CheckpointError, EnvironmentFault
 from lrtrain.models.build import BuiltModel, build_model
 from lrtrain.models.small_cnn import small_cnn
 from lrtrain.models.weights import load_into, load_weights_file
+from tests.nets import masked
 
 LITE0 = Path(__file__).parents[2] / "shared" / "data" / "tf_efficientnet_lite0.safetensors"
 
@@ -118,6 +119,15 @@ def test_values_that_are_not_finite_are_refused_with_their_tensor(
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match=r"not finite, in 'bn2\.weight'"):
         load_weights_file(tmp_path / "w.safetensors")
+
+
+def test_a_mask_of_infinities_is_read_where_the_network_has_one(tmp_path: Path) -> None:
+    state = masked(7, 3).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    assert built("tests.nets:masked", tmp_path / "w.safetensors").module.state_dict()["mask"].equal(state["mask"])
+    save_file(state | {"head.bias": torch.full((7,), torch.inf)}, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=r"not finite, in 'head\.bias'"):
+        built("tests.nets:masked", tmp_path / "w.safetensors")
 
 
 def test_a_file_without_read_permission_is_a_fault_of_the_environment(

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from lrtrain.engine.distributed import summed
 from lrtrain.errors import Diverged
+from lrtrain.models.infinite import first_bad_tensor
 from lrtrain.world import World
 
 LEAST_SCALE = 2.0**-14  # of fp16's loss: at 65536 in the beginning, halved at each step with a gradient out of range
@@ -130,21 +131,6 @@ def group_norms(optimizer: Optimizer, names: Sequence[str]) -> dict[str, float]:
         norms = [float(p.grad.float().norm()) for p in group["params"] if p.grad is not None]
         found[name] = math.hypot(*norms) if all(map(math.isfinite, norms)) else float("nan")
     return found
-
-
-def infinite_buffers(module: nn.Module) -> frozenset[str]:
-    """The names of the buffers that hold infinities as the model is built, such as a mask of attention: by design."""
-    return frozenset(name for name, buffer in module.named_buffers() if first_bad_tensor([(name, buffer)]) is not None)
-
-
-def first_bad_tensor(tensors: Sequence[tuple[str, Tensor]]) -> str | None:
-    """The name of the first tensor with a value that is not finite."""
-    floats = [
-        (name, tensor.detach())
-        for name, tensor in tensors
-        if tensor.is_floating_point() and tensor.numel() and tensor.layout == torch.strided
-    ]
-    return next((name for name, tensor in floats if not bool(tensor.float().isfinite().all())), None)
 
 
 @torch.no_grad()

@@ -14,10 +14,11 @@ from torch.optim.swa_utils import AveragedModel
 from lrtrain.checkpoint.format import Checkpoint
 from lrtrain.checkpoint.manifest import COPY
 from lrtrain.engine.distributed import summed
-from lrtrain.engine.finite import Gate, infinite_buffers
+from lrtrain.engine.finite import Gate
 from lrtrain.engine.fits import refuse_not_finite, refuse_odd_state, refuse_other_module, refuse_other_optimizer
 from lrtrain.engine.graph import Graphs
 from lrtrain.errors import CheckpointError, ConfigError
+from lrtrain.models.infinite import infinite_buffers
 from lrtrain.optim.kept import kept, parameters_of
 from lrtrain.schedule.plan import Plan
 from lrtrain.schedule.plateau import Live

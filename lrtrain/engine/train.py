@@ -40,7 +40,6 @@ from lrtrain.engine.finite import (
     NotFinite,
     Trouble,
     culprit,
-    first_bad_tensor,
     gradient_norms,
     group_norms,
     norms_of,
@@ -49,6 +48,7 @@ from lrtrain.engine.finite import (
 from lrtrain.engine.mix import Mix
 from lrtrain.engine.precision import Precision
 from lrtrain.engine.state import Best, TrainState, refuse_lost
+from lrtrain.models.infinite import first_bad_tensor
 from lrtrain.random import key, seed_model
 from lrtrain.schedule.plan import Plan
 

@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lrtrain.config.transform_checks import MEANS, STDS
 from lrtrain.errors import CheckpointError, EnvironmentFault, quoted
 from lrtrain.foreign import opened
+from lrtrain.models.infinite import first_bad_tensor
 from lrtrain.models.stems import first_convolution, without_colour
 from lrtrain.tensor_header import read_header
 from lrtrain.torch_archive import refuse_other_archives
@@ -57,11 +58,15 @@ class Loaded:
     head: tuple[str, ...]
 
 
-def load_weights_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_weights_file(path: str | Path, infinite: Container[str] = ()) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a `.safetensors` file, or the tensors of a `.pth` or `.pt` file, on the CPU.
 
     A checkpoint that holds its weights under `state_dict` or `model` is unwrapped, and the `module.` and
     `_orig_mod.` that DDP and torch.compile put before every name are taken off.
+
+    Args:
+        path: the file; `~` is a home.
+        infinite: `infinite_buffers` of the network that they are for.
 
     Returns:
         Tensors by parameter or buffer name, and the safetensors file's metadata.
@@ -89,7 +94,7 @@ def load_weights_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, st
     state = _state_dict(content, file)
     _refuse_views(state, file)
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+        if name not in infinite and first_bad_tensor([(name, tensor)]) is not None:
             raise CheckpointError(
                 f"{str(file)!r} holds values that are not finite, in {quoted(name)}",
                 hint="take a checkpoint from before that training diverged",

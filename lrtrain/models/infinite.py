@@ -1,0 +1,23 @@
+"""Values that are not finite: by design in a mask, and elsewhere what no training goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def infinite_buffers(module: nn.Module) -> frozenset[str]:
+    """The names of the buffers that hold infinities as the model is built, such as a mask of attention: by design."""
+    return frozenset(name for name, buffer in module.named_buffers() if first_bad_tensor([(name, buffer)]) is not None)
+
+
+def first_bad_tensor(tensors: Sequence[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor with a value that is not finite."""
+    floats = [
+        (name, tensor.detach())
+        for name, tensor in tensors
+        if tensor.is_floating_point() and tensor.numel() and tensor.layout == torch.strided
+    ]
+    return next((name for name, tensor in floats if not bool(tensor.float().isfinite().all())), None)
