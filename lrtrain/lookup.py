@@ -9,7 +9,9 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import os
 import re
+import sys
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -69,6 +71,8 @@ _HOMES: dict[Kind, _Home] = {
 }
 _NOT_OURS = {"model": ("build", "heads", "weights", "stems"), "scheduler": (), "dataset": ("source",)}
 _EXTRAS = {("dataset", "webdataset"): "webdataset"}  # ours that need a package, which is the extra's name too
+_KNOWN_PACKAGES = ("lrtrain", "timm", "torch", "torchvision")  # whose names need no import path
+_imported: set[str] = set()  # where the code of import paths lies, once it is imported: folders or files
 _NOT_OFFERED: dict[Kind, dict[str, str]] = {
     "scheduler": {"LRScheduler": "it is the base class", "_LRScheduler": "it is the base class"},
     "optimizer": {
@@ -233,6 +237,9 @@ def _import_path(path: str) -> Any:
     module, _, attribute = path.partition(":")
     try:
         found: Any = importlib.import_module(module)
+        top = sys.modules[module.partition(".")[0]]
+        if top.__name__ not in _KNOWN_PACKAGES:
+            _imported.update(getattr(top, "__path__", [top.__file__ or ""]))
         for part in attribute.split("."):
             found = getattr(found, part)
     except Exception as error:
@@ -241,6 +248,11 @@ def _import_path(path: str) -> Any:
             f"cannot import {quoted(path)}: {why}", hint="the module must be installed, or lie on PYTHONPATH"
         ) from error
     return found
+
+
+def came_by_path(file: str) -> bool:
+    """Whether a source file is of a module or package from which an import path has been imported."""
+    return any(file == place or file.startswith(place + os.sep) for place in _imported)
 
 
 def _folder(package: str) -> Path:

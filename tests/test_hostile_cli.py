@@ -441,3 +441,23 @@ def test_a_package_that_cannot_be_imported_is_no_bug(tmp_path: Path) -> None:
     assert ended.returncode == 5, ended.stderr
     assert "a package cannot be imported: ValueError" in ended.stderr
     assert "TORCH_LOGS" in ended.stderr
+
+
+@pytest.mark.parametrize("place", [".", "site-packages"])
+def test_an_error_of_ones_own_code_is_no_bug_wherever_it_is_installed(tmp_path: Path, place: str) -> None:
+    package = tmp_path / place / "mine"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "sgd.py").write_text(
+        "import torch\nclass Mine(torch.optim.SGD):\n    calls = 0\n    def step(self, closure=None):\n"
+        "        Mine.calls += 1\n        if Mine.calls > 30:\n            raise KeyError('oops')\n"
+    )
+    (tmp_path / "c.yaml").write_text(
+        "{steps: 60, batch_size: 8, model: small_cnn, dataset: digits, optimizer: {name: 'mine.sgd:Mine', lr: 0.1}}"
+    )
+    words = [sys.executable, "-m", "lrtrain", "fit", "c.yaml"]
+    env = environment(PYTHONPATH=os.pathsep.join((str(REPOSITORY), str(package.parent))))
+    ended = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert "KeyError: 'oops'" in ended.stderr
+    assert "sgd.py':7" in ended.stderr

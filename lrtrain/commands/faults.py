@@ -7,6 +7,7 @@ import os
 import traceback
 
 import lrtrain
+from lrtrain import lookup
 from lrtrain.errors import ConfigError, EnvironmentFault, Problem, out_of_memory, quoted
 
 _OURS = os.path.dirname(os.path.abspath(lrtrain.__file__)) + os.sep
@@ -32,14 +33,18 @@ def no_bug(error: BaseException) -> tuple[Problem, int] | None:
 
 
 def _of_the_users(error: BaseException) -> Problem | None:
-    """What code raised that is neither lrtrain's nor installed, be it in a library that it calls."""
-    foreign = _foreign_frames(error)
-    own = [f for f in foreign if not f.filename.startswith(("<", _PYTHONS)) and "-packages" not in f.filename]
+    """What code raised that an import path names, or that is not installed, be it in a library that it calls."""
+    own = [frame for frame in _foreign_frames(error) if lookup.came_by_path(frame.filename) or _loose(frame.filename)]
     if not own:
         return None
     what = f"code of your own fails: {type(error).__name__}: {error}"
     where = f"{quoted(own[-1].filename)}:{own[-1].lineno}  {own[-1].name}"
     return Problem(what[:600], where, "mend it; `--debug` shows the whole traceback")
+
+
+def _loose(file: str) -> bool:
+    """Whether a source file is no part of Python, nor of a package that was installed."""
+    return not file.startswith(("<", _PYTHONS)) and "-packages" not in file
 
 
 def _of_an_import(error: BaseException) -> Problem | None:
