@@ -8,6 +8,7 @@ if __name__ == "__main__" and not sys.flags.safe_path:
     sys.path.append(sys.path.pop(0))
 
 import os
+import select
 import signal
 from types import FrameType
 
@@ -29,8 +30,11 @@ def main() -> None:
 def _end(number: int, frame: FrameType | None) -> None:
     # At once: an exception in the midst of an import leaves half a module, and what then fails is a riddle. Files are
     # written beside their place and renamed, and data workers end with this process.
-    os.write(2, b"\ninterrupted\n")
-    os._exit(ENDS[signal.Signals(number).name])
+    try:
+        if select.select((), (2,), (), 0)[1]:  # not where a terminal is stopped, or nobody reads a full pipe
+            os.write(2, b"\ninterrupted\n")
+    finally:  # be stderr a terminal that was closed, a pipe without a reader, or a file on a full disk
+        os._exit(ENDS[signal.Signals(number).name])
 
 
 def _nothing_to_save(number: int, frame: FrameType | None) -> None:

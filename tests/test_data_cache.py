@@ -384,6 +384,18 @@ def test_a_file_system_without_locks_is_told_and_not_waited_for(folder, cache, l
 
 
 @pytest.mark.parametrize("cache", ["disk", "auto"])
+def test_a_file_system_without_times_is_told(folder, kept, cache, little_memory, monkeypatch):
+    monkeypatch.setattr("os.utime", lambda *_, **__: None)
+    words = "its file system keeps no times of files"
+    if cache == "disk":
+        with pytest.raises(EnvironmentFault, match=words):
+            batches(folder)
+    else:
+        assert words in batches(folder, cache="auto").kept_words[0]
+    assert not list(kept.glob("*.npy"))
+
+
+@pytest.mark.parametrize("cache", ["disk", "auto"])
 def test_a_disk_that_fills_up_is_told_and_nothing_stays(folder, kept, cache, little_memory):
     with files_of_at_most(10_000):
         if cache == "disk":

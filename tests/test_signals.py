@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from lrtrain.commands import signals
 from lrtrain.commands.signals import ECHO_S, Requests
 from lrtrain.world import World
+from tests.forked import environment
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
@@ -79,3 +82,12 @@ def test_the_end_of_torchrun_may_be_the_first_signal(clock: list[float], monkeyp
     clock[0] += 2 * ECHO_S
     with pytest.raises(SystemExit):
         requests.on_signal(TERM, None)
+
+
+@pytest.mark.parametrize("to", ["2> /dev/null", "2> /dev/full", "2> >(true)", "2>&-", "2> >(sleep 20)"])
+def test_a_signal_ends_a_process_that_cannot_say_so(to: str) -> None:
+    code = "import os, signal, time, lrtrain.__main__ as m; signal.signal(15, m._end); time.sleep(0.3); "
+    if "sleep" in to:  # nobody reads, and no more has room
+        code += "os.set_blocking(2, False); os.write(2, bytes(10**6)); os.set_blocking(2, True); "
+    line = f"{sys.executable} -c '{code}os.kill(os.getpid(), 15); time.sleep(5)' {to}"
+    assert subprocess.run(["bash", "-c", line], env=environment(), timeout=10).returncode == 143

@@ -173,7 +173,11 @@ def stored(path: Path, shape: Shape, parts: Callable[[], Iterable[torch.Tensor]]
         found = _opened(path, shape)
         if found is None:
             _build(path, shape, parts())
-            found = StoredImages(path)
+            found = _opened(path, shape)
+            if found is None:
+                with suppress(OSError):
+                    path.unlink()
+                raise OSError(errno.ENOTSUP, "its file system keeps no times of files", str(path.parent))
     return found
 
 
