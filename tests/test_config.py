@@ -196,6 +196,15 @@ def test_a_config_reads_back_from_its_own_dump(tmp_path: Path) -> None:
     assert again.dump() == config.dump()
 
 
+def test_an_argument_that_is_null_reads_back_from_the_dump(tmp_path: Path) -> None:
+    keys = ("model={name: 'm:net', size: null}", "optimizer={name: SGD, lr: 0.1, foreach: null}")
+    config = load(written(tmp_path, GOOD), keys)
+    again = load(written(tmp_path, yaml.dump(config.dump())))
+    assert again.model.args == {"size": None}
+    assert again.optimizer.args == {"foreach": None}
+    assert "ema" not in config.dump()
+
+
 def test_a_config_is_frozen(tmp_path: Path) -> None:
     config = load(written(tmp_path, GOOD))
     with pytest.raises(ValueError, match="frozen"):

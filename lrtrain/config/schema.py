@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from lrtrain.config.duration import Duration
 from lrtrain.config.yaml import Document
@@ -31,6 +40,12 @@ def _listed(value: Any) -> Any:
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A null among the arguments of something named is a value: its default may be another.
+        given = self.__pydantic_extra__ or {}
+        return {key: value for key, value in values(self).items() if value is not None or key in given}
 
 
 class Named(_Section):
@@ -208,4 +223,4 @@ class RunConfig(_Section):
 
     def dump(self) -> dict[str, Any]:
         """The config as plain data that reads back as the same config."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return self.model_dump(mode="json", by_alias=True)
