@@ -13,6 +13,7 @@ import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -135,6 +136,34 @@ def test_a_log_that_is_replaced_while_training_is_noticed(tmp_path: Path) -> Non
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(EnvironmentFault, match="was replaced or removed while training"):
         log(SaveDue(3, best=False))
+
+
+@pytest.mark.parametrize("fails", ["os.fsync", "lrtrain.sinks.jsonl._write"])
+def test_rows_that_a_file_system_took_and_lost_are_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """As over a network, where there is no more room: the kernel says so once, later, and drops what it had taken."""
+    path = tmp_path / "metrics.jsonl"
+    log = Metrics(path)
+    log.note({"step": 1})
+    log(SaveDue(1, best=False))
+    for step in (2, 3):
+        log.note({"step": step})
+    os.truncate(path, 20)
+    full = OSError(errno.EDQUOT, "Disk quota exceeded")
+    with monkeypatch.context() as failing:
+        failing.setattr(fails, Mock(side_effect=full))
+        with pytest.raises(EnvironmentFault, match="quota") as caught:
+            log(SaveDue(3, best=False)) if fails == "os.fsync" else log.note({"step": 4})
+    assert caught.value.__cause__ is full
+    log.note({"step": 4})
+    log(SaveDue(4, best=False))
+    text = path.read_bytes()
+    assert text == b"".join(b'{"step": %d}\n' % step for step in (1, 2, 3, 4))
+    assert log.safe() == {
+        "log_bytes": {path.name: len(text)},
+        "log_sha256": {path.name: hashlib.sha256(text).hexdigest()},
+    }
 
 
 def test_logs_that_are_hard_links_are_copied_before_they_are_written(tmp_path: Path) -> None:

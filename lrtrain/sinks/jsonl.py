@@ -45,7 +45,7 @@ class Metrics:
         self._file.truncate(length)
         with self._path.open("rb") as written:
             self._digest = hashlib.file_digest(written, "sha256")
-        self._safe = length, self._digest.hexdigest()
+        self._safe, self._since, self._doubtful = (length, self._digest.hexdigest()), bytearray(), False
 
     def _refuse_replaced(self) -> None:
         """An editor puts another file in a file's place, and what is written to the old one is lost."""
@@ -67,7 +67,36 @@ class Metrics:
 
     def note(self, row: Mapping[str, Any]) -> None:
         """Append one more object."""
-        self._digest.update(append(self._file, self._path, row))
+        if len(self._since) > _PART_BYTES:
+            self._sync()
+        try:
+            line = append(self._file, self._path, row)
+        except EnvironmentFault:
+            self._doubtful = True  # a network's file system may tell here that it has lost an earlier row
+            raise
+        self._digest.update(line)
+        self._since += line
+
+    def _sync(self) -> None:
+        """Have all rows safe on disk.
+
+        A kernel says once that it could not write what it had taken, and may drop it: then the rows are written anew.
+        """
+        end = self._safe[0] + len(self._since)
+        try:
+            if self._doubtful or self._file.seek(0, os.SEEK_END) != end:
+                self._refuse_replaced()
+                failed, self._file = self._file, _opened_to_append(self._path)
+                with suppress(OSError):
+                    failed.close()
+                self._file.truncate(self._safe[0])
+                _write(self._file, self._since)
+            self._doubtful = True
+            os.fsync(self._file.fileno())
+            self._refuse_replaced()
+        except OSError as error:
+            raise EnvironmentFault(f"cannot write: {error.strerror}", str(self._path)) from error
+        self._safe, self._since, self._doubtful = (end, self._digest.hexdigest()), bytearray(), False
 
     def __call__(self, event: Event) -> None:
         row: dict[str, Any] | None = None
@@ -86,12 +115,7 @@ class Metrics:
                     "acc5": m.acc5,
                 }
             case SaveDue():
-                try:
-                    os.fsync(self._file.fileno())
-                    self._refuse_replaced()
-                except OSError as error:
-                    raise EnvironmentFault(f"cannot write: {error.strerror}", str(self._path)) from error
-                self._safe = self._file.seek(0, os.SEEK_END), self._digest.hexdigest()
+                self._sync()
         if row is not None:
             self.note(row)
 
@@ -199,11 +223,10 @@ def append(file: io.FileIO, path: Path, row: Mapping[str, Any]) -> bytes:
     Raises:
         EnvironmentFault: the disk is full or refuses; the file is as it was.
     """
-    data = line = json.dumps(row, allow_nan=False).encode() + b"\n"
+    line = json.dumps(row, allow_nan=False).encode() + b"\n"
     end = file.seek(0, os.SEEK_END)
     try:
-        while data:
-            data = data[file.write(data) :]
+        _write(file, line)
     except OSError as error:
         with suppress(OSError):
             file.truncate(end)
@@ -211,6 +234,11 @@ def append(file: io.FileIO, path: Path, row: Mapping[str, Any]) -> bytes:
             f"{path.name} could not be written: {error.strerror}", str(path), what_to_do(error)
         ) from error
     return line
+
+
+def _write(file: io.FileIO, data: bytes | bytearray) -> None:
+    while data:
+        data = data[file.write(data) :]
 
 
 class Timing:
