@@ -47,7 +47,7 @@ def refuse_other_archives(file: Path) -> None:
     try:
         wrong = next(_wrong(file), None)
     except (zipfile.BadZipFile, struct.error, ValueError, LookupError, NotImplementedError, EOFError) as error:
-        wrong = f"its table of contents cannot be read: {error}"
+        wrong = f"it cannot be read: {error}"
     except OSError as error:
         if error.errno != errno.EINVAL:  # places before the file's beginning, by its own account
             raise
@@ -107,8 +107,9 @@ def _refuse_other_pickles(data: bytes, file: Path) -> None:
         CheckpointError: it calls something else, or holds a tuple beyond reason.
         ValueError: it is damaged.
     """
-    # Of each object: how many a tuple of it holds; 1 for everything else but the types of storage, which are named in
-    # what a tensor refers to, and never called: that would take any number of bytes.
+    # Of each object: what a tuple of it holds, 1 for what may be a key, and more for all else that can be hashed. Types
+    # of storage are named in what a tensor refers to, and never called: that would take any number of bytes. A dict is
+    # filled by opcodes, never made of pairs.
     stack: list[int] = []
     marks: list[int] = []
     memo: dict[object, int] = {}
@@ -132,6 +133,8 @@ def _refuse_other_pickles(data: bytes, file: Path) -> None:
             if taken is None and not name.startswith(_ATOMS):
                 raise ValueError(f"its pickle has the opcode {name}, which torch.save does not write")
             held = [] if taken is None else _take(stack, marks.pop() if taken < 0 else len(stack) - taken)
+            if name.startswith("SETITEM") and any(key > 1 for key in held[::2]):
+                raise ValueError("its pickle has a key that is neither a text nor a number")
             made = _made(name, argument, held)
             if made is not None:
                 stack.append(made)
@@ -141,13 +144,17 @@ def _made(name: str, argument: object, held: list[int]) -> int | None:
     """What an opcode leaves on the stack; None where that is the container below, or nothing."""
     if name == "REDUCE" and held[0] == _STORAGE:
         raise ValueError("it makes storage of its own, which torch.save never does")
+    if name == "REDUCE" and held[0] == _DICT and held[1] > 1:
+        raise ValueError("it makes a dict of pairs, which torch.save never does")
     if name.startswith("TUPLE"):
-        if (size := 1 + sum(held)) > MAX_IN_TUPLE:
+        if (size := 1 + sum(max(each, 1) for each in held)) > MAX_IN_TUPLE:
             raise ValueError(f"it holds a tuple of more than {MAX_IN_TUPLE:,} values")
         return size
-    if name == "GLOBAL" and str(argument).endswith("Storage"):
-        return _STORAGE
-    return 1 if name not in _TAKEN or name in ("REDUCE", "BINPERSID") else None
+    if name == "GLOBAL" and str(argument).endswith(("Storage", "OrderedDict")):
+        return _STORAGE if str(argument).endswith("Storage") else _DICT
+    if name in ("REDUCE", "BINPERSID"):
+        return 2
+    return None if name in _TAKEN else 1
 
 
 # How many objects an opcode takes from the stack, all since the last mark where it is -1. What it leaves follows; for
@@ -156,7 +163,7 @@ _TAKEN = {
     "TUPLE": -1, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "SETITEM": 2, "SETITEMS": -1, "APPEND": 1, "APPENDS": -1,
     "REDUCE": 2, "BUILD": 1, "BINPERSID": 1, "STOP": 1, "PROTO": 0,
 }  # fmt: skip
-_STORAGE = 0
+_STORAGE, _DICT = 0, -1
 _ATOMS = ("EMPTY_", "BIN", "SHORT_BIN", "LONG", "NONE", "NEWTRUE", "NEWFALSE", "GLOBAL")
 
 

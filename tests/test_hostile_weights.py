@@ -142,6 +142,24 @@ def _misplaced_end(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"PK\6\6", b"PK\6\0"))
 
 
+def _tuples_of_one_hash(path: Path) -> None:
+    """Python's hash of a tuple of two integers can be undone: then each key is compared with all before it."""
+    every, first, second = (1 << 64) - 1, 11400714785074694791, 14029467366897019727
+    undone = 12345678901234567 * pow(first, -1, 1 << 64) & every
+    undone = (undone >> 31 | undone << 33) & every
+    code, keys = b"\x80\x02}(", set()
+    for a in range(2**10, 2**14):
+        lane = a * second + 2870177450012600261 & every
+        lane = (lane << 31 | lane >> 33) * first & every
+        b = (undone - lane) * pow(second, -1, 1 << 64) & every
+        b -= b >> 63 << 64
+        if abs(b) < 2**61 - 1:
+            keys.add(hash((a, b)))
+            code += b"M" + struct.pack("<H", a) + b"\x8a\x08" + struct.pack("<q", b) + b"\x86N"
+    assert len(keys) == 1
+    _pickled(code + b"u.")(path)
+
+
 WEIGHTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("K14 code in an archive", lambda p: torch.save({"w": Code(p.with_name("canary"))}, p), "is not unpickled"),
     ("K14 code in a bare pickle", lambda p: p.write_bytes(pickle.dumps(Code(p.with_name("canary")))), "no zip archive"),
@@ -167,7 +185,10 @@ WEIGHTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("a tuple nested deep", _pickled(b"\x80\x02}N" + b"\x85" * 900_000 + b"K\1s."), "a tuple of more than 10,000"),
     ("many opcodes", _pickled(b"\x80\x02]" + b"Na" * 900_000 + b"."), "more than 1,000,000 opcodes"),
     ("lists nested deep", _pickled(b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b"."), "no state dict, but list"),
-    ("keys that are tuples", _pickled(b"\x80\x02}N\x85K\1s."), "a key of type tuple"),
+    ("keys that are tuples", _pickled(b"\x80\x02}N\x85K\1s."), "a key that is neither a text nor a number"),
+    ("keys that are tuples, of one hash", _tuples_of_one_hash, "a key that is neither a text nor a number"),
+    ("keys that are sizes", _pickled(b"\x80\x02}(ctorch\nSize\nK\1K\2\x86\x85RNu."), "a key that is neither a text"),
+    ("a dict of pairs", _pickled(b"\x80\x02ccollections\nOrderedDict\n]K\1\x85K\2\x86a\x85R."), "makes a dict of pairs"),
     ("more taken than there is", _pickled(b"\x80\x02\x86."), "takes more than it holds"),
     ("a mark that is none", _pickled(b"\x80\x02t."), "w.pth"),
     ("what is not in the memo", _pickled(b"\x80\x02h\7."), "w.pth"),
