@@ -25,7 +25,6 @@ from lrtrain.config.load import resolve
 from lrtrain.config.schema import Dataset
 from lrtrain.data.batches import Batches
 from lrtrain.data.build import make_pipeline
-from lrtrain.data.cache import available_bytes
 from lrtrain.data.disk_cache import StoredImages, cache_folder
 from lrtrain.data.open import open_source
 from lrtrain.data.pairs import PairSplit
@@ -523,7 +522,3 @@ optimizer: {{name: SGD, lr: 0.1}}
         show_plan(build(resolve(yaml.parse(f"{text}cache: {cache}\n", "test.yaml"))), Screen())
         (found,) = (row for row in capsys.readouterr().out.splitlines() if row.startswith("cache"))
         assert found.removeprefix("cache").strip().startswith(line)
-
-
-def test_memory_that_is_available_is_known():
-    assert 2**20 < available_bytes() < 2**50

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lrtrain.data.disk_cache import Shape, StoredImages, cache_folder, file_for, stored
 from lrtrain.data.loader import Order, Workshop, fulfilled
+from lrtrain.data.memory import available_bytes
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 
 Mode = Literal["auto", "memory", "disk", "off"]
@@ -197,20 +198,6 @@ def _lacking(size: int) -> str:
     if disk.free - size >= max(disk.total // LEFT_SHARE, LEFT_BYTES):
         return ""
     return f"{folder} has {_sized(disk.free)} free of {_sized(disk.total)}, which leaves too little"
-
-
-def available_bytes() -> int:
-    """Memory that this process may still take, by the kernel and by its control group."""
-    memory = Path("/proc/meminfo")
-    if memory.exists():
-        lines = dict(line.split(":", 1) for line in memory.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    else:
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
-    return max(free, 0)
 
 
 def _sized(size: int) -> str:
