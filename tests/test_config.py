@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lrtrain import lookup
 from lrtrain.config import yaml
-from lrtrain.config.duration import Duration
+from lrtrain.config.duration import PATTERN, Duration
 from lrtrain.config.load import load
 from lrtrain.config.schema import RunConfig
 from lrtrain.errors import ConfigError
@@ -203,6 +203,19 @@ def test_an_argument_that_is_null_reads_back_from_the_dump(tmp_path: Path) -> No
     assert again.model.args == {"size": None}
     assert again.optimizer.args == {"foreach": None}
     assert "ema" not in config.dump()
+
+
+@given(st.from_regex(PATTERN, fullmatch=True))
+@example("16.666666666666%")
+@example("0.00009%")
+@example("999999999999.000000000001ep")
+def test_a_duration_reads_back_exactly(text: str) -> None:
+    try:
+        read = Duration.parse(text)
+    except ValueError:
+        assert text.endswith("step")
+        return
+    assert Duration.parse(str(read)) == read
 
 
 def test_a_config_is_frozen(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from lrtrain.errors import quoted
 
+_DECIMALS = 12
 PATTERN = r"^([0-9]{1,12}(?:\.[0-9]{1,12})?)(ep|step|%)$"
 _LOOSE = re.compile(
     r"^([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*(e|eps|epochs?|it|iters?|iterations?|ba|s|st|steps|percent)$", re.IGNORECASE
@@ -62,8 +63,8 @@ class Duration:
         return int(self.value * per_unit[self.unit] + Fraction(1, 2))
 
     def __str__(self) -> str:
-        value = str(self.value) if self.value.denominator == 1 else f"{float(self.value):.12g}"
-        return f"{value}{self.unit}"
+        whole, part = divmod(int(self.value * 10**_DECIMALS), 10**_DECIMALS)  # exact: no float has so many digits
+        return f"{whole}.{part:0{_DECIMALS}}".rstrip("0").rstrip(".") + self.unit
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
