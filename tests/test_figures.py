@@ -15,6 +15,7 @@ from lrtrain.range_test.suggest import smooth, suggest
 from lrtrain.schedule import figure
 from lrtrain.schedule.figure import save_curve
 from tests import independent_suggest as independent
+from tests.forked import environment
 
 CURVES = json.loads(independent.CURVES.read_text())
 
@@ -176,6 +177,16 @@ def test_settings_that_matplotlib_refuses_are_named_before_a_sweep(tmp_path):
     words[3:] = ["preview", "c.yaml", "--plot", "c.png"]
     ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_settings_in_the_working_folder_are_not_read(tmp_path):
+    """They may be those of a run from elsewhere; before 3.11, matplotlib hands a cycle of theirs to `eval`."""
+    (tmp_path / "matplotlibrc").write_text("font.size: 77\n")
+    code = "from lrtrain.schedule.figure import import_matplotlib as m; import os; print(m().rcParams['font.size'], os.getcwd())"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert ended.stdout.split() == ["10.0", str(tmp_path)], ended.stderr
 
 
 def test_importing_the_figures_does_not_import_matplotlib_or_torch():

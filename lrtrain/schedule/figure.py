@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,8 +51,11 @@ def import_matplotlib() -> Any:
         EnvironmentFault: a person's own settings of it are wrong.
     """
     os.environ["MPLBACKEND"] = "agg"  # all pictures are files; Jupyter's, for one, may not be installed here
+    # It would read a matplotlibrc of this folder first, which may be a run from elsewhere, and hand it to `eval`.
+    elsewhere = chdir(os.path.abspath(os.sep)) if os.path.exists("matplotlibrc") else nullcontext()
     try:
-        import matplotlib as mpl
+        with elsewhere:
+            import matplotlib as mpl
     except Exception as error:
         hint = "mend or remove the matplotlibrc"
         raise EnvironmentFault(f"matplotlib cannot be used: {error}", hint=hint) from error
