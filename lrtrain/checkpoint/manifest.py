@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lrtrain.config.yaml import beyond_bounds
 from lrtrain.errors import CheckpointError, EnvironmentFault, quoted
 from lrtrain.foreign import json_object, read_bytes
 
@@ -170,6 +171,7 @@ def _refuse_other_fields(manifest: dict[str, Any], path: Path) -> None:
         raise CheckpointError(what, str(path), COPY) from None
     step, bests = fields.step, (fields.best, fields.early)
     names = [name for name in fields.files if not FILE.fullmatch(name)]
+    beyond = beyond_bounds(fields.config)
     last = fields.rollbacks[-1].to if fields.rollbacks else 0
     wrong = {
         f"files cannot have the name {quoted(names[0] if names else '')}": bool(names),
@@ -185,6 +187,7 @@ def _refuse_other_fields(manifest: dict[str, Any], path: Path) -> None:
         != (fields.ema_updates is not None),
         "planned: every run saves before its first step": not fields.planned and step == 0,
         "pending: nothing can be pending before the first step": fields.pending and step == 0,
+        f"config: {beyond}": beyond is not None,
     }
     if any(wrong.values()):
         why = next(why for why, so in wrong.items() if so)

@@ -206,6 +206,25 @@ def _mapping(node: yaml.MappingNode, loc: Loc, document: Document, problems: lis
     return data
 
 
+def beyond_bounds(data: Any) -> str | None:
+    """What of plain data that is no YAML file, such as JSON, is more than one could hold; None where nothing is."""
+    values, left = 0, [(data, 1)]
+    while left:
+        item, depth = left.pop()
+        values += 1
+        if depth > MAX_DEPTH:
+            return f"it is nested more than {MAX_DEPTH} deep"
+        if values + len(left) > MAX_VALUES:
+            return f"it has more than {MAX_VALUES:,} values"
+        if isinstance(item, int) and abs(item) >= 10**MAX_DIGITS:
+            return f"it has a whole number of more than {MAX_DIGITS} digits"
+        if isinstance(item, dict):
+            left += [(part, depth + 1) for pair in item.items() for part in pair]
+        elif isinstance(item, list | tuple):
+            left += [(part, depth + 1) for part in item]
+    return None
+
+
 def too_large(name: str) -> ConfigError:
     """The refusal of a file that no config is as large as."""
     return ConfigError(
