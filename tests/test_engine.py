@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,18 @@ def test_of_equal_logits_the_first_is_the_answer() -> None:
     with tqdm() as bar:
         found = _exhaust(evaluate(model, [batch], 40, "fp32"), bar)
     assert (found.acc1, found.acc5) == (1, 1)
+
+
+def test_an_answer_that_is_nan_is_wrong() -> None:
+    images = torch.zeros(40, 1, 2, 2)
+    images[:10] = torch.nan
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 10))
+    nn.init.zeros_(model[1].bias)  # type: ignore[arg-type]
+    batch = Batch(images, torch.zeros(40, dtype=torch.int64), np.arange(40), 40)
+    with tqdm() as bar:
+        found = _exhaust(evaluate(model, [batch], 40, "fp32"), bar)
+    assert (found.acc1, found.acc5) == (0.75, 0.75)
+    assert math.isnan(found.loss)
 
 
 def test_the_lr_of_every_step_is_the_planned_one() -> None:

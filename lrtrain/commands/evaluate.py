@@ -20,7 +20,7 @@ from lrtrain.commands.resume import refuse_edits
 from lrtrain.config.load import load
 from lrtrain.config.schema import RunConfig
 from lrtrain.data.batches import Batch
-from lrtrain.engine.evaluate import evaluate
+from lrtrain.engine.evaluate import answer, evaluate
 from lrtrain.engine.events import Metrics
 from lrtrain.engine.state import load_module
 from lrtrain.errors import CheckpointError, ConfigError, DataError, printable
@@ -121,7 +121,7 @@ def _measure(job: Job, split: str) -> tuple[Metrics, list[int], list[int]]:
     def count(logits: Tensor, batch: Batch) -> None:
         labels = batch.labels.cpu()
         seen.add_(torch.bincount(labels, minlength=classes))
-        right.add_(torch.bincount(labels[logits.argmax(1).cpu() == labels], minlength=classes))
+        right.add_(torch.bincount(labels[answer(logits).cpu() == labels], minlength=classes))
 
     images = {"train": job.source.train, "val": job.source.val, "test": job.source.test}[split]
     if images is None:

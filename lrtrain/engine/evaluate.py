@@ -60,8 +60,10 @@ def evaluate(
                 if flip:
                     logits = (logits + model(batch.images.flip(-1)).float()) / 2
             loss = F.cross_entropy(logits, batch.labels, reduction="sum")
-            first = logits.argmax(1) == batch.labels  # of equal logits, topk takes any
+            answers = answer(logits)
+            first = answers == batch.labels  # of equal logits, topk takes any
             top = (logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]).any(1) | first
+            top &= answers >= 0
             count = loss.new_full((), len(batch.labels))
             sums += torch.stack([loss, first.sum().float(), top.sum().float(), count]).to(sums.dtype)
             if each is not None:
@@ -75,6 +77,15 @@ def evaluate(
     loss_sum, first, five, images = summed(sums, world).tolist()
     n = max(images, 1)
     return Metrics(int(images), loss_sum / n if images else float("nan"), first / n, five / n)
+
+
+def answer(logits: Tensor) -> Tensor:
+    """The class of each row, the first of equal ones; -1 where a logit is NaN, which torch would take for the largest.
+
+    Args:
+        logits: (images, classes).
+    """
+    return logits.argmax(1).where(~logits.isnan().any(1), -1)
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
