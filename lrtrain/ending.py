@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import NoReturn, ParamSpec
 
 from lrtrain import __version__
-from lrtrain.commands.faults import no_bug
+from lrtrain.commands.faults import no_bug, of_the_users
 from lrtrain.errors import DistributedError, LrtrainError, Problem, listed, printable
 from lrtrain.world import from_environment
 
@@ -38,7 +38,9 @@ def ending(function: Callable[P, int | None]) -> Callable[P, None]:
         except BrokenPipeError:
             sys.stderr.close()
             code = 0
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if isinstance(error, SystemExit) and not of_the_users(error):
+                raise
             if kwargs.get("debug"):
                 complain(traceback.format_exc())
             fault, code = no_bug(error) or (_crash(error), 1)
@@ -88,7 +90,7 @@ def _report(problems: Sequence[Problem], code: int) -> None:
     complain(listed(problems))
 
 
-def _crash(error: Exception) -> Problem:
+def _crash(error: BaseException) -> Problem:
     import tempfile
     import traceback
 

@@ -461,3 +461,14 @@ def test_an_error_of_ones_own_code_is_no_bug_wherever_it_is_installed(tmp_path: 
     assert ended.returncode == 2, ended.stderr
     assert "KeyError: 'oops'" in ended.stderr
     assert "sgd.py':7" in ended.stderr
+
+
+def test_own_code_that_ends_the_process_is_told(tmp_path: Path) -> None:
+    """A training script without `if __name__ == "__main__"` does, when something is imported from it."""
+    (tmp_path / "script.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['-h'])\n")
+    (tmp_path / "c.yaml").write_text(
+        "{steps: 2, batch_size: 8, model: 'script:net', dataset: digits, optimizer: {name: SGD, lr: 0.1}}"
+    )
+    words = [sys.executable, "-m", "lrtrain", "fit", "c.yaml"]
+    ended = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert_clear(Ended(ended.returncode, ended.stdout, ended.stderr), 2, "SystemExit: 0", "script.py':2")

@@ -26,13 +26,13 @@ def no_bug(error: BaseException) -> tuple[Problem, int] | None:
     """
     problem = _fault(error) or _of_an_import(error)
     if problem is None:
-        problem = _of_the_users(error)
+        problem = of_the_users(error)
         return None if problem is None else (problem, ConfigError.exit_code)
     typed = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
     return problem, ConfigError.exit_code if typed else EnvironmentFault.exit_code
 
 
-def _of_the_users(error: BaseException) -> Problem | None:
+def of_the_users(error: BaseException) -> Problem | None:
     """What code raised that an import path names, or that is not installed, be it in a library that it calls."""
     own = [frame for frame in _foreign_frames(error) if lookup.came_by_path(frame.filename) or _loose(frame.filename)]
     if not own:
@@ -50,7 +50,7 @@ def _loose(file: str) -> bool:
 def _of_an_import(error: BaseException) -> Problem | None:
     """What an installed package raised as it was imported, such as torch, which reads variables then."""
     first = next(iter(_foreign_frames(error)), None)
-    if first is None or first.name != "<module>" or _of_the_users(error) is not None:
+    if first is None or first.name != "<module>" or of_the_users(error) is not None:
         return None
     what = f"a package cannot be imported: {type(error).__name__}: {error}".partition("\n")[0]
     return Problem(what[:600], hint="is it whole, and a variable such as TORCH_LOGS right? `--debug` shows where it is")

@@ -13,7 +13,7 @@ import lrtrain
 from lrtrain.build import Job, build, replicate
 from lrtrain.checkpoint import folder, format
 from lrtrain.commands import resume
-from lrtrain.commands.faults import no_bug
+from lrtrain.commands.faults import no_bug, of_the_users
 from lrtrain.commands.kept import naming_kept, with_kept
 from lrtrain.commands.origin import facts
 from lrtrain.commands.rollback import roll_back
@@ -258,6 +258,9 @@ def _told(status: Status, progress: Progress) -> Iterator[None]:
         yield
     except SystemExit as ended:
         progress.close()
+        if of_the_users(ended):
+            _note(ended, status)
+            raise
         with suppress(LrtrainError):
             code = ended.code if isinstance(ended.code, int) else 1
             status.write("stopped", code, "stopped at once by a second signal; the last checkpoint is what is kept")
