@@ -239,7 +239,8 @@ def _import_path(path: str) -> Any:
         found: Any = importlib.import_module(module)
         top = sys.modules[module.partition(".")[0]]
         if top.__name__ not in _KNOWN_PACKAGES:
-            _imported.update(getattr(top, "__path__", [top.__file__ or ""]))
+            places = getattr(top, "__path__", [getattr(top, "__file__", None)])
+            _imported.update(place for place in places if place)  # a module that is built in has none
         for part in attribute.split("."):
             found = getattr(found, part)
     except Exception as error:
