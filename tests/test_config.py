@@ -16,6 +16,7 @@ from lrtrain.config import yaml
 from lrtrain.config.duration import PATTERN, Duration
 from lrtrain.config.load import load
 from lrtrain.config.schema import RunConfig
+from lrtrain.data.transforms import build_steps
 from lrtrain.errors import ConfigError
 
 GOOD = """
@@ -203,6 +204,19 @@ def test_an_argument_that_is_null_reads_back_from_the_dump(tmp_path: Path) -> No
     assert again.model.args == {"size": None}
     assert again.optimizer.args == {"foreach": None}
     assert "ema" not in config.dump()
+
+
+def test_what_is_done_to_an_argument_is_not_done_to_the_config(tmp_path: Path) -> None:
+    """As by a network that takes what it needs off a dict that it is given: resume would build another one."""
+    keys = ("model={name: 'm:net', head: {drop: 0.1}}", "schedule={name: 'm:s', every: step, at: [1, 2]}")
+    config = load(written(tmp_path, GOOD), keys)
+    before = config.dump()
+    config.model.args["head"].pop("drop")
+    config.schedule[0].args["at"].pop()
+    assert config.dump() == before
+    entry = {"name": "tests.nets:Popping", "sizes": [1, 2]}
+    build_steps([entry], ["here"])
+    assert entry == {"name": "tests.nets:Popping", "sizes": [1, 2]}
 
 
 @given(st.from_regex(PATTERN, fullmatch=True))

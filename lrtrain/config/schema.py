@@ -6,6 +6,7 @@ what is not a field here is such an argument, and `checks.py` holds it against t
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -57,8 +58,8 @@ class Named(_Section):
 
     @property
     def args(self) -> dict[str, Any]:
-        """The named thing's own arguments."""
-        return dict(self.__pydantic_extra__ or {})
+        """The named thing's own arguments: a copy, as code of one's own may change a list that it is given."""
+        return deepcopy(self.__pydantic_extra__ or {})
 
 
 class Model(Named):

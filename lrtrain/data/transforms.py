@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -279,4 +280,4 @@ def _argument(name: str, value: Any, where: str | None) -> Any:
         return kinds[name](value.lower())
     if name == "transforms" and isinstance(value, list):
         return [_construct({"name": item} if isinstance(item, str) else item, where) for item in value]
-    return value
+    return deepcopy(value)  # what a transform does to it is not done to the list that is written down

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class Scheduler:
         if self.members:
             return {"schedulers": [(member.name, member.for_columns(groups)) for member in self.members]}
         return {
-            key: [value[g] for g in groups] if key in PER_GROUP and isinstance(value, list) else value
+            key: [value[g] for g in groups] if key in PER_GROUP and isinstance(value, list) else deepcopy(value)
             for key, value in self.args.items()
         }
 
