@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -456,6 +457,18 @@ def test_no_worker_stays_where_a_second_process_or_thread_is_not_allowed(startin
     problem, code = no_bug(caught.value)
     assert (code, problem.what) == (5, "no more processes or threads are allowed here")
     assert "workers" in problem.hint
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(2, "No such file or directory"), ImportError("no functioning sem_open")],
+    ids=["none", "no locks"],
+)
+def test_workers_without_shared_memory_are_refused_in_those_words(error, monkeypatch):
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", Mock(side_effect=error))
+    with pytest.raises(EnvironmentFault, match=f"shared memory.*: {error.args[-1]}\n  at   /dev/shm") as caught:
+        list(by_workers([torch.ones(3)], [0], workers=1))
+    assert "workers: 0" in caught.value.problems[0].hint
 
 
 def test_workers_send_images_where_the_folder_for_temporary_files_has_a_long_path(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -25,7 +26,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from lrtrain.data.disk_cache import StoredImages
 from lrtrain.data.source import Split
 from lrtrain.data.transforms import Moment, Stages
-from lrtrain.errors import DataError, EnvironmentFault, Problem
+from lrtrain.errors import LACKING, DataError, EnvironmentFault, Problem
 
 PATIENCE_S = 120.0
 _DYING_S = 2.0  # for the end of a worker to be seen, once its connection is broken
@@ -33,6 +34,7 @@ _DYING_S = 2.0  # for the end of a worker to be seen, once its connection is bro
 _PR_SET_PDEATHSIG = 1
 _SOCKETS_FOLDER = 71
 """The longest path below which torch can send tensors: a socket's may have 103 bytes, of which 32 are its name."""
+_SHARED_MEMORY = "/dev/shm"
 SAME_SIZE = "end the list with RandomResizedCrop, RandomCrop or CenterCrop, or with Resize to `size: [224, 224]`"
 
 
@@ -119,7 +121,7 @@ def fulfilled(
 
     Raises:
         DataError: an image cannot be read or transformed; it is named.
-        EnvironmentFault: a worker died or hangs.
+        EnvironmentFault: a worker died or hangs, or there is no shared memory.
     """
     if workers == 0:
         for order in orders:
@@ -135,7 +137,7 @@ def by_workers(
     """What `shop` makes of each order, in order, made by processes; these end when the caller stops.
 
     Raises:
-        EnvironmentFault: a worker died or hangs.
+        EnvironmentFault: a worker died or hangs, or there is no shared memory.
     """
     made = _started(shop, orders, workers, pin, patience_s)
     end = partial(_end_workers, made)
@@ -197,6 +199,7 @@ def worker_fault(error: BaseException) -> Problem | None:
 
 
 def _started(shop: Dataset[Any], orders: Iterable[Any], workers: int, pin: bool, patience_s: float) -> Any:
+    _refuse_without_locks()
     loader: DataLoader[Any] = DataLoader(
         shop,
         batch_size=None,
@@ -220,6 +223,20 @@ def _started(shop: Dataset[Any], orders: Iterable[Any], workers: int, pin: bool,
         _end_begun_workers(made)
         raise
     return made
+
+
+def _refuse_without_locks() -> None:
+    """Refuse a machine that has no locks between processes, which Linux keeps in shared memory."""
+    try:
+        multiprocessing.Lock()
+    except (OSError, ImportError) as error:
+        if isinstance(error, OSError) and error.errno in LACKING:
+            raise
+        why = getattr(error, "strerror", None) or error
+        what = f"data workers need shared memory, and none can be had: {why}"
+        raise EnvironmentFault(
+            what, _SHARED_MEMORY, "mount a tmpfs that can be written, or use `workers: 0`"
+        ) from error
 
 
 def _end_begun_workers(made: Any) -> None:
