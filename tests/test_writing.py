@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from io import TextIOWrapper
 from pathlib import Path
+from stat import S_ISDIR
 from subprocess import PIPE, Popen
 from tempfile import TemporaryDirectory
 
 import pytest
 
+from lrtrain.checkpoint.format import write
+from lrtrain.data.disk_cache import completed
 from lrtrain.errors import EnvironmentFault
 from lrtrain.sinks.run_dir import refuse_unwritable
 from lrtrain.writing import new, replacing, write_atomically
@@ -125,6 +130,22 @@ def test_a_name_as_long_as_a_name_can_be_is_written(tmp_path: Path) -> None:
 def test_what_to_do_next_is_what_the_command_can_do(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="put it back, then try again"):
         write_atomically(tmp_path / "gone" / "a.json", "x", then="try again")
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_file_system_that_refuses_to_sync_folders_keeps_checkpoints_and_a_disk_that_fails_does_not(
+    number: int, passes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(descriptor: int, sync: Callable[[int], None] = os.fsync) -> None:
+        if S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with nullcontext() if passes else pytest.raises(EnvironmentFault, match="Input/output"):
+        write(tmp_path, 1, {"model": {}}, {})
+    with nullcontext() if passes else pytest.raises(OSError, match="Input/output"), completed(tmp_path / "a") as file:
+        file.write(b"images")
 
 
 def test_a_full_disk_costs_no_picture(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

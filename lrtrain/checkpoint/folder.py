@@ -9,9 +9,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lrtrain.checkpoint.format import STEP, open_checkpoint, steps, sync, write_synced
+from lrtrain.checkpoint.format import STEP, open_checkpoint, steps, write_synced
 from lrtrain.errors import EnvironmentFault, LrtrainError, what_to_do
 from lrtrain.foreign import json_object, read_bytes
+from lrtrain.writing import sync_folder
 
 _LEFT = re.compile(rf"\.tmp-([0-9]{{8,15}}-[0-9]+|{STEP.pattern}|(last|best)\.json)")
 
@@ -22,7 +23,7 @@ def point(root: Path, name: str, checkpoint: Path) -> None:
     try:
         write_synced(temporary, json.dumps({"checkpoint": checkpoint.name}).encode())
         temporary.rename(root / f"{name}.json")
-        sync(root)
+        sync_folder(root)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

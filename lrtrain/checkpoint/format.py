@@ -43,6 +43,7 @@ from lrtrain.checkpoint.manifest import (
 from lrtrain.errors import CheckpointError, EnvironmentFault, about, what_to_do
 from lrtrain.foreign import opened
 from lrtrain.tensor_header import Described, header_of, read_header
+from lrtrain.writing import sync_folder
 
 _LARGE = 2**24  # bytes of a file
 _BUFFER = 2**20  # bytes, so that a hundred small tensors are one write
@@ -153,10 +154,10 @@ def write(root: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]]
         text = json.dumps({**content, "sha256": digest(content)}, indent=1, allow_nan=False).encode()
         refuse_unreadable(content, text, final)
         write_synced(temporary / "manifest.json", text)
-        sync(temporary)
+        sync_folder(temporary)
         _all_there(temporary, files)
         _put(temporary, final)
-        sync(root)
+        sync_folder(root)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise EnvironmentFault(
@@ -356,12 +357,3 @@ def write_synced(path: Path, data: bytes) -> None:
 def _to_disk(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def sync(folder: Path) -> None:
-    """Wait until the disk has a folder's names."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

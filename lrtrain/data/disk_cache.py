@@ -26,6 +26,7 @@ from lrtrain.data.source import Split, Stamped
 from lrtrain.data.transforms import Step
 from lrtrain.errors import DataError, EnvironmentFault, quoted
 from lrtrain.foreign import opened
+from lrtrain.writing import sync_folder
 
 _FORMAT = 1  # goes up when what lrtrain itself does to pixels changes
 
@@ -216,12 +217,7 @@ def completed(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # the new name is on disk too
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync_folder(path.parent)
 
 
 def _remove_abandoned(folder: Path) -> None:

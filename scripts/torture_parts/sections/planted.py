@@ -45,7 +45,7 @@ BUGS = (
     Bug(
         "rename before fsync",
         "checkpoint/format.py",
-        "        sync(temporary)\n",
+        "        sync_folder(temporary)\n",
         "",
         "order of the changes",
         order._whole,
