@@ -27,7 +27,7 @@ from lrtrain.data.open import open_source
 from lrtrain.data.order import batch_of_step
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 from lrtrain.random import key, uniforms
-from tests.folders import noise, where
+from tests.folders import files_of_at_most, noise, where
 
 RANDOM = [
     {"name": "RandomCrop", "size": 12, "padding": 2},
@@ -469,6 +469,28 @@ def test_workers_without_shared_memory_are_refused_in_those_words(error, monkeyp
     with pytest.raises(EnvironmentFault, match=f"shared memory.*: {error.args[-1]}\n  at   /dev/shm") as caught:
         list(by_workers([torch.ones(3)], [0], workers=1))
     assert "workers: 0" in caught.value.problems[0].hint
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (None, "ulimit -f"),
+        ("unable to allocate shared memory(shm) for file </torch_1>: No space left", "--shm-size 8g"),
+    ],
+    ids=["a file's size", "room"],
+)
+def test_a_batch_that_shared_memory_has_no_room_for_is_told_at_once(folder, error, hint, monkeypatch, capfd):
+    made = batches(folder, "photos", workers=1, cache="off")
+    if error:
+        monkeypatch.setattr("torch.UntypedStorage._new_shared", Mock(side_effect=RuntimeError(error)))
+    words = r"no room for a batch of 0\.00614 MB: (File too large|No space left)"
+    with files_of_at_most(5_000), pytest.raises(EnvironmentFault, match=words) as caught:
+        list(made.train(0, 4))
+    (problem,) = caught.value.problems
+    assert problem.where == "/dev/shm"
+    assert hint in problem.hint
+    assert "`workers: 0`" in problem.hint
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_workers_send_images_where_the_folder_for_temporary_files_has_a_long_path(tmp_path, monkeypatch):

@@ -6,12 +6,10 @@ import errno
 import hashlib
 import os
 import pickle
-import resource
 import select
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +31,7 @@ from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 from lrtrain.sinks.console import Screen
 from lrtrain.sinks.plan_view import show_plan
 from lrtrain.world import World
-from tests.folders import nobodys_home, noise, where
+from tests.folders import files_of_at_most, nobodys_home, noise, where
 
 REPOSITORY = Path(__file__).parents[1]
 # Some done once per image, some drawn for each image, some drawn for a batch.
@@ -85,17 +83,6 @@ def files(kept, kind="npy"):
 def little_memory(monkeypatch):
     """So little that nothing fits into a quarter of it."""
     monkeypatch.setattr("lrtrain.data.cache.available_bytes", lambda: 1000)
-
-
-@contextmanager
-def files_of_at_most(size):
-    """What a full disk does: a write fails on the way."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # The same batches

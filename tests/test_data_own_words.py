@@ -87,7 +87,7 @@ def test_images_that_a_transform_leaves_of_two_types_make_no_batch():
 
     split = opened(name="digits").train
     workshop = Workshop("train", split, SimpleNamespace(prepare=Sometimes(), to_sample=lambda image, i, moment: image))
-    (problem,) = workshop[Order(np.arange(64), None)]
+    (problem,) = workshop[Order(np.arange(64), None)].problems
     assert "leave images of different types: torch." in problem.what
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import errno
 import multiprocessing
 import os
 import signal
@@ -20,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from lrtrain.data.disk_cache import StoredImages
 from lrtrain.data.source import Split
 from lrtrain.data.transforms import Moment, Stages
-from lrtrain.errors import LACKING, DataError, EnvironmentFault, Problem
+from lrtrain.errors import LACKING, DataError, EnvironmentFault, LrtrainError, Problem
 
 PATIENCE_S = 120.0
 _DYING_S = 2.0  # for the end of a worker to be seen, once its connection is broken
@@ -35,6 +36,7 @@ _PR_SET_PDEATHSIG = 1
 _SOCKETS_FOLDER = 71
 """The longest path below which torch can send tensors: a socket's may have 103 bytes, of which 32 are its name."""
 _SHARED_MEMORY = "/dev/shm"
+_ENLARGE = "enlarge /dev/shm (docker run --shm-size 8g)"
 SAME_SIZE = "end the list with RandomResizedCrop, RandomCrop or CenterCrop, or with Resize to `size: [224, 224]`"
 
 
@@ -54,7 +56,7 @@ class Order:
 class Workshop(Dataset[Any]):
     """Fulfils orders: images (B, C, H, W) ready for the batch stage.
 
-    Problems are returned, not raised, since an exception loses its type and text between processes.
+    Errors for people are returned, not raised, since torch changes the text of one that a worker raises.
     """
 
     name: str
@@ -63,13 +65,13 @@ class Workshop(Dataset[Any]):
     ready: torch.Tensor | StoredImages | None = None
     """All images after the deterministic beginning, where they are kept."""
 
-    def __getitem__(self, order: Order) -> torch.Tensor | list[Problem]:
+    def __getitem__(self, order: Order) -> torch.Tensor | LrtrainError:
         try:
             # Read in the order of the files, which disks like; what is drawn for an image does not depend on it.
             images = {i: self._image(i, order.moment) for i in np.sort(order.index).tolist()}
             return self._stacked([images[i] for i in order.index.tolist()], order.index)
-        except DataError as error:
-            return list(error.problems)
+        except LrtrainError as error:
+            return error
 
     def _image(self, i: int, moment: Moment | None) -> torch.Tensor:
         image = self.split.read(i) if self.ready is None else self.ready[i].clone()  # a transform may work in place
@@ -91,7 +93,7 @@ class Workshop(Dataset[Any]):
                     hint="a transform must return the same type for every image",
                 )
             self.refuse_other_size((index[0], images[0].shape), (i, image.shape))
-        return torch.stack(images)
+        return torch.stack(images, out=_shared(len(images), images[0]) if get_worker_info() else None)
 
     def refuse_other_size(self, *images: tuple[int, torch.Size]) -> None:
         """Refuse two images, each an index and the size that the transforms leave it, that make no batch, or no split.
@@ -105,6 +107,26 @@ class Workshop(Dataset[Any]):
         raise DataError(
             f"the {self.name} transforms leave images of different sizes, which make no batch: {sizes}", hint=SAME_SIZE
         )
+
+
+def _shared(n: int, image: torch.Tensor) -> torch.Tensor:
+    """Room for `n` such images in memory that the main process shares.
+
+    torch would copy a batch there as it is sent, on a thread whose errors reach nobody.
+
+    Raises:
+        EnvironmentFault: there is too little of it.
+    """
+    try:
+        storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(n * image.nbytes)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+        if any(os.strerror(number) in said for number in LACKING):
+            raise
+        what = f"shared memory has no room for a batch of {n * image.nbytes / 1e6:.3g} MB: {said.rpartition(': ')[2]}"
+        fix = "allow longer files (ulimit -f)" if os.strerror(errno.EFBIG) in said else _ENLARGE
+        raise EnvironmentFault(what, _SHARED_MEMORY, f"{fix}; or use fewer workers, or `workers: 0`") from error
+    return torch.empty(0, dtype=image.dtype).set_(storage).view(n, *image.shape)
 
 
 def fulfilled(
@@ -121,7 +143,7 @@ def fulfilled(
 
     Raises:
         DataError: an image cannot be read or transformed; it is named.
-        EnvironmentFault: a worker died or hangs, or there is no shared memory.
+        EnvironmentFault: a worker died or hangs, or shared memory is lacking.
     """
     if workers == 0:
         for order in orders:
@@ -137,7 +159,7 @@ def by_workers(
     """What `shop` makes of each order, in order, made by processes; these end when the caller stops.
 
     Raises:
-        EnvironmentFault: a worker died or hangs, or there is no shared memory.
+        EnvironmentFault: a worker died or hangs, or shared memory is lacking.
     """
     made = _started(shop, orders, workers, pin, patience_s)
     end = partial(_end_workers, made)
@@ -191,7 +213,7 @@ def worker_fault(error: BaseException) -> Problem | None:
         )
     if "DataLoader worker" not in what:
         return None
-    short = "it ran out of shared memory: enlarge /dev/shm (docker run --shm-size 8g)"
+    short = f"it ran out of shared memory: {_ENLARGE}"
     often = "most often memory ran out"
     return Problem(
         f"a data worker died: {what}", hint=f"{short if 'shared memory' in what else often}; use fewer `workers:`, or 0"
@@ -266,9 +288,9 @@ def _as_it_is(made: Any) -> Any:
     return made
 
 
-def _checked(made: torch.Tensor | list[Problem]) -> torch.Tensor:
-    if isinstance(made, list):
-        raise DataError(made)
+def _checked(made: torch.Tensor | LrtrainError) -> torch.Tensor:
+    if isinstance(made, LrtrainError):
+        raise made
     return made
 
 
