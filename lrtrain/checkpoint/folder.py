@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lrtrain.checkpoint.format import STEP, open_checkpoint, steps, write_synced
+from lrtrain.checkpoint.move import MANIFEST, delete, move
 from lrtrain.errors import EnvironmentFault, LrtrainError, what_to_do
 from lrtrain.foreign import json_object, read_bytes
 from lrtrain.writing import sync_folder
@@ -74,8 +76,14 @@ def _best_of(path: Path) -> Path | None:
 
 def _remove(path: Path) -> None:
     """Delete a checkpoint, first out of sight: half a directory that is still called step-* would look damaged."""
-    gone = path.rename(path.with_name(f".tmp-{path.name}"))
-    shutil.rmtree(gone, ignore_errors=True)
+    try:
+        gone = path.rename(path.with_name(f".tmp-{path.name}"))
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        delete(path)
+    else:
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def put_back(root: Path) -> None:
@@ -87,8 +95,9 @@ def put_back(root: Path) -> None:
     with _mending(root):
         for old in root.glob(".old-step-*"):
             place = root / old.name.removeprefix(".old-")
-            if STEP.fullmatch(place.name) and _is_folder(old) and not place.exists():
-                old.rename(place)
+            if STEP.fullmatch(place.name) and _is_folder(old) and not (place / MANIFEST).exists():
+                _delete(place)  # the rest of it, if anything: see `move`
+                move(old, place)
 
 
 def sweep(root: Path) -> None:
@@ -116,7 +125,7 @@ def set_aside_after(root: Path, step: int) -> None:
         for path in steps(root, after=step):
             bad = root / f".bad-{path.name}"
             _delete(bad)
-            path.rename(bad)
+            move(path, bad)
 
 
 @contextmanager

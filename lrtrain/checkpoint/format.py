@@ -40,6 +40,7 @@ from lrtrain.checkpoint.manifest import (
     refuse_unreadable,
     unreadable,
 )
+from lrtrain.checkpoint.move import MANIFEST, move
 from lrtrain.errors import CheckpointError, EnvironmentFault, about, what_to_do
 from lrtrain.foreign import opened
 from lrtrain.tensor_header import Described, header_of, read_header
@@ -153,7 +154,7 @@ def write(root: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]]
         content = {"version": VERSION, "step": step, **manifest, "files": files}
         text = json.dumps({**content, "sha256": digest(content)}, indent=1, allow_nan=False).encode()
         refuse_unreadable(content, text, final)
-        write_synced(temporary / "manifest.json", text)
+        write_synced(temporary / MANIFEST, text)
         sync_folder(temporary)
         _all_there(temporary, files)
         _put(temporary, final)
@@ -219,9 +220,9 @@ def _put(temporary: Path, final: Path) -> None:
     if not final.exists():
         temporary.rename(final)
     elif not _exchanged(temporary, final):
-        # Where the file system cannot exchange, `sweep` puts the old one back if this is interrupted in between.
+        # Where the file system cannot exchange, `put_back` mends it if this is interrupted in between.
         aside = final.with_name(f".old-{final.name}")
-        final.rename(aside)
+        move(final, aside)
         temporary.rename(final)
         aside.rename(temporary)
 
