@@ -12,6 +12,8 @@ from typing import IO, Any
 
 from lrtrain.errors import ConfigError, quoted
 
+_MOST_HOLES = 2**30  # bytes: some file systems and copies make holes of zeros, but hardly of so many
+
 
 def user_path(path: str | os.PathLike[str]) -> Path:
     """A path that a person wrote, `~` expanded.
@@ -68,6 +70,32 @@ def read_bytes(path: Path, most: int, *, links: bool = False) -> bytes:
     if data is None or len(data) > most:
         raise OSError(errno.EFBIG, f"it is longer than {most:,} bytes", str(path))
     return data
+
+
+def refuse_holes(file: IO[bytes]) -> None:
+    """Refuse a file that is mostly holes: it takes no room on disk, and reading what it says it has takes for ever.
+
+    Raises:
+        ValueError: it is one; says of how many bytes.
+    """
+    descriptor = file.fileno()
+    size = os.fstat(descriptor).st_size
+    most = max(_MOST_HOLES, size // 2)
+    was, at, holes = os.lseek(descriptor, 0, os.SEEK_CUR), 0, 0
+    try:
+        while at < size and holes <= most and holes + size - at > most:
+            data = os.lseek(descriptor, at, os.SEEK_DATA)
+            holes += data - at
+            at = os.lseek(descriptor, data, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # no more data
+            holes += size - at
+        elif error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that does not tell
+            raise
+    finally:
+        os.lseek(descriptor, was, os.SEEK_SET)
+    if holes > most:
+        raise ValueError(f"of its {size:,} bytes most were never written: it is a sparse file")
 
 
 def json_object(data: bytes) -> dict[str, Any]:

@@ -141,6 +141,8 @@ def sparse(step: Path) -> None:
     with (step / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(made)) + made)
         file.truncate(8 + len(made) + 10**10)
+    size = (step / "model.safetensors").stat().st_size
+    rewrite(step, files={"model.safetensors": {"bytes": size, "sha256": SHA}}, ema_updates=None)
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -157,6 +159,7 @@ NAN = float("nan")
 # what is wrong, how it comes about, words of the error
 CASES: list[tuple[str, Change, tuple[str, ...]]] = [
     ("K03 an empty part", file_of("model", lambda data: b""), ("model.safetensors has 0 bytes",)),
+    ("K03 a part of ten gigabytes that are not there", sparse, ("model.safetensors is damaged", "a sparse file")),
     ("K03 an empty manifest", text(""), ("manifest.json cannot be read",)),
     ("K05 a bit", file_of("model", flipped), ("model.safetensors is damaged: its SHA-256",)),
     ("K05 a bit of the optimizer", file_of("optimizer", flipped), ("optimizer.safetensors is damaged",)),
@@ -338,8 +341,6 @@ def test_the_whole_checkpoint_is_gone_on_from(typed: Typed) -> None:
 def test_what_does_not_fit_is_never_allocated(tmp_path: Path, trained: Path) -> None:
     shutil.copytree(trained / "run" / "checkpoints" / "step-00000004", step := tmp_path / "step-00000004")
     sparse(step)
-    entry = {"bytes": (step / "model.safetensors").stat().st_size, "sha256": SHA}
-    rewrite(step, files={"model.safetensors": entry}, ema_updates=None)
     from lrtrain.engine.state import load_module
     from lrtrain.models.small_cnn import small_cnn
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from lrtrain import foreign
 from lrtrain.checkpoint import folder, format
 from lrtrain.engine.state import restore, snapshot
 from lrtrain.engine.train import train
@@ -254,6 +255,30 @@ def test_a_log_of_something_else_is_refused_and_the_run_left_as_it_is(
     before = {file: file.read_bytes() for file in (tmp_path / "run").glob("*.*") if file.name != "status.json"}
     assert_clear(typed(*RESUME, *more), 4, words)
     assert before == {file: file.read_bytes() for file in before}
+
+
+def test_a_log_that_is_hardly_there_is_not_read_to_its_end(tmp_path: Path) -> None:
+    (log := tmp_path / "metrics.jsonl").write_bytes(ROW)
+    checkpoint = logged(tmp_path / "checkpoints", 9, log, len(ROW))
+    os.truncate(log, size := 2**36)
+    checkpoint.manifest["log_bytes"][log.name] = size
+    with pytest.raises(CheckpointError, match="of its 68,719,476,736 bytes most were never written"):
+        refuse_other_log(log, checkpoint)
+
+
+@pytest.mark.parametrize(("most", "data", "holes", "refused"), [(2**19, 1, 3, True), (2**19, 3, 2, False), (2**30, 1, 3, False)])  # fmt: skip
+def test_a_file_with_a_few_holes_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, most: int, data: int, holes: int, refused: bool
+) -> None:
+    monkeypatch.setattr(foreign, "_MOST_HOLES", most)
+    with (tmp_path / "file").open("wb") as file:
+        file.write(b"x" * (data * 2**20))
+        file.truncate((data + holes) * 2**20)
+    with foreign.opened(tmp_path / "file") as file:
+        file.seek(5)
+        with pytest.raises(ValueError, match="it is a sparse file") if refused else nullcontext():
+            foreign.refuse_holes(file)
+        assert file.tell() == 5
 
 
 def test_a_log_that_is_cut_after_an_earlier_checkpoint_costs_the_later_one_alone(typed: Typed, tmp_path: Path) -> None:

@@ -231,6 +231,14 @@ def test_a_safetensors_file_that_lies_is_refused(tmp_path: Path, edit: Callable[
         load_weights_file(tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_a_file_that_is_hardly_there_is_not_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(save({"a": torch.zeros(2)}))
+    os.truncate(tmp_path / name, 2**36)
+    with pytest.raises(CheckpointError, match="of its 68,719,476,736 bytes most were never written"):
+        load_weights_file(tmp_path / name)
+
+
 @pytest.mark.parametrize("short", [None, b"\xff" * 12])
 def test_a_second_end_is_read_where_it_is_and_the_first_is_enough(tmp_path: Path, short: bytes | None) -> None:
     _short(tmp_path / "w.pth")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lrtrain.config.transform_checks import MEANS, STDS
 from lrtrain.errors import CheckpointError, EnvironmentFault, quoted
-from lrtrain.foreign import opened
+from lrtrain.foreign import opened, refuse_holes
 from lrtrain.models.infinite import first_bad_tensor
 from lrtrain.models.stems import first_convolution, without_colour
 from lrtrain.tensor_header import read_header
@@ -77,13 +77,17 @@ def load_weights_file(path: str | Path, infinite: Container[str] = ()) -> tuple[
     """
     file = Path(os.path.expanduser(path))  # a Path's own raises where there is no such user
     try:
-        opened(file, links=True).close()
+        with opened(file, links=True) as looked_at:
+            refuse_holes(looked_at)
     except OSError as error:
         if error.errno not in _NO_FILE:
             raise _unreadable(file, error) from error
         raise CheckpointError(
             f"there is no weights file {quoted(str(file))}: {error.strerror}", hint="`weights` is a path here"
         ) from error
+    except ValueError as error:
+        what = f"{str(file)!r} is no weights file: {error}"
+        raise CheckpointError(what, hint="take it anew from where it was published") from None
     if file.suffix not in (".safetensors", ".pth", ".pt"):
         what = f"a weights file must end in .safetensors, .pth or .pt: {str(file)!r}"
         raise CheckpointError(what, hint="convert it: safetensors.torch.save_file(module.state_dict(), FILE)")

@@ -20,7 +20,7 @@ from typing import IO, Any
 from lrtrain.checkpoint.format import Checkpoint
 from lrtrain.engine.events import Evaluated, Evaluating, Event, Logged, SaveDue, Stepped
 from lrtrain.errors import CheckpointError, EnvironmentFault, what_to_do
-from lrtrain.foreign import json_object, opened
+from lrtrain.foreign import json_object, opened, refuse_holes
 from lrtrain.writing import replacing
 
 _ROW_BYTES = 10_000_000
@@ -134,6 +134,7 @@ def refuse_other_log(path: Path, checkpoint: Checkpoint) -> None:
             if keep > (size := os.fstat(file.fileno()).st_size):
                 what = f"{path.name} is shorter than the checkpoint says: {keep} bytes are wanted, and it has {size}"
                 raise CheckpointError(what, str(path), whole)
+            refuse_holes(file)
             _refuse_other_bytes(file, keep, digest)
             _refuse_other_rows(file, keep, checkpoint.step)
     except FileNotFoundError:
