@@ -23,6 +23,7 @@ MAX_HEADER = 8_000_000  # bytes
 MAX_TENSORS = 50_000  # which take a second to look at; AdamW keeps three for each parameter
 MAX_DIMENSIONS = 16
 MAX_SIDE = 2**48  # of a tensor
+MAX_STRIDE = 2**58  # of one without numbers too, since torch computes it in 64 bits
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -147,7 +148,9 @@ def _entry(name: str, tensor: str, entry: Any, spans: list[tuple[int, int]]) -> 
 
 
 def _is_shape(value: Any) -> bool:
-    return _whole(value) and len(value) <= MAX_DIMENSIONS
+    if not _whole(value) or len(value) > MAX_DIMENSIONS:
+        return False
+    return bool(math.prod(side or 1 for side in value) < MAX_STRIDE)
 
 
 def _whole(values: Any) -> bool:

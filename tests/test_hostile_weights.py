@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import struct
@@ -237,6 +238,25 @@ def test_a_file_that_is_hardly_there_is_not_read(tmp_path: Path, name: str) -> N
     os.truncate(tmp_path / name, 2**36)
     with pytest.raises(CheckpointError, match="of its 68,719,476,736 bytes most were never written"):
         load_weights_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a", "fc.weight"])
+def test_tensors_of_another_network_are_refused_before_their_values_are_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    weights = build_model(Model(name="small_cnn"), 2, 1, 1, lambda *_: "here").module.state_dict()
+    save_file({**weights, name: torch.zeros(2, 9)}, tmp_path / "w.safetensors")
+    monkeypatch.setattr("lrtrain.models.weights.safe_open", None)
+    with pytest.raises(CheckpointError, match=f"do not fit this network: (left over are|shapes differ:) {name}"):
+        build_model(Model(name="small_cnn", weights=str(tmp_path / "w.safetensors")), 2, 1, 1, lambda *_: "here")
+
+
+@pytest.mark.parametrize("shape", [[0, 2**47, 2**47], [2**47, 2**47, 0]])
+def test_a_shape_without_numbers_that_torch_cannot_have_is_refused(tmp_path: Path, shape: list[int]) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(CheckpointError, match="'a' has the shape"):
+        load_weights_file(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("short", [None, b"\xff" * 12])

@@ -18,7 +18,7 @@ from lrtrain.config import schema
 from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, LrtrainError, about, out_of_memory, quoted
 from lrtrain.models.infinite import infinite_buffers
 from lrtrain.models.stems import make_gray, small_stem
-from lrtrain.models.weights import load_into, load_weights_file, normalisation_of
+from lrtrain.models.weights import fitted, load_into, load_weights_file, normalisation_of
 from lrtrain.random import key, seeded
 from lrtrain.tensor_header import header_of
 
@@ -344,7 +344,11 @@ def _timm_normalisation(module: nn.Module) -> dict[str, Any]:
 def _load_file(model: schema.Model, built: BuiltModel, num_classes: int, in_channels: int, where: Where) -> BuiltModel:
     source = str(model.weights)
     with about(where("model", "weights")):
-        state, metadata = load_weights_file(source, infinite_buffers(built.module))
+
+        def look(state: Mapping[str, torch.Tensor]) -> None:
+            fitted(built.module, state, num_classes, source)
+
+        state, metadata = load_weights_file(source, infinite_buffers(built.module), look)
         loaded = load_into(built.module, state, num_classes, source)
         known = normalisation_of(metadata, source)
         if len(known.get("mean", ())) not in (0, in_channels, 3 if in_channels == 1 else in_channels):

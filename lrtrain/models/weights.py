@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,12 @@ class Loaded:
     head: tuple[str, ...]
 
 
-def load_weights_file(path: str | Path, infinite: Container[str] = ()) -> tuple[dict[str, Tensor], dict[str, str]]:
+Look = Callable[[Mapping[str, Tensor]], object]
+
+
+def load_weights_file(
+    path: str | Path, infinite: Container[str] = (), look: Look = lambda _: None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a `.safetensors` file, or the tensors of a `.pth` or `.pt` file, on the CPU.
 
     A checkpoint that holds its weights under `state_dict` or `model` is unwrapped, and the `module.` and
@@ -67,6 +72,8 @@ def load_weights_file(path: str | Path, infinite: Container[str] = ()) -> tuple[
     Args:
         path: the file; `~` is a home.
         infinite: `infinite_buffers` of the network that they are for.
+        look: is called with the tensors of a `.safetensors` file as they will be, on the meta device, before any is
+            allocated, and raises CheckpointError for those that do not fit.
 
     Returns:
         Tensors by parameter or buffer name, and the safetensors file's metadata.
@@ -92,7 +99,7 @@ def load_weights_file(path: str | Path, infinite: Container[str] = ()) -> tuple[
         what = f"a weights file must end in .safetensors, .pth or .pt: {str(file)!r}"
         raise CheckpointError(what, hint="convert it: safetensors.torch.save_file(module.state_dict(), FILE)")
     try:
-        content, metadata = _safetensors(file) if file.suffix == ".safetensors" else (_torch_file(file), {})
+        content, metadata = _safetensors(file, look) if file.suffix == ".safetensors" else (_torch_file(file), {})
     except OSError as error:
         raise _unreadable(file, error) from error
     state = _state_dict(content, file)
@@ -119,9 +126,11 @@ def _unreadable(file: Path, error: OSError) -> EnvironmentFault:
     return EnvironmentFault(what, hint="check that you may read it")
 
 
-def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _safetensors(file: Path, look: Look) -> tuple[dict[str, Tensor], dict[str, str]]:
     with opened(file, links=True) as content:
-        read_header(content, repr(str(file)))
+        header = read_header(content, repr(str(file)))
+    empty = {name: torch.empty(of.shape, dtype=of.dtype, device="meta") for name, of in header.items()}
+    look(_state_dict(empty, file, "meta"))
     try:
         with safe_open(file, framework="pt", device="cpu") as held:
             tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 - no dict
@@ -154,7 +163,7 @@ def _has_tensors(content: Any) -> bool:
     return isinstance(content, dict) and any(isinstance(value, Tensor) for value in dict.values(content))
 
 
-def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
+def _state_dict(content: Any, file: Path, device: str = "cpu") -> dict[str, Tensor]:
     # By dict's and Tensor's own methods: a file may give its objects attributes of any name.
     if isinstance(content, dict) and all(_has_tensors(dict.get(content, wrapper)) for wrapper in _WRAPPERS):
         what = f"{str(file)!r} holds two state dicts, {' and '.join(map(repr, _WRAPPERS))}"
@@ -169,7 +178,7 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, value in dict.items(content):
         tensor = Tensor.detach(value) if isinstance(value, Tensor) else None
-        plain = tensor is not None and tensor.layout is torch.strided and tensor.device.type == "cpu"
+        plain = tensor is not None and tensor.layout is torch.strided and tensor.device.type == device
         if not isinstance(name, str) or tensor is None or not plain or tensor.is_quantized:
             shown = quoted(name) if isinstance(name, str) else f"what has a key of type {type(name).__name__}"
             raise CheckpointError(f"{str(file)!r}: {shown} is not a plain tensor", hint="save module.state_dict()")
@@ -236,12 +245,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], num_classes: int, 
     Raises:
         CheckpointError: tensors are missing, left over or of another shape.
     """
+    given, head, notes = fitted(module, state, num_classes, source)
     own = module.state_dict()
-    given = {_DENSENET_2017.sub(r"\1\2", name): tensor for name, tensor in state.items()}
-    given = {name: tensor for name, tensor in given.items() if name in own or not name.startswith(_AUXILIARY)}
-    notes = _fit_colour(module, given)
-    head = {name: given.pop(name) for name in _head(module, own, given, num_classes)}
-    _refuse_mismatch(own, given, head, source)
     with torch.no_grad():
         for name, tensor in given.items():
             own[name].copy_(tensor)
@@ -250,6 +255,23 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], num_classes: int, 
     classes = {name.rpartition(".")[0]: tensor.shape[0] for name, tensor in head.items()}
     heads = (f"head {name}: {old} -> {num_classes} classes, new" for name, old in classes.items())
     return Loaded((*notes, *heads), tuple(head))
+
+
+def fitted(
+    module: nn.Module, state: Mapping[str, Tensor], num_classes: int, source: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[str, ...]]:
+    """What `load_into` copies, the head that it leaves as it is, and notes; only shapes and types are looked at.
+
+    Raises:
+        CheckpointError: tensors are missing, left over or of another shape.
+    """
+    own = module.state_dict()
+    given = {_DENSENET_2017.sub(r"\1\2", name): tensor for name, tensor in state.items()}
+    given = {name: tensor for name, tensor in given.items() if name in own or not name.startswith(_AUXILIARY)}
+    notes = _fit_colour(module, given)
+    head = {name: given.pop(name) for name in _head(module, own, given, num_classes)}
+    _refuse_mismatch(own, given, head, source)
+    return given, head, notes
 
 
 def _fit_colour(module: nn.Module, given: dict[str, Tensor]) -> tuple[str, ...]:
