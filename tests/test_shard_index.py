@@ -112,6 +112,33 @@ def test_a_pipe_in_place_of_an_index_is_replaced(shard):
     assert Path(file).is_file()
 
 
+@pytest.mark.parametrize("kind", ["old", "pax"])
+def test_the_map_of_a_sparse_member_is_not_read(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "kept"))
+    member, more = tarfile.TarInfo("a.png"), (b"00000000001\0" * 42 + b"\1" + bytes(7)) * 20_000
+    if kind == "old":
+        member.type, member.size = tarfile.GNUTYPE_SPARSE, 512
+        header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+        header[482] = 1  # its map goes on behind it
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        more += bytes(512)
+    else:
+        member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        more = b"%d\n" % 2_000_000 + b"0\n" * 4_000_000
+        more += bytes(-len(more) % 512)
+        member.size = len(more)
+        header = member.tobuf(tarfile.PAX_FORMAT)
+    (tmp_path / "b.tar").write_bytes(header + more + bytes(1024))
+    tracemalloc.start()
+    found, problems, _ = indexed([str(tmp_path / "b.tar")])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert not found
+    assert [p.what for p in problems] == [f"{tmp_path / 'b.tar'}:a.png is sparse"]
+    assert peak < 2_000_000
+
+
 def test_half_a_character_is_no_label(tmp_path, monkeypatch):
     monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "kept"))
     path = written(tmp_path / "a.tar", {"1.png": "p", "1.json": '{"label": "\\ud800"}'})

@@ -37,6 +37,7 @@ _MOST_GLOBAL = 100  # fields for all members that follow, which tarfile goes thr
 _META = re.compile(r"__[^/]*__($|/)")  # passed over, as by webdataset's tar_file_iterator
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 _AGAIN = "restore the file, or write the shard again"
+_WHOLE = "write the shard with the file itself in it"
 _ANEW = "the index of the shards is made anew at every start"
 
 
@@ -225,6 +226,13 @@ class _Header(tarfile.TarInfo):
             raise _Wrong(f"a header of the shard has {found.size:,} bytes, more than any name", _AGAIN)
         return found
 
+    # The two kinds of sparse members whose maps, which tarfile reads as a whole, have no end.
+    def _proc_sparse(self, tar: tarfile.TarFile) -> _Header:
+        raise _Wrong(f"{tar.name!s}:{self.name} is sparse", _WHOLE)
+
+    def _proc_gnusparse_10(self, member: _Header, fields: object, tar: tarfile.TarFile) -> None:
+        raise _Wrong(f"{tar.name!s}:{member.name} is sparse", _WHOLE)
+
 
 class _Members:
     """The files in a tar file as `group_by_keys` takes them, with their place as data instead of their content."""
@@ -264,9 +272,7 @@ class _Members:
             kind = (
                 "sparse" if member.issparse() else "a link" if member.issym() or member.islnk() else "no regular file"
             )
-            self.problems.append(
-                Problem(f"{self.path}:{member.name} is {kind}", hint="write the shard with the file itself in it")
-            )
+            self.problems.append(Problem(f"{self.path}:{member.name} is {kind}", hint=_WHOLE))
             return False
         return True
 
