@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import pickle
 import select
@@ -219,7 +220,7 @@ def test_images_that_change_while_they_are_prepared_are_refused(folder, kept, mo
 # Damage, interruption, several at once
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "header", "shape", "dtype", "text", "pixel"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "header", "shape", "dtype", "text", "pixel", "number"])
 def test_a_damaged_file_is_made_anew(folder, kept, damage):
     reference = digest(batches(folder))
     path = next(iter(kept.glob("train-*.npy")))
@@ -228,6 +229,11 @@ def test_a_damaged_file_is_made_anew(folder, kept, damage):
         np.save(path, array[1:] if damage == "shape" else array.astype(np.int16))
     else:
         damaged = {"empty": b"", "cut": content[:-1], "longer": content + b"\0", "text": b"hello"}
+        damaged["number"] = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            damaged["number"], {"descr": "|u1", "fortran_order": False, "shape": (2**70, *array.shape[1:])}
+        )
+        damaged["number"] = damaged["number"].getvalue()
         damaged["pixel"] = content[:-1] + bytes([content[-1] ^ 1])
         path.write_bytes(damaged.get(damage, content[:10] + b"((((" + content[14:]))
     if damage != "pixel":  # which only the time of the change tells
@@ -247,6 +253,24 @@ def test_a_file_that_is_cut_while_it_is_in_use_is_told_and_made_anew(folder, kep
         images[len(images) - 1]
     assert "--resume" in str(told.value)
     assert digest(batches(folder)) == reference
+
+
+def test_nothing_is_written_through_a_link_that_others_put_in_the_folder(folder, kept, tmp_path):
+    batches(folder)
+    for path in files(kept):
+        path.unlink()
+        (tmp_path / "precious").write_text("mine")
+        path.with_suffix(".partial").symlink_to(tmp_path / "precious")
+    reference = digest(batches(folder))
+    assert (tmp_path / "precious").read_text() == "mine"
+    for path in files(kept):
+        path.unlink()
+        path.with_suffix(".lock").unlink(missing_ok=True)
+        path.with_suffix(".lock").symlink_to(tmp_path / "made")
+    with pytest.raises(EnvironmentFault, match="symbolic links"):
+        batches(folder)
+    assert not (tmp_path / "made").exists()
+    assert digest(batches(folder, cache="auto")) == reference
 
 
 BUILDER = """

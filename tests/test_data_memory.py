@@ -35,13 +35,14 @@ def test_memory_that_is_available_is_known(root: Path) -> None:
         ("0::/slurm/job/step", {"slurm/job": (3 * GIB, 2 * GIB), "slurm/job/step": ("max", GIB)}),
         ("0::/a", {"a": (1.5 * GIB, GIB), "": (9 * GIB, GIB)}),
         ("5:cpu:/x\n4:cpuset,memory:/docker/1\n0::/", {"memory": (3 * GIB, 2 * GIB)}),  # version 1, in a container
+        ("0::/a\udcff\n0::\nx", {"a\udcff": (3 * GIB, 2 * GIB)}),
         ("4:memory:/job", {"memory/job": (3 * GIB, 2 * GIB), "memory": (2**63 - 4096, 5 * GIB)}),
     ],
 )
 def test_memory_is_what_every_control_group_above_leaves(
     root: Path, own: str, files: dict[str, tuple[Any, float]]
 ) -> None:
-    (root / "proc/self/cgroup").write_text(f"{own}\n")
+    (root / "proc/self/cgroup").write_text(f"{own}\n", errors="surrogateescape")
     assert available_bytes(root) == 8 * GIB
     for folder, (limit, used) in files.items():
         group = root / "sys/fs/cgroup" / folder

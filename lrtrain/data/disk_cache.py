@@ -54,7 +54,7 @@ class StoredImages:
         self.shape, dtype = self._header()
         self._start, self._each = self._file.tell(), math.prod(self.shape[1:])
         found = os.fstat(self._file.fileno())
-        if dtype != np.uint8 or found.st_size != self._start + len(self) * self._each:
+        if dtype != np.uint8 or found.st_size != self._start + self.shape[0] * self._each:
             raise ValueError(f"{path} is damaged")
         if found.st_mtime_ns != _SEAL:
             raise ValueError(f"{path} was written to after it was complete")
@@ -209,7 +209,9 @@ def completed(path: Path) -> Iterator[IO[bytes]]:
     """
     partial = path.with_suffix(".partial")
     try:
-        with partial.open("wb") as file:
+        with suppress(FileNotFoundError):
+            partial.unlink()  # of one that was killed, or a link that another put there
+        with partial.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -246,7 +248,8 @@ def locked(path: Path) -> Iterator[None]:
         OSError: the folder cannot be written, or its file system has no locks.
     """
     name = path.with_suffix(".lock")
-    name.touch()  # filelock would wait for a place where no file can be made
+    # filelock would wait for a place where no file can be made, and a link to elsewhere is not ours to follow.
+    os.close(os.open(name, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
     lock = _kernels_lock(name)
     try:
         lock.acquire(timeout=0)

@@ -29,11 +29,12 @@ def available_bytes(root: Path = Path("/")) -> int:
 def _left_in_groups(root: Path) -> Iterator[int]:
     """What the limit of the process's own group leaves, and of each above it, as a batch system or container sets."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return
     for line in lines:
-        _, controllers, own = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        controllers, _, own = rest.partition(":")
         if controllers and "memory" not in controllers.split(","):
             continue
         base = root / ("sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup")
