@@ -61,6 +61,8 @@ REFUSED = [
     ("{name: RandAugment, num_ops: 1000000}", ("RandAugment's num_ops", "at most 100")),
     ("{name: RandAugment, magnitude: 31}", ("RandAugment's magnitude", "below num_magnitude_bins, 31")),
     ("{name: RandAugment, num_magnitude_bins: 1000000000}", ("num_magnitude_bins", "at most 1000")),
+    ("{name: TrivialAugmentWide, num_magnitude_bins: 1}", ("num_magnitude_bins", "at least 2")),
+    ("{name: RandAugment, num_magnitude_bins: 1, magnitude: 0}", ("num_magnitude_bins", "at least 2")),
     ("{name: TrivialAugmentWide, num_magnitude_bins: 1000000000}", ("num_magnitude_bins", "at most 1000")),
     ("{name: AugMix, chain_depth: 1000000}", ("AugMix's chain_depth", "at most 100")),
     ("{name: AugMix, mixture_width: 1000000}", ("AugMix's mixture_width", "at most 100")),

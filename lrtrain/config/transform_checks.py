@@ -54,7 +54,7 @@ _RULES: dict[tuple[str, str], _Rule] = {
     ("Grayscale", "num_output_channels"): (lambda v: _is_number(v, 1, 3, whole=True) and v != 2, "1 or 3"),
     ("Normalize", "mean"): _each(*MEANS, alone=False),
     ("Normalize", "std"): _each(*STDS, alone=False),
-    ("RandAugment", "num_magnitude_bins"): _whole(1, 1000),
+    ("RandAugment", "num_magnitude_bins"): _whole(2, 1000),
     ("RandAugment", "num_ops"): _whole(0, 100),
     ("RandomAffine", "degrees"): _each(-1e6, 1e6, alone=True),
     ("RandomErasing", "ratio"): _rising(0.001, 1000),
@@ -62,7 +62,7 @@ _RULES: dict[tuple[str, str], _Rule] = {
     ("RandomResizedCrop", "ratio"): _rising(0.001, 1000),
     ("RandomResizedCrop", "scale"): _rising(0, 100),
     ("RandomRotation", "degrees"): _each(-1e6, 1e6, alone=True),
-    ("TrivialAugmentWide", "num_magnitude_bins"): _whole(1, 1000),
+    ("TrivialAugmentWide", "num_magnitude_bins"): _whole(2, 1000),
 }
 _EXAMPLES = {
     ("Grayscale", "num_output_channels"): "num_output_channels: 3",
