@@ -206,6 +206,8 @@ def test_labels_of_a_manifest_are_held_to_the_same(tmp_path, labels, words):
         ("path,label\n" + "x" * 5000 + ",a\n", "no such file"),
         ('path,label\ni/0.png,a\n"i/1.png,b\ni/2.png,a\n', "is its quote closed?"),
         ('path,label\ni/0.png,a\n"i/1.png,b\n' + "i/2.png,a\n" * 20_000, "that begins after line 2; is a quote never"),
+        ("path,label," + ",".join(f"c{i}" for i in range(99_999)) + "\na,b\n" * 999, "columns; at most 1,000 are read"),
+        ("path,label\n" + "lost.png,a\n" * 900_000, "more than 1,000 rows are wrong, and no more were read"),
         ("path,label\n" + "x" * 2_000_000, "a line has more than 1,000,000 characters"),
     ],
 )
@@ -427,6 +429,9 @@ def test_what_is_skipped_is_not_held_out(folders):
     [
         ("train/a/11.png", "'train/a/11.png', which is not in the dataset | did you mean 'train/a/1.png'?"),
         ("3.png", "did you mean 'train/a/3.png'?"),
+        ("train/a/\0.png", "line 1 of"),
+        ("x" * 50_000_000, "is no name of an image: b'xxx"),
+        ("".join(f"{i}.png\n" for i in range(900_000)), "has more names than the dataset, of 13 images, can have"),
         ("zzz", "| names are paths from the dataset's root, such as 'train/a/#1 x.png'"),
         ("train/b/0.png\ntrain/b/1.png\ntrain/b/2.png\ntrain/b/3.png", "class 'b' has no training images left: all 4"),
         ("val/a/0.png\nval/a/1.png\nval/b/0.png\nval/b/1.png", "no image of split 'val' is left: all 4"),

@@ -6,17 +6,20 @@ import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrtrain.data.files import MAX_PROBLEMS, FileSplit
-from lrtrain.errors import DataError, Key, Problem, printable
+from lrtrain.errors import DataError, Key, Problem, printable, quoted
 from lrtrain.foreign import read_bytes, user_path
 
 _MOST_BYTES = 200_000_000
-_COMPARED = 5000  # names among which the one that was meant is looked for
+_MOST_IN_LINE = 20_000  # bytes: each of a path's 4,096 may be escaped by four
+_MORE = 1_000  # names that are none of the images', in a list for a larger dataset
+_COMPARED = 500  # names among which the one that was meant is looked for
 
 
 def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[NDArray[np.bool_], list[Problem]]:
@@ -34,7 +37,7 @@ def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[
         DataError: the file cannot be read.
     """
     where = user_path(file)
-    wanted = _read(where)
+    wanted = _read(where, len(names))
     chosen = np.fromiter((name in wanted for name in names), dtype=np.bool_, count=len(names))
     missing = set(wanted) - {names[i] for i in np.flatnonzero(chosen).tolist()}
     if missing:
@@ -135,18 +138,29 @@ def written(found: Iterable[tuple[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _read(file: Path) -> dict[str, int]:
+def _read(file: Path, images: int) -> dict[str, int]:
     """The names, each with its line."""
     try:
-        text = read_bytes(file, _MOST_BYTES, links=True).decode("utf-8-sig", "surrogateescape")
+        data = read_bytes(file, _MOST_BYTES, links=True)
     except OSError as error:
         raise DataError(
             f"cannot read `dataset.skip_list`, {str(file)!r}: {error.strerror}",
             Key("skip_list"),
             "`lrtrain check CONFIG --write-skip-list FILE` writes one to start from",
         ) from error
-    lines = enumerate(text.split("\n"), 1)
-    return {line.rstrip("\r"): i for i, line in lines if line.strip() and not line.lstrip().startswith("#")}
+    found: dict[str, int] = {}
+    for i, line in enumerate(BytesIO(data.removeprefix(b"\xef\xbb\xbf")), 1):
+        if line.strip() and not line.lstrip().startswith(b"#"):
+            if b"\0" in line or len(line) > _MOST_IN_LINE:
+                raise _no_list(f"line {i:,} of {str(file)!r} is no name of an image: {quoted(line[:60])}")
+            found[line.decode("utf-8", "surrogateescape").removesuffix("\n").rstrip("\r")] = i
+            if len(found) > 4 * images + _MORE:
+                raise _no_list(f"{str(file)!r} has more names than the dataset, of {images:,} images, can have")
+    return found
+
+
+def _no_list(what: str) -> DataError:
+    return DataError(f"`dataset.skip_list`: {what}", Key("skip_list"), "is it the right file? It has a name a line")
 
 
 def _hint(text: str, names: Sequence[str]) -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from csv import DictReader
 from csv import Error as CsvError
+from csv import reader
 from dataclasses import replace
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
 
 import numpy as np
+from tqdm import tqdm
 
 from lrtrain.data.classes import MOST_CHARACTERS, twins
 from lrtrain.data.files import FileSplit, channels_for, checked_root, common_size, relative
@@ -22,9 +23,14 @@ from lrtrain.data.stratify import arranged
 from lrtrain.errors import ConfigError, DataError, Problem
 from lrtrain.foreign import opened, user_path
 
+if TYPE_CHECKING:
+    from _csv import Reader as Table
+
 _COLUMNS = "a manifest is a CSV file in UTF-8 whose first line is path,label or path,label,split"
 _KNOWN = ("path", "label", "split")
 _LINE = 1_000_000  # characters
+_MOST_COLUMNS = 1_000
+_MOST_PROBLEMS = 1_000  # after which the manifest is another one, or its root
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -83,33 +89,49 @@ def _read(file: Path, folder: Path) -> tuple[list[_Row], list[Problem]]:
     """The rows that are right, and what is wrong with the others."""
     problems: list[Problem] = []
     rows: dict[str, _Row] = {}
+    start, root = str(folder), os.path.abspath(folder)
     try:
         with opened(file, links=True) as content, TextIOWrapper(content, "utf-8-sig", newline="") as lines:
-            reader = DictReader(_bounded(lines), skipinitialspace=True)
-            columns = reader.fieldnames or ()
-            if twice := [column for column in _KNOWN if list(columns).count(column) > 1]:
-                raise DataError(f"{file} has two columns {twice[0]}", hint=_COLUMNS)
-            for column in columns:
-                if column not in _KNOWN and (meant := column.strip().lower()) in _KNOWN:
-                    raise DataError(f"{file} has a column {column!r}", hint=f"write {meant}, small and without blanks")
-            if missing := [column for column in ("path", "label") if column not in columns]:
-                raise DataError(
-                    f"{file} has no column {' and no column '.join(missing)}; its first line is {','.join(columns)!r}",
-                    hint=_COLUMNS,
-                )
-            for cells, line in _lines(reader):
-                path, label, split = ((cells.get(c) or "").strip() for c in _KNOWN)
+            table = reader(_bounded(lines), skipinitialspace=True)
+            columns = next((cells for cells, _ in _lines(table)), [])
+            at = _columns(file, columns)
+            for cells, line in tqdm(
+                _lines(table), "reading the manifest", unit=" rows", disable=None, delay=2, leave=False
+            ):
+                path, label, split = (cells[i].strip() if i is not None and i < len(cells) else "" for i in at)
                 row = _Row(path, label, _SPLITS.get(split or "train", ""), line)
-                spelled = os.path.abspath(folder / path)
-                what = _wrong(row, split, rows.get(spelled), folder, None in cells)
-                if what:
-                    problems.append(Problem(what, f"{file}:{row.line}"))
-                else:
+                place, spelled = os.path.join(start, path), os.path.normpath(os.path.join(root, path))
+                what = _wrong(row, split, rows.get(spelled), place, len(cells) > len(columns))
+                if not what:
                     rows[spelled] = row
+                elif len(problems) < _MOST_PROBLEMS:
+                    problems.append(Problem(what, f"{file}:{line}"))
+                else:
+                    problems.insert(
+                        0, Problem(f"more than {_MOST_PROBLEMS:,} rows are wrong, and no more were read", str(file))
+                    )
+                    break
     except (OSError, UnicodeDecodeError, CsvError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise DataError(f"cannot read the manifest {str(file)!r}: {why}", hint=_COLUMNS) from error
     return list(rows.values()), problems
+
+
+def _columns(file: Path, columns: list[str]) -> list[int | None]:
+    """Where path, label and split stand."""
+    if len(columns) > _MOST_COLUMNS:
+        raise DataError(f"{file} has {len(columns):,} columns; at most {_MOST_COLUMNS:,} are read", hint=_COLUMNS)
+    if twice := [column for column in _KNOWN if columns.count(column) > 1]:
+        raise DataError(f"{file} has two columns {twice[0]}", hint=_COLUMNS)
+    for column in columns:
+        if column not in _KNOWN and (meant := column.strip().lower()) in _KNOWN:
+            raise DataError(f"{file} has a column {column!r}", hint=f"write {meant}, small and without blanks")
+    if missing := [column for column in ("path", "label") if column not in columns]:
+        raise DataError(
+            f"{file} has no column {' and no column '.join(missing)}; its first line is {','.join(columns)!r}",
+            hint=_COLUMNS,
+        )
+    return [columns.index(column) if column in columns else None for column in _KNOWN]
 
 
 def _bounded(lines: TextIO) -> Iterator[str]:
@@ -120,21 +142,22 @@ def _bounded(lines: TextIO) -> Iterator[str]:
         yield line
 
 
-def _lines(reader: DictReader[str]) -> Iterator[tuple[dict[str | Any, str | Any], int]]:
-    """The cells of each row, and the line that it begins on."""
+def _lines(table: Table) -> Iterator[tuple[list[str], int]]:
+    """The cells of each row that is not blank, and the line that it begins on."""
     while True:
-        last = reader.line_num
+        last = table.line_num
         try:
-            cells = next(reader)
+            cells = next(table)
         except StopIteration:
             return
         except CsvError as error:
             raise CsvError(f"{error}, in the row that begins after line {last}; is a quote never closed?") from None
-        texts = [text for text in cells.values() if isinstance(text, str)]
-        yield cells, reader.line_num - sum(text.rstrip("\n").count("\n") for text in texts)
+        if cells:
+            more = sum(cell.rstrip("\n").count("\n") for cell in cells) if table.line_num > last + 1 else 0
+            yield cells, table.line_num - more
 
 
-def _wrong(row: _Row, split: str, earlier: _Row | None, folder: Path, extra: bool) -> str | None:
+def _wrong(row: _Row, split: str, earlier: _Row | None, place: str, extra: bool) -> str | None:
     """What is wrong with a row."""
     if extra:
         return "more cells than the header has columns (quote text that contains a comma)"
@@ -146,8 +169,8 @@ def _wrong(row: _Row, split: str, earlier: _Row | None, folder: Path, extra: boo
         return f"split must be train, val or test, not {split!r}"
     if earlier is not None:
         return f"{row.path!r} is listed twice, first on line {earlier.line}"
-    if not os.path.isfile(folder / row.path):  # False where the name is too long for one
-        return f"no such file: {str(folder / row.path)!r}"
+    if not os.path.isfile(place):  # False where the name is too long for one
+        return f"no such file: {place!r}"
     return None
 
 
