@@ -113,6 +113,15 @@ def test_an_empty_file_is_no_wrong_argument(tmp_path):
     assert "cannot open MNIST" in refused(DataError, name="MNIST", root=str(tmp_path))
 
 
+@pytest.mark.parametrize("labels", [60, 20])
+def test_labels_of_another_split_are_counted_against_the_images(tmp_path, labels):
+    write_mnist(tmp_path, 40)
+    other = b"\0\0\x08\x01" + labels.to_bytes(4, "big") + bytes(i % 10 for i in range(labels))
+    (tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").write_bytes(other)
+    said = refused(DataError, name="MNIST", root=str(tmp_path))
+    assert f"MNIST (val) holds 40 images and {labels} labels" in said
+
+
 class Parts:
     """A dataset of torchvision's make whose trainval holds val, as FGVCAircraft's does."""
 

@@ -112,7 +112,8 @@ def labels_of(name: str, pairs: Any) -> NDArray[np.int64]:
     """The target of every item, from the dataset's own list where it has one, else by reading every item.
 
     Raises:
-        DataError: the dataset is empty or fails, or a target is no single integer.
+        DataError: the dataset is empty or fails, a target is no single integer, or there are more or fewer labels
+            than images.
     """
     with usable(name):
         return _labels_of(name, pairs)
@@ -121,6 +122,7 @@ def labels_of(name: str, pairs: Any) -> NDArray[np.int64]:
 def _labels_of(name: str, pairs: Any) -> NDArray[np.int64]:
     if len(pairs) == 0:
         raise DataError(f"{name} is empty")
+    _refuse_other_labels(name, pairs)
     target = pairs[0][1]
     if not _is_index(target):
         raise DataError(
@@ -135,6 +137,19 @@ def _labels_of(name: str, pairs: Any) -> NDArray[np.int64]:
             return listed
     items = tqdm(range(len(pairs)), f"reading the labels of {name}", disable=None, delay=2, leave=False)
     return np.array([int(pairs[i][1]) for i in items], dtype=np.int64)
+
+
+def _refuse_other_labels(name: str, pairs: Any) -> None:
+    """Torchvision counts images and labels, which are in two files, nowhere; a user's `labels` may mean anything."""
+    if not type(pairs).__module__.startswith("torchvision."):
+        return
+    for attribute in ("targets", "labels"):
+        listed = getattr(pairs, attribute, None)
+        if listed is not None and len(listed) != len(pairs):
+            raise DataError(
+                f"{name} holds {len(pairs):,} images and {len(listed):,} labels; there must be one label an image",
+                hint="one of its files is of another split: restore the dataset's files",
+            )
 
 
 def _is_index(target: Any) -> bool:
