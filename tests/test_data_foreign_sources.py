@@ -94,6 +94,10 @@ def test_a_dataset_without_splits_needs_val_fraction_or_explicit_splits():
         ({"name": "DTD"}, DataError, "cannot open DTD"),
         ({"name": "FakeData", "splits": {"val": {}}}, ConfigError, "splits must name train"),
         ({"name": "FakeData", "shape": 3}, ConfigError, "does not take these arguments"),
+        ({"name": "DTD", "partition": 0.5}, ConfigError, "does not take these arguments"),
+        ({"name": "STL10", "folds": "all"}, ConfigError, "does not take these arguments"),
+        ({"name": "EMNIST", "split": "mnist", "shape": 3}, ConfigError, "does not take these arguments"),
+        ({"name": "QMNIST", "what": 3}, ConfigError, "does not take these arguments"),
         ({"name": "LSUN"}, ConfigError, "'LSUN' cannot be used here"),
         ({"name": "SEMEION", "val_fraction": 0.2}, DataError, "cannot open SEMEION.*not found.*add `download: true`"),
         ({"name": "CIFAR11"}, ConfigError, "no dataset 'CIFAR11'.*CIFAR10"),
@@ -104,12 +108,18 @@ def test_what_torchvision_cannot_open_is_refused(tmp_path, dataset, kind, what):
     assert re.search(what, refused(kind, **arguments))
 
 
-def test_an_empty_file_is_no_wrong_argument(tmp_path):
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for side in ("train", "t10k"):
-        for name in ("images-idx3", "labels-idx1"):
-            (raw / f"{side}-{name}-ubyte").touch()
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("images-idx3", b""),
+        ("images-idx3", b"\0\0\x08\x03" + b"\0\0\0\x14" + b"\0\0\0\x1c" * 2),  # cut behind its head
+        ("images-idx3", b"\0\0\x0d\x03" + b"\0\0\0\1" * 3 + b"\0" * 4),  # floats
+        ("labels-idx1", b"\0\0\x08\x02" + b"\0\0\0\1" * 2 + b"\0"),
+    ],
+)
+def test_a_damaged_file_is_no_wrong_argument(tmp_path, name, content):
+    write_mnist(tmp_path, 20)
+    (tmp_path / "MNIST" / "raw" / f"train-{name}-ubyte").write_bytes(content)
     assert "cannot open MNIST" in refused(DataError, name="MNIST", root=str(tmp_path))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -36,7 +37,8 @@ _OTHER_TASKS = {
 }
 _OTHER_CLASSES = {"LFWPairs": "pairs of faces", "CelebA": "attributes, many to an image", "DatasetFolder": "any files"}
 _VAL_NAMES = ("val", "valid", "validation")
-# Other mistakes that torchvision tells as ValueError are in the files.
+# Where arguments are checked, and what is said of them there; whatever else goes wrong is in the files.
+_CHECKS = ("__init__", "verify_str_arg", "_verify_folds")
 _ABOUT_ARGUMENTS = re.compile(r"argument|alid values|xpected type|must be|should be|nknown", re.IGNORECASE)
 # Mean and standard deviation of the training images, on the scale 0..1.
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -213,7 +215,7 @@ def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place
     try:
         return cls(**given)
     except (TypeError, ValueError) as error:
-        if isinstance(error, ValueError) and not _ABOUT_ARGUMENTS.search(str(error)):
+        if not _of_arguments(error):
             raise _unopened(cls, given, error) from error
         said = re.search(r"argument '?(\w+)", str(error))
         key = said[1] if said else ""
@@ -225,6 +227,13 @@ def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place
         ) from error
     except Exception as error:
         raise _unopened(cls, given, error) from error
+
+
+def _of_arguments(error: Exception) -> bool:
+    """Whether a constructor that was called by the catcher took no such arguments, and read no file yet."""
+    _, *inside = traceback.walk_tb(error.__traceback__)
+    raised_by = inside[-1][0].f_code.co_name if inside else "__init__"  # none where Python itself refused the call
+    return raised_by in _CHECKS and bool(_ABOUT_ARGUMENTS.search(str(error)))
 
 
 def _unopened(cls: type, given: Mapping[str, Any], error: Exception) -> DataError:
