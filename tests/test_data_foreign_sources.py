@@ -6,7 +6,9 @@ import gzip
 import pickle
 import random
 import re
+import struct
 import sys
+import time
 import types
 
 import numpy as np
@@ -17,7 +19,7 @@ from torchvision.transforms import v2
 
 from lrtrain.data.torchvision_source import torchvision_source
 from lrtrain.errors import ConfigError, DataError
-from tests.folders import opened, refused
+from tests.folders import opened, refused, tree
 
 # torchvision
 
@@ -130,6 +132,34 @@ def test_labels_of_another_split_are_counted_against_the_images(tmp_path, labels
     (tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").write_bytes(other)
     said = refused(DataError, name="MNIST", root=str(tmp_path))
     assert f"MNIST (val) holds 40 images and {labels} labels" in said
+
+
+def dds(side):
+    """A texture of the kind that Pillow unpacks in Python, pixel by pixel."""
+    head = struct.pack("<7I", 124, 0x1007, side, side, 0, 0, 0) + bytes(44)
+    masks = struct.pack("<8I", 32, 0x40, 0, 8, 0xE0, 0x1C, 0x03, 0)
+    return b"DDS " + head + masks + struct.pack("<5I", 0x1000, 0, 0, 0, 0) + bytes(side * side)
+
+
+def coded_bmp(side):
+    """A BMP of 8 bits, run-length coded, in which nothing is said of any pixel."""
+    head = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, 2, 0, 0, 1, 0)
+    return b"BM" + struct.pack("<IHHI", 60, 0, 0, 58) + head + bytes(4) + b"\0\1"
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(dds(8), "cannot identify image file"), (dds(3000), "cannot identify"), (coded_bmp(9000), "run-length coded")],
+    ids=["dds", "large dds", "coded bmp"],
+)
+def test_torchvision_reads_images_within_the_bounds_of_our_own_sources(tmp_path, content, what):
+    folder = tree(tmp_path / "eurosat" / "2750", {"a": 20, "b": 20}, ".jpg").joinpath("a")
+    eurosat = {"name": "EuroSAT", "root": str(tmp_path), "val_fraction": 0.25}
+    assert len(opened(**eurosat).train) == 30
+    (folder / "0.jpg").write_bytes(content)
+    began = time.process_time()
+    assert what in refused(DataError, **eurosat)
+    assert time.process_time() - began < 5
 
 
 class Parts:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from lrtrain.build import build
 from lrtrain.commands.evaluate import _refuse_other_held_out
@@ -67,7 +68,7 @@ def test_images_are_gray_only_if_all_that_are_looked_at_are(monkeypatch):
 
 
 def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
-    """Named .png in a folder that torchvision opens, which reads whatever Pillow can."""
+    """Named .png in a folder that a class of the user's opens, which reads whatever Pillow can."""
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n"
     for i, label in enumerate("ab"):
         for split in ("train", "val"):
@@ -75,8 +76,13 @@ def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
             (tmp_path / split / label / f"{i}.png").write_bytes(eps)
     started = []
     monkeypatch.setattr("subprocess.check_call", lambda *command, **_: started.append(command))
-    splits = {split: {"root": str(tmp_path / split)} for split in ("train", "val")}
-    assert "Ghostscript" in refused(DataError, name="ImageFolder", splits=splits)
+    monkeypatch.setattr(Image, "ID", ["EPS"])
+
+    class Mine(ImageFolder):
+        pass
+
+    with pytest.raises(DataError, match="Ghostscript"):
+        of_ones_own(monkeypatch, Mine(tmp_path / "train"), Mine(tmp_path / "val"))
     assert not started
 
 

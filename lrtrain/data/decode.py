@@ -6,7 +6,9 @@ import itertools
 import os
 import struct
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, cast
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import EpsImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PREFIXES
 
 from lrtrain.data import jpeg
@@ -23,7 +26,7 @@ from lrtrain.errors import LACKING, DataError, printable
 EMPTY = "it is empty (0 bytes)"
 # JPEG's plugin reads MPO too. Others that Pillow has may start programs (EPS), or have never been seen in a dataset.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
-# Nor may a dataset of torchvision's, which opens what it likes, start one: EPS is a program for Ghostscript.
+# Nor may a dataset of the user's, which opens what it likes, start one: EPS is a program for Ghostscript.
 EpsImagePlugin.gs_binary = False
 MAX_BYTES = 490_000_000  # that decoding an image takes
 MOST_FILE_BYTES = 200_000_000  # of an image file: 61 million pixels of colour, uncompressed
@@ -159,6 +162,26 @@ def header(file: IO[bytes]) -> Image.Image:
     _refuse_many_places(file)
     file.seek(0)
     return Image.open(cast(IO[bytes], _Pieces(file)), formats=FORMATS)
+
+
+@cache
+def only_formats() -> None:
+    """Let `PIL.Image.open` read in this process only what `decode` reads, within its bounds of memory and time.
+
+    For whoever opens images without asking for a format: some of Pillow's decoders take minutes for a small file.
+    """
+    Image.init()  # all plugins: none is added for a file's extension later
+    Image.ID[:] = [name for name in FORMATS if name in Image.OPEN]
+    for name in Image.ID:
+        opener, accepts = Image.OPEN[name]
+        Image.OPEN[name] = partial(_bounded, opener), accepts
+
+
+def _bounded(opener: Callable[[IO[bytes], str | bytes], ImageFile], file: IO[bytes], name: str | bytes) -> ImageFile:
+    image = opener(file, name)
+    if not isinstance(file, _Pieces):  # `decode` asks itself, with the channels that it makes
+        _refuse_large(image, 3)
+    return image
 
 
 class TooManyPieces(ValueError):

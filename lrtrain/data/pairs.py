@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from lrtrain.data.decode import from_pil
+from lrtrain.data.decode import from_pil, only_formats
 from lrtrain.data.default_transforms import Size
 from lrtrain.data.files import concluded
 from lrtrain.errors import DataError, LrtrainError
@@ -37,7 +37,7 @@ class PairSplit:
     def read(self, i: int) -> torch.Tensor:
         """Image i, uint8 (channels, height, width)."""
         try:
-            image = self.pairs[i][0]
+            image = _item(self.pairs, i)[0]
             if isinstance(image, Image.Image):
                 return from_pil(image, self.channels)
             return self._from_tensor(image)
@@ -58,6 +58,17 @@ class PairSplit:
             )
         # A copy: the dataset may hold this very tensor, and a transform may work in place.
         return tensor.expand(self.channels, -1, -1).clone(memory_format=torch.contiguous_format)
+
+
+def _is_torchvisions(pairs: Any) -> bool:
+    return type(pairs).__module__.startswith("torchvision.")
+
+
+def _item(pairs: Any, i: int) -> Any:
+    """Item i; torchvision's datasets open whatever Pillow can, in whichever process reads them."""
+    if _is_torchvisions(pairs):
+        only_formats()
+    return pairs[i]
 
 
 @contextmanager
@@ -93,7 +104,7 @@ def refuse_drawing(split: PairSplit) -> None:
 
 def channels_of(pairs: Any) -> int:
     """1 where the images are gray, by those that are looked at, else 3."""
-    return 1 if all(_is_gray(pairs[i][0]) for i in _spread(len(pairs))) else 3
+    return 1 if all(_is_gray(_item(pairs, i)[0]) for i in _spread(len(pairs))) else 3
 
 
 def _is_gray(image: Any) -> bool:
@@ -123,7 +134,7 @@ def _labels_of(name: str, pairs: Any) -> NDArray[np.int64]:
     if len(pairs) == 0:
         raise DataError(f"{name} is empty")
     _refuse_other_labels(name, pairs)
-    target = pairs[0][1]
+    target = _item(pairs, 0)[1]
     if not _is_index(target):
         raise DataError(
             f"{name} is no classification dataset: a target must be one integer, not "
@@ -133,17 +144,15 @@ def _labels_of(name: str, pairs: Any) -> NDArray[np.int64]:
     for attribute in ("targets", "_labels", "labels", "y", "_samples", "samples"):
         listed = _as_labels(getattr(pairs, attribute, None), len(pairs))
         # A list that disagrees with the items means something else.
-        if listed is not None and all(listed[i] == int(pairs[i][1]) for i in _spread(len(pairs))):
+        if listed is not None and all(listed[i] == int(_item(pairs, i)[1]) for i in _spread(len(pairs))):
             return listed
     items = tqdm(range(len(pairs)), f"reading the labels of {name}", disable=None, delay=2, leave=False)
-    return np.array([int(pairs[i][1]) for i in items], dtype=np.int64)
+    return np.array([int(_item(pairs, i)[1]) for i in items], dtype=np.int64)
 
 
 def _refuse_other_labels(name: str, pairs: Any) -> None:
     """Torchvision counts images and labels, which are in two files, nowhere; a user's `labels` may mean anything."""
-    if not type(pairs).__module__.startswith("torchvision."):
-        return
-    for attribute in ("targets", "labels"):
+    for attribute in ("targets", "labels") if _is_torchvisions(pairs) else ():
         listed = getattr(pairs, attribute, None)
         if listed is not None and len(listed) != len(pairs):
             raise DataError(
