@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import hashlib
 import pickle
 import random
 import re
@@ -19,7 +21,7 @@ from torchvision.transforms import v2
 
 from lrtrain.data.torchvision_source import torchvision_source
 from lrtrain.errors import ConfigError, DataError
-from tests.folders import opened, refused, tree
+from tests.folders import image, opened, refused, tree
 
 # torchvision
 
@@ -160,6 +162,49 @@ def test_torchvision_reads_images_within_the_bounds_of_our_own_sources(tmp_path,
     began = time.process_time()
     assert what in refused(DataError, **eurosat)
     assert time.process_time() - began < 5
+
+
+def usps(root, content):
+    for name in ("usps.bz2", "usps.t.bz2"):
+        (root / name).write_bytes(bz2.compress(content))
+    return {"name": "USPS", "root": str(root)}
+
+
+def test_a_packed_file_that_is_not_the_datasets_own_is_not_unpacked(tmp_path, monkeypatch):
+    from torchvision.datasets import USPS
+
+    images = b"".join(b"%d %s\n" % (1 + i % 10, b" ".join(b"%d:0.5" % k for k in range(256))) for i in range(20))
+    dataset = usps(tmp_path, images)
+    own = {
+        split: [url, name, hashlib.md5((tmp_path / name).read_bytes()).hexdigest()]
+        for split, (url, name, _) in USPS.split_list.items()
+    }
+    said = refused(DataError, **dataset)
+    assert "cannot open USPS" in said
+    assert "usps.bz2 is not the dataset's own file" in said
+    monkeypatch.setattr(USPS, "split_list", own)
+    assert len(opened(**dataset).val) == 20
+    usps(tmp_path, b"\n" * 1_000_000)
+    assert "usps.bz2 is not the dataset's own file" in refused(DataError, **dataset)
+
+
+def test_lists_of_stanford_cars_that_unpack_to_too_much_are_not_unpacked(tmp_path):
+    scipy_io = pytest.importorskip("scipy.io")
+    folder = tmp_path / "stanford_cars"
+    for name, images in (("devkit", 0), ("cars_train", 4), ("cars_test", 4)):
+        (folder / name).mkdir(parents=True)
+        for i in range(images):
+            image(folder / name / f"{i}.jpg")
+    cars = np.array([(f"{i}.jpg", 1 + i % 2) for i in range(4)], dtype=[("fname", object), ("class", object)])
+    train, val = folder / "devkit" / "cars_train_annos.mat", folder / "cars_test_annos_withlabels.mat"
+    for path in (train, val):
+        scipy_io.savemat(path, {"annotations": cars}, do_compression=True)
+    names = np.array(["a", "b"], dtype=object)
+    scipy_io.savemat(folder / "devkit" / "cars_meta.mat", {"class_names": names}, do_compression=True)
+    dataset = {"name": "StanfordCars", "root": str(tmp_path)}
+    assert opened(**dataset).counts()["val"] == {"a": 2, "b": 2}
+    scipy_io.savemat(val, {"annotations": {"class": np.zeros(5_000_000)}}, do_compression=True)
+    assert "cars_test_annos_withlabels.mat unpacks to more than 32,000,000 bytes" in refused(DataError, **dataset)
 
 
 class Parts:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import struct
 import traceback
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from lrtrain import foreign
 from lrtrain.config.messages import shortened
 from lrtrain.data.pairs import PairSplit, channels_of, common_size, labels_of, numbered, usable
 from lrtrain.data.source import Source, Split, with_notes
@@ -40,6 +45,8 @@ _VAL_NAMES = ("val", "valid", "validation")
 # Where arguments are checked, and what is said of them there; whatever else goes wrong is in the files.
 _CHECKS = ("__init__", "verify_str_arg", "_verify_folds")
 _ABOUT_ARGUMENTS = re.compile(r"argument|alid values|xpected type|must be|should be|nknown", re.IGNORECASE)
+_MOST_MATLAB = 32_000_000  # bytes, some ten times what the lists of 8,144 cars take
+_COMPRESSED = 15  # an element of a MATLAB file: zlib
 # Mean and standard deviation of the training images, on the scale 0..1.
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -213,6 +220,8 @@ def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place
     if "download" in _parameters(cls):
         given.setdefault("download", False)  # torchvision's own default is true for one of them
     try:
+        if isinstance(root := given.get("root"), str):
+            _refuse_files(cls, Path(root).expanduser(), given)
         return cls(**given)
     except (TypeError, ValueError) as error:
         if not _of_arguments(error):
@@ -227,6 +236,38 @@ def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place
         ) from error
     except Exception as error:
         raise _unopened(cls, given, error) from error
+
+
+def _refuse_files(cls: type, root: Path, given: Mapping[str, Any]) -> None:
+    """Refuse packed files that torchvision would unpack whole, however large, where it holds no MD5 against them.
+
+    Raises:
+        ValueError: a file of USPS is another than the class names, or one of StanfordCars unpacks to too much.
+        OSError: it cannot be read.
+    """
+    if cls.__name__ == "USPS":
+        from torchvision.datasets.utils import check_integrity
+
+        _, name, md5 = cls.split_list["train" if given.get("train", True) else "test"]  # type: ignore[attr-defined]
+        if (root / name).exists() and not check_integrity(root / name, md5):
+            raise ValueError(f"{name} is not the dataset's own file, whose MD5 is {md5}: remove it")
+    if cls.__name__ == "StanfordCars":
+        for folder in ("stanford_cars", "stanford_cars/devkit"):
+            for path in (root / folder).glob("*.mat"):
+                _refuse_large_matlab(path)
+
+
+def _refuse_large_matlab(path: Path) -> None:
+    with foreign.opened(path, links=True) as file:
+        left = _MOST_MATLAB - os.fstat(file.fileno()).st_size
+        order = "<" if file.read(128).endswith(b"IM") else ">"
+        while left >= 0 and len(tag := file.read(8)) == 8:
+            kind, size = struct.unpack(f"{order}II", tag)
+            content = file.read(size)
+            if kind == _COMPRESSED:
+                left -= len(zlib.decompressobj().decompress(content, left + 1))
+    if left < 0:
+        raise ValueError(f"{path.name} unpacks to more than {_MOST_MATLAB:,} bytes; the dataset's own is far smaller")
 
 
 def _of_arguments(error: Exception) -> bool:
