@@ -254,3 +254,14 @@ class Popping(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return image
+
+
+class Learned(nn.Module):
+    """A transform that is a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image * self.factor

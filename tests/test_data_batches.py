@@ -411,6 +411,15 @@ def test_an_image_that_breaks_later_is_named(folder, workers, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+def test_a_transform_may_have_weights_of_its_own(folder, workers):
+    entries = [{"name": "ToDtype", "dtype": "float32", "scale": True}, "tests.nets:Learned"]
+    made = pipeline(name="imagefolder", root=str(folder), **lists(train=entries))
+    (first, *_) = Batches(made, batch_size=8, where=where, cache="off", workers=workers).train(0, 1)
+    assert not first.images.requires_grad
+    assert first.images.std() > 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_whole_batch_of_another_size_is_named(folder, workers, tmp_path):
     root = shutil.copytree(folder, tmp_path / "copy")
     made = pipeline(name="imagefolder", root=str(root), **lists(train=["RandomHorizontalFlip"]))

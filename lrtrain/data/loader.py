@@ -93,7 +93,8 @@ class Workshop(Dataset[Any]):
                     hint="a transform must return the same type for every image",
                 )
             self.refuse_other_size((index[0], images[0].shape), (i, image.shape))
-        return torch.stack(images, out=_shared(len(images), images[0]) if get_worker_info() else None)
+        with torch.no_grad():  # a transform may be a network, with weights of its own
+            return torch.stack(images, out=_shared(len(images), images[0]) if get_worker_info() else None)
 
     def refuse_other_size(self, *images: tuple[int, torch.Size]) -> None:
         """Refuse two images, each an index and the size that the transforms leave it, that make no batch, or no split.
