@@ -264,6 +264,14 @@ def test_a_layer_in_the_middle_with_as_many_outputs_as_classes_is_no_head(layer:
         load_into(module, state, size, "a file")
 
 
+def test_a_first_convolution_of_whole_numbers_is_refused_for_gray_images_too() -> None:
+    state = state_of(7)
+    first = next(iter(state))
+    assert state[first].dim() == 4
+    with pytest.raises(CheckpointError, match=f"{first} is .* int8"):
+        load_into(small_cnn(7, 1, 4), state | {first: state[first].to(torch.int8)}, 7, "a file")
+
+
 def test_colours_are_summed_in_float32() -> None:
     module = small_cnn(7, 1, 4)
     state = {name: tensor.half() for name, tensor in small_cnn(7, 3, 4).state_dict().items()}

@@ -277,7 +277,7 @@ def fitted(
 def _fit_colour(module: nn.Module, given: dict[str, Tensor]) -> tuple[str, ...]:
     found = first_convolution(module)
     name = f"{found[0]}.weight" if found else ""
-    if found is None or name not in given or given[name].dim() != 4:
+    if found is None or name not in given or given[name].dim() != 4 or not given[name].is_floating_point():
         return ()
     if (given[name].shape[1], found[1].weight.shape[1]) != (3, 1):
         return ()
