@@ -96,6 +96,10 @@ class DistributedError(LrtrainError):
     exit_code = 8
 
 
+class AtOnce(SystemExit):
+    """A signal ends the process at once; any other SystemExit comes from code of the user's own."""
+
+
 def listed(problems: Sequence[Problem]) -> str:
     """Problems one after the other, and how many more there are where they are too many to read."""
     shown, more = [str(problem) for problem in problems[:MOST_PROBLEMS]], len(problems) - MOST_PROBLEMS

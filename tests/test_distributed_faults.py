@@ -188,8 +188,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     [  # one that is killed: see test_distributed.py
         ("os._exit(0)", "process 1 of 2 ended without a word"),
         ("raise KeyError('oops')", "process 1 of 2 ended with exit code 2: code of your own fails: KeyError: 'oops'"),
+        ("raise SystemExit(7)", "process 1 of 2 ended with exit code 2: code of your own fails: SystemExit: 7"),
     ],
-    ids=["left", "raises"],
+    ids=["left", "raises", "exits"],
 )
 def test_a_process_that_ends_ends_the_others(folder: Path, fault: str, words: str) -> None:
     run = Run(folder, fault)

@@ -13,7 +13,7 @@ import lrtrain
 from lrtrain.build import Job, build, replicate
 from lrtrain.checkpoint import folder, format
 from lrtrain.commands import resume
-from lrtrain.commands.faults import no_bug, of_the_users
+from lrtrain.commands.faults import no_bug
 from lrtrain.commands.kept import naming_kept, with_kept
 from lrtrain.commands.origin import facts
 from lrtrain.commands.rollback import roll_back
@@ -28,7 +28,7 @@ from lrtrain.engine.finite import NotFinite
 from lrtrain.engine.heartbeat import asked_of_any, noting
 from lrtrain.engine.precision import choose_device
 from lrtrain.engine.train import save_after_fault, train
-from lrtrain.errors import ConfigError, LrtrainError, Problem, printable
+from lrtrain.errors import AtOnce, ConfigError, LrtrainError, Problem, printable
 from lrtrain.schedule.csv import write_csv
 from lrtrain.sinks import Sink
 from lrtrain.sinks.checkpoints import Checkpoints, point_again
@@ -256,11 +256,8 @@ def _told(status: Status, progress: Progress) -> Iterator[None]:
     """An error on the way is written to status.json too."""
     try:
         yield
-    except SystemExit as ended:
+    except AtOnce as ended:
         progress.close()
-        if of_the_users(ended):
-            _note(ended, status)
-            raise
         with suppress(LrtrainError):
             code = ended.code if isinstance(ended.code, int) else 1
             status.write("stopped", code, "stopped at once by a second signal; the last checkpoint is what is kept")

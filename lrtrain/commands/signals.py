@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from lrtrain.engine.events import Event, SaveDue
+from lrtrain.errors import AtOnce
 from lrtrain.world import ALONE, World
 
 ECHO_S = 2.0
@@ -70,14 +71,14 @@ class Requests:
             return
         now = time.monotonic()
         if not self._began:
-            raise SystemExit(EXIT_CODES[name])
+            raise AtOnce(EXIT_CODES[name])
         # torchrun sends on what it has heard itself, and where it has ended, the heartbeat sends SIGTERM, once.
         of_torchruns_end = os.getppid() != self._world.parent and not self._knows_of_torchrun
         self._knows_of_torchrun |= of_torchruns_end
         if self._stop is None:
             self._stop, self._stopped_at = name, now
         elif not self._world.launched or (now - self._stopped_at >= ECHO_S and not of_torchruns_end):
-            raise SystemExit(EXIT_CODES[self._stop])
+            raise AtOnce(EXIT_CODES[self._stop])
 
 
 @contextmanager

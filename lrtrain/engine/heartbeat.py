@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from lrtrain.errors import DistributedError, Problem
+from lrtrain.errors import AtOnce, DistributedError, Problem
 from lrtrain.world import World
 
 if TYPE_CHECKING:  # not imported: the command line asks this module who tells an error, before it imports torch
@@ -311,7 +311,7 @@ def beating(store: Store, world: World, tell: Callable[[DistributedError], None]
         yield
     except _Ended as ended:
         raise ended.error from None
-    except SystemExit as ended:
+    except AtOnce as ended:
         _own.pass_on([Problem(AT_ONCE, hint=AGAIN)], ended.code if isinstance(ended.code, int) else 1)
         raise
     finally:
@@ -324,7 +324,7 @@ def beating(store: Store, world: World, tell: Callable[[DistributedError], None]
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     error = None if _own is None else _own.cause(ended_from_outside=True)
-    raise SystemExit(143) if error is None else _Ended(error)
+    raise AtOnce(143) if error is None else _Ended(error)
 
 
 def cause() -> DistributedError | None:
