@@ -34,7 +34,7 @@ def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[
         path: what errors call image i.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or is no list of these images' names.
     """
     where = user_path(file)
     wanted = _read(where, len(names))

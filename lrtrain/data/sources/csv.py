@@ -89,7 +89,7 @@ def _read(file: Path, folder: Path) -> tuple[list[_Row], list[Problem]]:
     """The rows that are right, and what is wrong with the others."""
     problems: list[Problem] = []
     rows: dict[str, _Row] = {}
-    start, root = str(folder), os.path.abspath(folder)
+    start, root = "" if folder == Path() else str(folder), os.path.abspath(folder)
     try:
         with opened(file, links=True) as content, TextIOWrapper(content, "utf-8-sig", newline="") as lines:
             table = reader(_bounded(lines), skipinitialspace=True)
