@@ -257,6 +257,16 @@ def test_a_log_of_something_else_is_refused_and_the_run_left_as_it_is(
     assert before == {file: file.read_bytes() for file in before}
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_log_that_is_no_file_is_damage(typed: Typed, tmp_path: Path, make: Callable[[Path], object]) -> None:
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.unlink()
+    make(log)
+    ended = typed("verify", "run")
+    assert_clear(ended, 4, "1 of 1 checkpoints are damaged")
+    assert "metrics.jsonl cannot be read" in " ".join(ended.out.split())
+
+
 def test_a_log_that_is_hardly_there_is_not_read_to_its_end(tmp_path: Path) -> None:
     (log := tmp_path / "metrics.jsonl").write_bytes(ROW)
     checkpoint = logged(tmp_path / "checkpoints", 9, log, len(ROW))

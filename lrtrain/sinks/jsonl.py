@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lrtrain.checkpoint.format import Checkpoint
+from lrtrain.checkpoint.manifest import NO_DAMAGE, unreadable
 from lrtrain.engine.events import Evaluated, Evaluating, Event, Logged, SaveDue, Stepped
 from lrtrain.errors import CheckpointError, EnvironmentFault, what_to_do
 from lrtrain.foreign import json_object, opened, refuse_holes
@@ -124,8 +125,8 @@ def refuse_other_log(path: Path, checkpoint: Checkpoint) -> None:
     """Refuse a metrics.jsonl that does not begin with what had been logged when a checkpoint was saved.
 
     Raises:
-        CheckpointError: it is shorter, or holds something else.
-        EnvironmentFault: it cannot be read.
+        CheckpointError: it is shorter, holds something else, or is no file.
+        EnvironmentFault: it may or can not be read now.
     """
     keep, digest = (checkpoint.manifest[key][path.name] for key in ("log_bytes", "log_sha256"))
     whole = "restore the whole run directory from a copy"
@@ -142,8 +143,9 @@ def refuse_other_log(path: Path, checkpoint: Checkpoint) -> None:
             what = f"{path.name} is not there, and {keep} bytes of it are wanted"
             raise CheckpointError(what, str(path), whole) from None
     except OSError as error:
-        hint = "a run's log is a file that can be read: put it back in its place"
-        raise EnvironmentFault(f"cannot read: {error.strerror}", str(path), hint) from error
+        if error.errno in NO_DAMAGE:
+            raise unreadable(error, path) from error
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}", str(path), whole) from None
     except ValueError as error:
         raise CheckpointError(f"{path.name} is not this run's: {error}", str(path), whole) from None
 
