@@ -35,12 +35,12 @@ def ending(function: Callable[P, int | None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             complain("interrupted")
             code = 130
-        except BrokenPipeError:
-            sys.stderr.close()
-            code = 0
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # own code may raise any
             if isinstance(error, SystemExit) and not of_the_users(error):
                 raise
+            if isinstance(error, BrokenPipeError) and not of_the_users(error):  # the reader of stdout has seen enough
+                sys.stderr.close()
+                raise SystemExit(0) from None
             if kwargs.get("debug"):
                 complain(traceback.format_exc())
             fault, code = no_bug(error) or (_crash(error), 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -472,3 +473,24 @@ def test_own_code_that_ends_the_process_is_told(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "lrtrain", "fit", "c.yaml"]
     ended = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert_clear(Ended(ended.returncode, ended.stdout, ended.stderr), 2, "SystemExit: 0", "script.py':2")
+
+
+@pytest.mark.parametrize("name", ["BrokenPipeError", "StopIteration", "GeneratorExit", "SystemExit"])
+def test_own_code_may_raise_what_means_something_else_elsewhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module = f"raises_{name}"
+    (tmp_path / f"{module}.py").write_text(
+        "import torch\nclass Net(torch.nn.Linear):\n    calls = 0\n"
+        "    def __init__(self, in_channels, num_classes):\n        super().__init__(64, num_classes)\n"
+        f"    def forward(self, x):\n        Net.calls += 1\n        if Net.calls > 6:\n            raise {name}\n"
+        "        return super().forward(x.flatten(1))\n"
+    )
+    (tmp_path / "c.yaml").write_text(
+        f"{{steps: 20, batch_size: 8, model: '{module}:Net', dataset: digits, optimizer: {{name: SGD, lr: 0.1}}}}"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    ended = Typed(monkeypatch, capfd)("fit", "c.yaml", "--out", "run")
+    assert_clear(ended, 2, f"code of your own fails: {name}", f"{module}.py':9")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 2

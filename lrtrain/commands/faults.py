@@ -34,6 +34,8 @@ def no_bug(error: BaseException) -> tuple[Problem, int] | None:
 
 def of_the_users(error: BaseException) -> Problem | None:
     """What code raised that an import path names, or that is not installed, be it in a library that it calls."""
+    if isinstance(error.__cause__, StopIteration):  # which Python turns into a RuntimeError where a generator calls it
+        error = error.__cause__
     own = [frame for frame in _foreign_frames(error) if lookup.came_by_path(frame.filename) or _loose(frame.filename)]
     if not own:
         return None
