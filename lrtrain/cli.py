@@ -403,5 +403,7 @@ def _usage_problem(error: Any) -> Problem:
     command = "lrtrain" if error.ctx is None or error.ctx.parent is None else f"lrtrain {error.ctx.info_name}"
     typed = shlex.join(["lrtrain", *sys.argv[1:]])
     return Problem(
-        error.format_message().replace("Value error, ", ""), typed[:200], f"`{command} -h` shows what it takes"
+        " ".join(error.format_message().replace("Value error, ", "").split()),
+        typed[:200],
+        f"`{command} -h` shows what it takes",
     )
