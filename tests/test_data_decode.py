@@ -385,6 +385,33 @@ def test_a_png_of_as_many_chunks_as_there_are_in_200_MB_is_read():
     assert decode_bytes(content, "a.png", 1).shape == (1, 8, 8)
 
 
+LONG = zlib.compress(bytes(2**20 + 1))  # more than Pillow unpacks
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        chunk(b"iCCP", b"a\0\0" + LONG),
+        chunk(b"iCCP", b"a\0\1unknown method"),
+        chunk(b"zTXt", b"a\0\0" + LONG),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG),
+    ],
+)
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_png_with_long_or_damaged_metadata_is_read(metadata, where):
+    content = png_of(**{where: metadata})
+    assert decode_bytes(content, "a.png", 1).shape == (1, 8, 8)
+    with pytest.raises(DataError, match="Too much memory used in text chunks"):
+        decode_bytes(png_of(**{where: metadata * 70}), "a.png", 1)
+
+
+@pytest.mark.parametrize(("name", "sort"), [(b"iCCP", b"a\0\0"), (b"zTXt", b"a\0\0")])
+def test_a_png_of_very_many_profiles_is_refused(name, sort):
+    chunks = b"".join(chunk(name, sort + zlib.compress(bytes([i]) * 2**20)) for i in range(70))
+    with pytest.raises(DataError, match="Too much memory used in text chunks"):
+        decode_bytes(png_of(chunks), "a.png", 1)
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_follows_a_jpegs_image_has_no_scans(tmp_path, progressive, channels):

@@ -8,7 +8,7 @@ import struct
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache, partial, partialmethod
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, cast
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import EpsImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
+from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngStream
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PREFIXES
 
 from lrtrain.data import jpeg
@@ -182,6 +183,25 @@ def _bounded(opener: Callable[[IO[bytes], str | bytes], ImageFile], file: IO[byt
     if not isinstance(file, _Pieces):  # `decode` asks itself, with the channels that it makes
         _refuse_large(image, 3)
     return image
+
+
+def _passed_over(stream: PngStream, read: Callable[[PngStream, int, int], bytes], position: int, length: int) -> bytes:
+    """Read a PNG's chunk of metadata; one that is damaged, or too much for Pillow, is passed over, up to 64 of them."""
+    profile = stream.im_info.get("icc_profile")
+    try:
+        content = read(stream, position, length)
+    except (ValueError, SyntaxError):
+        stream.check_text_memory(MAX_TEXT_CHUNK)  # raises, too, where all of a file's texts are too much
+        assert stream.fp is not None
+        stream.fp.seek(position)
+        return stream.fp.read(length)
+    if stream.im_info.get("icc_profile") is not profile:  # Pillow counts texts alone
+        stream.check_text_memory(len(stream.im_info["icc_profile"] or b""))
+    return content
+
+
+for _name in ("chunk_iCCP", "chunk_zTXt", "chunk_iTXt"):
+    setattr(PngStream, _name, partialmethod(_passed_over, getattr(PngStream, _name)))
 
 
 class TooManyPieces(ValueError):
