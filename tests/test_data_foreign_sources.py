@@ -73,11 +73,38 @@ def test_torchvisions_cifar10_is_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("shape", "images", "known"), [((8, 12), 200, (8, 12)), ((80, 96), 40, (80, 96)), ((80, 96), 200, None)]
+    ("shape", "images", "known"),
+    [((8, 12), 200, (8, 12)), ((80, 96), 40, (80, 96)), ((80, 96), 200, None), ((80, 80), 200, None)],
 )
-def test_images_that_are_no_squares_have_a_common_size_where_all_were_seen_or_they_are_small(shape, images, known):
+def test_images_have_a_common_size_where_all_were_seen_or_they_are_small(shape, images, known):
     source = opened(name="FakeData", size=images, image_size=[3, *shape], num_classes=4, val_fraction=0.25)
     assert source.image_size == known
+
+
+def test_parts_of_one_array_have_a_common_size_however_large(monkeypatch):
+    from torchvision.datasets import STL10
+
+    def loaded(self, *_):
+        return np.zeros((100, 3, 96, 96), np.uint8), np.arange(100) % 10
+
+    monkeypatch.setattr(STL10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(STL10, "_STL10__loadfile", loaded)
+    assert opened(name="STL10", root="", val_fraction=0.2).image_size == (96, 96)
+
+
+def test_cats_and_dogs_are_not_called_by_breeds(tmp_path):
+    folder = tmp_path / "oxford-iiit-pet"
+    (folder / "images").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    for split in ("trainval", "test"):
+        rows = [f"{'abcd'[i % 4]}_{split}{i} {i % 4 + 1} {i % 4 // 2 + 1} 1" for i in range(8)]
+        (folder / "annotations" / f"{split}.txt").write_text("\n".join(rows))
+        for i in range(8):
+            Image.new("RGB", (20, 20)).save(folder / "images" / f"{'abcd'[i % 4]}_{split}{i}.jpg")
+    dataset = {"name": "OxfordIIITPet", "root": str(tmp_path)}
+    assert opened(**dataset).classes == tuple("ABCD")
+    of_two = opened(**dataset, target_types="binary-category")
+    assert (of_two.classes, of_two.train.labels.tolist()) == (("Cat", "Dog"), [0, 0, 1, 1] * 2)
 
 
 def test_a_dataset_without_splits_needs_val_fraction_or_explicit_splits():
@@ -280,6 +307,44 @@ def test_the_classes_of_val_are_those_of_train_by_name(own):
     )
     own.make = lambda: (Named(["cat", "cat"]), Named(["cat"]))
     assert "numbers its classes otherwise than train" in refused(DataError, name="own_data:make")
+
+
+class Listed(list):
+    """Pairs beside a list of targets that need not be those of the items."""
+
+    def __init__(self, items, targets, classes=None, broken=()):
+        super().__init__(items)
+        self.targets, self.broken = targets, broken
+        if classes:
+            self.classes = classes
+
+    def __getitem__(self, i):
+        if i in self.broken:
+            raise OSError("cut")
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize(("of", "classes"), [(2, ("0", "1")), (3, ("a", "b", "c"))])
+def test_names_of_a_list_that_is_not_the_items_are_taken_for_as_many(own, of, classes):
+    items = [(Image.new("L", (8, 8)), i % of) for i in range(100)]
+    own.make = lambda: (Listed(items, [i % 3 + 1 for i in range(100)], list("abc")), items)
+    assert opened(name="own_data:make").classes == classes
+
+
+def test_an_image_that_cannot_be_read_is_told_by_its_name_and_does_not_hide_others(own):
+    items = pairs(200)
+    labels = [label for _, label in items]
+    own.make = lambda: (Listed(items, labels, broken=[0, 199]), pairs(20))
+    source = opened(name="own_data:make")
+    assert (source.train.labels.tolist(), source.channels, source.image_size) == (labels, 1, (8, 8))
+    with pytest.raises(DataError, match=r"cannot read image 0 of own_data:make \(train\): cut"):
+        source.train.read(0)
+    own.make = lambda: (Listed(items, None, broken=[7]), pairs(20))
+    assert "cannot read image 7 of own_data:make (train): cut" in refused(DataError, name="own_data:make")
+    own.make = lambda: (Listed(items, labels, broken=range(200)), pairs(20))
+    assert "own_data:make (train) was opened, but cannot be used: OSError: cut" in refused(
+        DataError, name="own_data:make"
+    )
 
 
 def test_what_a_transform_does_in_place_leaves_the_dataset_as_it_was(own):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from lrtrain.data.decode import from_pil, only_formats
-from lrtrain.data.default_transforms import Size
-from lrtrain.data.files import concluded
-from lrtrain.errors import DataError, LrtrainError
+from lrtrain.data.default_transforms import SMALL, Size
+from lrtrain.errors import LACKING, DataError, LrtrainError
 from lrtrain.random import seeded
 
 LOOKED_AT = 64  # images from which it is concluded how all are
+
+# Where datasets list the targets of their items, and where what these are called.
+_LISTS = dict.fromkeys(("targets", "_labels", "labels", "y", "_samples", "samples"), "classes")
+_LISTS["_bin_labels"] = "bin_classes"  # OxfordIIITPet's cats and dogs
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +45,11 @@ class PairSplit:
                 return from_pil(image, self.channels)
             return self._from_tensor(image)
         except Exception as error:
-            raise DataError(f"cannot read {self.path(i)}: {error or type(error).__name__}") from error
+            raise _unread(self.path(i), error) from error
 
     def path(self, i: int) -> str:
         """The dataset's name and the image's number."""
-        return f"image {i} of {self.name}"
+        return _called(i, self.name)
 
     def _from_tensor(self, image: Any) -> torch.Tensor:
         tensor = torch.as_tensor(image)
@@ -60,6 +63,17 @@ class PairSplit:
         return tensor.expand(self.channels, -1, -1).clone(memory_format=torch.contiguous_format)
 
 
+def _called(i: int, name: str) -> str:
+    return f"image {i} of {name}"
+
+
+def _unread(called: str, error: Exception) -> Exception:
+    """What is raised for an item that cannot be read: by its name, but where the machine lacks what it takes."""
+    if isinstance(error, OSError) and error.errno in LACKING:
+        return error
+    return DataError(f"cannot read {called}: {str(error) or type(error).__name__}")
+
+
 def _is_torchvisions(pairs: Any) -> bool:
     return type(pairs).__module__.startswith("torchvision.")
 
@@ -69,6 +83,26 @@ def _item(pairs: Any, i: int) -> Any:
     if _is_torchvisions(pairs):
         only_formats()
     return pairs[i]
+
+
+def _some(pairs: Any) -> Iterator[tuple[int, Any]]:
+    """At most `LOOKED_AT` items with their numbers; one that cannot be read is passed over: it is told when it is used.
+
+    Raises:
+        Exception: what the first one raises, where none can be read.
+    """
+    failed: Exception | None = None
+    read = False
+    for i in _spread(len(pairs)):
+        try:
+            item = _item(pairs, i)
+        except Exception as error:
+            failed = failed or error
+            continue
+        read = True
+        yield i, item
+    if failed is not None and not read:
+        raise failed
 
 
 @contextmanager
@@ -91,10 +125,13 @@ def refuse_drawing(split: PairSplit) -> None:
         DataError: the same item, read again, is another image.
     """
     for i in _spread(len(split)):
-        with seeded(i):
-            image = split.read(i)
-        with seeded(i + 1):
-            again = split.read(i)
+        try:
+            with seeded(i):
+                image = split.read(i)
+            with seeded(i + 1):
+                again = split.read(i)
+        except DataError:  # told when it is used
+            continue
         if not torch.equal(image, again):
             raise DataError(
                 f"{split.name} draws at random: {split.path(i)} is another one whenever it is read",
@@ -104,7 +141,7 @@ def refuse_drawing(split: PairSplit) -> None:
 
 def channels_of(pairs: Any) -> int:
     """1 where the images are gray, by those that are looked at, else 3."""
-    return 1 if all(_is_gray(_item(pairs, i)[0]) for i in _spread(len(pairs))) else 3
+    return 1 if all(_is_gray(item[0]) for _, item in _some(pairs)) else 3
 
 
 def _is_gray(image: Any) -> bool:
@@ -126,28 +163,55 @@ def labels_of(name: str, pairs: Any) -> NDArray[np.int64]:
         DataError: the dataset is empty or fails, a target is no single integer, or there are more or fewer labels
             than images.
     """
+    return _labelled(name, pairs)[0]
+
+
+def _labelled(name: str, pairs: Any) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The target of every item, and the dataset's own names of them; none where it has none, or not of all."""
     with usable(name):
-        return _labels_of(name, pairs)
+        labels, names_in = _listed(name, pairs)
+        names = getattr(pairs, names_in, None)
+    if not isinstance(names, list | tuple) or int(labels.max()) >= len(names):
+        return labels, ()
+    return labels, tuple(", ".join(c) if isinstance(c, list | tuple) else str(c) for c in names)
 
 
-def _labels_of(name: str, pairs: Any) -> NDArray[np.int64]:
+def _listed(name: str, pairs: Any) -> tuple[NDArray[np.int64], str]:
+    """The target of every item, and the attribute that names them."""
     if len(pairs) == 0:
         raise DataError(f"{name} is empty")
     _refuse_other_labels(name, pairs)
-    target = _item(pairs, 0)[1]
+    target = next(_some(pairs))[1][1]
     if not _is_index(target):
         raise DataError(
             f"{name} is no classification dataset: a target must be one integer, not "
             f"{type(target).__name__} {str(target)[:60]!r}",
             hint="`lrtrain list datasets` shows what can be used",
         )
-    for attribute in ("targets", "_labels", "labels", "y", "_samples", "samples"):
+    others = False
+    for attribute, names in _LISTS.items():
         listed = _as_labels(getattr(pairs, attribute, None), len(pairs))
-        # A list that disagrees with the items means something else.
-        if listed is not None and all(listed[i] == int(_item(pairs, i)[1]) for i in _spread(len(pairs))):
-            return listed
-    items = tqdm(range(len(pairs)), f"reading the labels of {name}", disable=None, delay=2, leave=False)
-    return np.array([int(_item(pairs, i)[1]) for i in items], dtype=np.int64)
+        if listed is None:
+            continue
+        if all(listed[i] == int(item[1]) for i, item in _some(pairs)):
+            return listed, names
+        others = True  # a list that disagrees with the items means something else
+    labels = np.array([_target(name, pairs, i) for i in _with_progress(name, len(pairs))], dtype=np.int64)
+    classes = getattr(pairs, "classes", ())
+    # Names of what is listed, where that has more kinds than the items have.
+    named = not (others and hasattr(classes, "__len__") and len(np.unique(labels)) < len(classes))
+    return labels, "classes" if named else ""
+
+
+def _target(name: str, pairs: Any, i: int) -> int:
+    try:
+        return int(_item(pairs, i)[1])
+    except Exception as error:
+        raise _unread(_called(i, name), error) from error
+
+
+def _with_progress(name: str, n: int) -> Iterable[int]:
+    return tqdm(range(n), f"reading the labels of {name}", disable=None, delay=2, leave=False)
 
 
 def _refuse_other_labels(name: str, pairs: Any) -> None:
@@ -190,14 +254,14 @@ def numbered(name: str, opened: Mapping[str, Any]) -> tuple[tuple[str, ...], lis
     Raises:
         DataError: a label that train does not have, or a negative one.
     """
-    labels = [labels_of(f"{name} ({split})", pairs) for split, pairs in opened.items()]
+    labelled = [_labelled(f"{name} ({split})", pairs) for split, pairs in opened.items()]
+    labels, named = [part for part, _ in labelled], [names for _, names in labelled]
     train = labels[0]
     if min(int(part.min()) for part in labels) < 0:
         raise DataError(
             f"{name} has negative labels, which torchvision uses for unlabelled images",
             hint="choose another split with `splits:`",
         )
-    named = [_class_names(pairs, part) for pairs, part in zip(opened.values(), labels, strict=True)]
     if classes := named[0]:
         for i, (split, own) in enumerate(zip(opened, named, strict=True)):
             if own and own != classes:
@@ -212,14 +276,6 @@ def numbered(name: str, opened: Mapping[str, Any]) -> tuple[tuple[str, ...], lis
     return tuple(str(label) for label in found.tolist()), indices
 
 
-def _class_names(pairs: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
-    """The dataset's own names of its classes; none where it has none, or not of all its labels."""
-    classes = getattr(pairs, "classes", None)
-    if not isinstance(classes, list | tuple) or int(labels.max()) >= len(classes):
-        return ()
-    return tuple(", ".join(c) if isinstance(c, list | tuple) else str(c) for c in classes)
-
-
 def _by_name(name: str, labels: NDArray[np.int64], own: tuple[str, ...], classes: tuple[str, ...]) -> NDArray[np.int64]:
     """Labels of a dataset whose classes are `own`, as indices into `classes`."""
     place = {c: i for i, c in enumerate(classes)}
@@ -232,6 +288,29 @@ def _by_name(name: str, labels: NDArray[np.int64], own: tuple[str, ...], classes
 
 
 def common_size(splits: Sequence[PairSplit]) -> Size | None:
-    """Height and width that all images have, judged by some of each split, or None."""
-    shapes = (split.read(i).shape for split in splits for i in _spread(len(split)))
-    return concluded({(height, width) for _, height, width in shapes}, of_all=max(map(len, splits)) <= LOOKED_AT)
+    """Height and width that all images have, or None.
+
+    Judged by some of each split where that is all that there are, or where they are small or parts of one array;
+    photos of other sizes may be among those that look alike.
+    """
+    sizes = {size for split in splits for size in _sizes(split)}
+    if len(sizes) != 1:
+        return None
+    (size,) = sizes
+    known = max(size) <= SMALL or all(len(split) <= LOOKED_AT or _one_array(split.pairs, size) for split in splits)
+    return size if known else None
+
+
+def _sizes(split: PairSplit) -> Iterator[Size]:
+    for i in _spread(len(split)):
+        with suppress(DataError):  # told when it is used
+            _, height, width = split.read(i).shape
+            yield height, width
+
+
+def _one_array(pairs: Any, size: Size) -> bool:
+    """Whether a dataset's images are one array, as torchvision keeps those of MNIST, CIFAR10, STL10 ..."""
+    data = getattr(pairs, "data", None)
+    if not isinstance(data, np.ndarray | torch.Tensor) or len(data) != len(pairs):
+        return False
+    return tuple(data.shape[1:3]) == size or tuple(data.shape[2:4]) == size
