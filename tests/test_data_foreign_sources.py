@@ -5,9 +5,11 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
+import os
 import pickle
 import random
 import re
+import shutil
 import struct
 import sys
 import time
@@ -107,6 +109,67 @@ def test_cats_and_dogs_are_not_called_by_breeds(tmp_path):
     assert (of_two.classes, of_two.train.labels.tolist()) == (("Cat", "Dog"), [0, 0, 1, 1] * 2)
 
 
+def test_files_of_a_torchvision_dataset_are_read_by_our_rule_and_called_by_their_names(tmp_path):
+    folder = tree(tmp_path / "train", {"a": 20, "b": 20}, ".png")
+    clear = Image.new("RGBA", (8, 8), (200, 0, 0, 0))
+    clear.save(folder / "a" / "0.png")
+    (folder / "b" / "3.png").write_bytes(b"cut")
+    shutil.copytree(folder, tmp_path / "val")
+    splits = {split: {"root": str(tmp_path / split)} for split in ("train", "val")}
+    source = opened(name="ImageFolder", splits=splits)
+    assert (source.classes, source.channels) == (("a", "b"), 3)
+    assert (source.train.read(0) == 255).all()
+    assert source.train.name(0) == "a/0.png"
+    with pytest.raises(DataError, match=r"train/b/3\.png: its content is no image format"):
+        source.train.read([source.train.name(i) for i in range(40)].index("b/3.png"))
+
+
+def listed_backwards(monkeypatch, module):
+    def backwards(folder, *suffixes, prefix=False):
+        kept = [name for name in os.listdir(folder) if name.endswith(suffixes or "")]
+        return sorted(kept, reverse=True)
+
+    monkeypatch.setattr(f"torchvision.datasets.omniglot.{module}", backwards)
+
+
+def test_omniglots_characters_are_numbered_by_name_not_as_the_file_system_lists_them(tmp_path, monkeypatch):
+    from torchvision.datasets import Omniglot
+
+    monkeypatch.setattr(Omniglot, "_check_integrity", lambda self: True)
+    folder = tmp_path / "omniglot-py" / "images_background"
+    for alphabet in ("Greek", "Latin"):
+        tree(folder / alphabet, {"character01": 10, "character02": 10}, ".png")
+    sources = [opened(name="Omniglot", root=str(tmp_path), val_fraction=0.2)]
+    for function in ("list_dir", "list_files"):
+        listed_backwards(monkeypatch, function)
+    sources.append(opened(name="Omniglot", root=str(tmp_path), val_fraction=0.2))
+    one, other = sources
+    assert one.classes == other.classes == tuple(f"{a}/character0{i}" for a in ("Greek", "Latin") for i in (1, 2))
+    assert [one.train.path(i) for i in range(32)] == [other.train.path(i) for i in range(32)]
+    assert one.train.labels.tolist() == other.train.labels.tolist() == [i // 8 for i in range(32)]
+    assert one.channels == 1
+
+
+@pytest.mark.parametrize("missing", ["test", None])
+def test_a_test_split_that_is_not_there_or_has_no_labels_is_not_needed_for_training(tmp_path, monkeypatch, missing):
+    class Kaggles(Parts):
+        def __init__(self, split="train"):
+            if split not in ("train", "test"):
+                raise ValueError("Valid values are train, test")
+            if split == missing:
+                raise RuntimeError("Dataset not found")
+            super().__init__(split)
+            self.targets = [None] * 8 if split == "test" else self.targets
+
+    source = torchvision_source(Kaggles, seed=1, val_fraction=0.25)
+    assert (len(source.train), len(source.val), source.test) == (6, 2, None)
+    why = "Dataset not found" if missing else "Kaggles has no labels"
+    assert any("no test split" in note and why in note for note in source.notes)
+    with pytest.raises(DataError, match="Dataset not found" if missing else "has no labels") as caught:
+        torchvision_source(Kaggles, seed=1)
+    assert missing or "val_fraction" in caught.value.problems[0].hint
+
+
 def test_a_dataset_without_splits_needs_val_fraction_or_explicit_splits():
     fake = {"name": "FakeData", "size": 40, "image_size": [3, 8, 8], "num_classes": 4}
     assert "FakeData has no split for it" in refused(ConfigError, **fake)
@@ -182,12 +245,13 @@ def coded_bmp(side):
     ids=["dds", "large dds", "coded bmp"],
 )
 def test_torchvision_reads_images_within_the_bounds_of_our_own_sources(tmp_path, content, what):
-    folder = tree(tmp_path / "eurosat" / "2750", {"a": 20, "b": 20}, ".jpg").joinpath("a")
-    eurosat = {"name": "EuroSAT", "root": str(tmp_path), "val_fraction": 0.25}
-    assert len(opened(**eurosat).train) == 30
-    (folder / "0.jpg").write_bytes(content)
+    folder = tree(tmp_path / "gtsrb" / "GTSRB" / "Training", {"00000": 20, "00001": 20}, ".ppm")
+    signs = {"name": "GTSRB", "root": str(tmp_path), "val_fraction": 0.25}
+    assert len(opened(**signs).train) == 30
+    (folder / "00000" / "0.ppm").write_bytes(content)
     began = time.process_time()
-    assert what in refused(DataError, **eurosat)
+    with pytest.raises(DataError, match=rf"cannot read image 0 of GTSRB \(train\): .*{what}"):
+        opened(**signs).train.whole.read(0)
     assert time.process_time() - began < 5
 
 

@@ -163,11 +163,15 @@ def labels_of(name: str, pairs: Any) -> NDArray[np.int64]:
         DataError: the dataset is empty or fails, a target is no single integer, or there are more or fewer labels
             than images.
     """
-    return _labelled(name, pairs)[0]
+    return labelled(name, pairs)[0]
 
 
-def _labelled(name: str, pairs: Any) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """The target of every item, and the dataset's own names of them; none where it has none, or not of all."""
+def labelled(name: str, pairs: Any) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The target of every item, and the dataset's own names of them; none where it has none, or not of all.
+
+    Raises:
+        DataError: as `labels_of`.
+    """
     with usable(name):
         labels, names_in = _listed(name, pairs)
         names = getattr(pairs, names_in, None)
@@ -182,6 +186,8 @@ def _listed(name: str, pairs: Any) -> tuple[NDArray[np.int64], str]:
         raise DataError(f"{name} is empty")
     _refuse_other_labels(name, pairs)
     target = next(_some(pairs))[1][1]
+    if target is None:
+        raise DataError(f"{name} has no labels", hint="hold images out of train instead: `val_fraction: 0.1`")
     if not _is_index(target):
         raise DataError(
             f"{name} is no classification dataset: a target must be one integer, not "
@@ -254,8 +260,8 @@ def numbered(name: str, opened: Mapping[str, Any]) -> tuple[tuple[str, ...], lis
     Raises:
         DataError: a label that train does not have, or a negative one.
     """
-    labelled = [_labelled(f"{name} ({split})", pairs) for split, pairs in opened.items()]
-    labels, named = [part for part, _ in labelled], [names for _, names in labelled]
+    found_in = [labelled(f"{name} ({split})", pairs) for split, pairs in opened.items()]
+    labels, named = [part for part, _ in found_in], [names for _, names in found_in]
     train = labels[0]
     if min(int(part.min()) for part in labels) < 0:
         raise DataError(

@@ -8,17 +8,23 @@ import re
 import struct
 import traceback
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lrtrain import foreign
 from lrtrain.config.messages import shortened
+from lrtrain.data import files as image_files
+from lrtrain.data.default_transforms import Size
 from lrtrain.data.pairs import PairSplit, channels_of, common_size, labels_of, numbered, usable
-from lrtrain.data.source import Source, Split, with_notes
+from lrtrain.data.source import InFiles, Source, Split, with_notes
 from lrtrain.data.stratify import hold_out
+from lrtrain.data.torchvision_files import Listing, as_files, path_itself
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault, Key, LrtrainError, Problem
 
 # What torchvision keeps in these files is no classification of single images.
@@ -55,6 +61,7 @@ _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "MNIST": ((0.1307,), (0.3081,)),
     "FashionMNIST": ((0.2860,), (0.3530,)),
 }
+_GRAY = ("Omniglot",)  # of those that are read as files
 # A mirrored digit, letter or traffic sign is another one, or none.
 _NOT_MIRRORED = ("EMNIST", "GTSRB", "KMNIST", "MNIST", "Omniglot", "QMNIST", "RenderedSST2", "SEMEION", "SVHN", "USPS")
 
@@ -93,7 +100,7 @@ def torchvision_source(
     if splits is not None:
         opened, note = _explicit(cls, splits, arguments), ""
     else:
-        opened, note = _found(cls, arguments)
+        opened, note = _found(cls, arguments, held_out=val_fraction is not None)
     if val_fraction is not None and "val" in opened:
         if "test" in opened:
             raise ConfigError(
@@ -106,6 +113,8 @@ def torchvision_source(
             f"nothing to evaluate on: {name} has no split for it, and no val_fraction is given",
             hint="add `val_fraction: 0.1`, or `splits: {train: {...}, val: {...}}`",
         )
+    with usable(name):
+        opened = {split: as_files(f"{name} ({split})", pairs) for split, pairs in opened.items()}
     return with_notes(pairs_source(name, opened, val_fraction, seed), note)
 
 
@@ -113,17 +122,14 @@ def pairs_source(name: str, opened: Mapping[str, Any], val_fraction: float | Non
     """Opened datasets of (image, class) pairs, by split, as a source."""
     with usable(name):
         classes, indices = numbered(name, opened)
-        channels = channels_of(opened["train"])
-    parts = {
-        split: PairSplit(f"{name} ({split})", pairs, index, channels)
-        for (split, pairs), index in zip(opened.items(), indices, strict=True)
-    }
+        channels, parts, measured = _splits(name, opened, indices)
     train: Split = parts["train"]
     val: Split | None = parts.get("val")
     words = f"the dataset's own {'split' if 'test' in parts else 'evaluation split'}"
     if val is None:
         assert val_fraction is not None  # the callers have refused it
-        train, val, words = hold_out(parts["train"], classes, val_fraction, seed, str)
+        called = train.name if isinstance(train, InFiles) else str
+        train, val, words = hold_out(train, classes, val_fraction, seed, called)
     mean, std = _STATISTICS.get(name, (None, None))
     source = Source(
         classes,
@@ -134,7 +140,7 @@ def pairs_source(name: str, opened: Mapping[str, Any], val_fraction: float | Non
         words,
         mean,
         std,
-        partial(common_size, list(parts.values())),
+        measured,
         name not in _NOT_MIRRORED,
     )
     if len(classes) < 2:
@@ -142,6 +148,20 @@ def pairs_source(name: str, opened: Mapping[str, Any], val_fraction: float | Non
         source = replace(source, problems=(only,))
     absent = [c for c, n in source.counts()["train"].items() if n == 0]
     return with_notes(source, f"classes without training images: {', '.join(absent[:10])}" if absent else "")
+
+
+def _splits(
+    name: str, opened: Mapping[str, Any], labels: Sequence[NDArray[np.int64]]
+) -> tuple[int, Mapping[str, Split], Callable[[], Size | None]]:
+    """Channels, the splits, and what finds their common size."""
+    each = list(zip(opened.items(), labels, strict=True))
+    if isinstance(opened["train"], Listing):
+        channels = 1 if name in _GRAY else 3
+        files = {split: pairs.split(part, channels) for (split, pairs), part in each}
+        return channels, files, partial(image_files.common_size, list(files.values()))
+    channels = channels_of(opened["train"])
+    parts = {split: PairSplit(f"{name} ({split})", pairs, part, channels) for (split, pairs), part in each}
+    return channels, parts, partial(common_size, list(parts.values()))
 
 
 def _explicit(cls: type, splits: Mapping[str, Mapping[str, Any]], arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,8 +178,11 @@ def _explicit(cls: type, splits: Mapping[str, Mapping[str, Any]], arguments: Map
     return {split: _open(cls, arguments, own, f"splits.{split}") for split, own in splits.items()}
 
 
-def _found(cls: type, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """The splits that the signature offers, opened, and a note where one could not be."""
+def _found(cls: type, arguments: Mapping[str, Any], held_out: bool) -> tuple[dict[str, Any], str]:
+    """The splits that the signature offers, opened, and a note where one could not be.
+
+    Where val is `held_out` of train, or there is one, test is held back: training does without it.
+    """
     parameters = _parameters(cls)
     default = parameters["split"].default if "split" in parameters else None
     by = "train" if "train" in parameters else "split" if str(default).startswith("train") else None
@@ -172,8 +195,7 @@ def _found(cls: type, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str
             f"leave it out, or write splits: {{train: {{{by}: ...}}, val: {{{by}: ...}}}}",
         )
     if by == "train":
-        train, val = (_open(cls, arguments, {"train": value}) for value in (True, False))
-        return {"train": train, "val": val}, ""
+        return _with_test(cls, arguments, {"train": _open(cls, arguments, {"train": True})}, {"train": False}, held_out)
     opened = {"train": _open(cls, arguments, {"split": default})}
     for value in _VAL_NAMES if default != "trainval" else ():  # of which val is a part
         if _is_value(cls, arguments, value):
@@ -181,10 +203,17 @@ def _found(cls: type, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str
             break
     if not _is_value(cls, arguments, "test"):
         return opened, ""
-    if "val" not in opened:
-        return {**opened, "val": _open(cls, arguments, {"split": "test"})}, ""
-    try:  # held back: training does without it
-        test = _open(cls, arguments, {"split": "test"})
+    return _with_test(cls, arguments, opened, {"split": "test"}, held_out or "val" in opened)
+
+
+def _with_test(
+    cls: type, arguments: Mapping[str, Any], opened: dict[str, Any], own: Mapping[str, Any], held_back: bool
+) -> tuple[dict[str, Any], str]:
+    """With the test split, which is val where it is not held back; held back, there may be none, and a note says so."""
+    if not held_back:
+        return {**opened, "val": _open(cls, arguments, own)}, ""
+    try:
+        test = _open(cls, arguments, own)
         labels_of(cls.__name__, test)
     except LrtrainError as error:
         return opened, f"no test split: {error.problems[0].what}"
@@ -219,6 +248,8 @@ def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place
     name, given = cls.__name__, {**arguments, **own}
     if "download" in _parameters(cls):
         given.setdefault("download", False)  # torchvision's own default is true for one of them
+    if "loader" in _parameters(cls):
+        given.setdefault("loader", path_itself)
     try:
         if isinstance(root := given.get("root"), str):
             _refuse_files(cls, Path(root).expanduser(), given)
