@@ -118,11 +118,15 @@ def new_split(root):
         (remove, ["train/ants: 4 images when the run began, 3 now"]),
         (
             rename,
-            ["val/bees: 1 image as when the run began, but not the same ones: names, sizes or their order differ"],
+            [
+                "val/bees: 1 image as when the run began, but not the same ones: names, sizes, pixels or their order differ"
+            ],
         ),
         (
             resize,
-            ["val/bees: 1 image as when the run began, but not the same ones: names, sizes or their order differ"],
+            [
+                "val/bees: 1 image as when the run began, but not the same ones: names, sizes, pixels or their order differ"
+            ],
         ),
         (relabel, ["train/ants: 4 images when the run began, 3 now", "train/bees: 3 images when the run began, 4 now"]),
         (
@@ -151,12 +155,24 @@ def test_what_is_held_out_belongs_to_it(tmp_path):
 
 def test_labels_tell_where_there_are_no_files():
     source = opened(name="digits")
-    before = fingerprint(source)
-    assert before == fingerprint(opened(name="digits"))
+    assert fingerprint(source) == fingerprint(opened(name="digits"))
+    before = fingerprint(replace(source, val=PairSplit("digits", None, source.val.labels, 1)))
     labels = source.val.labels.copy()
     labels[[0, 1]] = labels[[1, 0]]
     changed = fingerprint(replace(source, val=PairSplit("digits", None, labels, 1)))
     assert {line.split(":")[0] for line in differences(before, changed)} == {f"val/{c}" for c in labels[:2]}
+
+
+def test_pixels_of_some_tell_where_there_are_no_files():
+    source = opened(name="digits")
+
+    def of(value):
+        pairs = [(np.full((8, 8), value if i == 20 else i % 7, np.uint8), i % 2) for i in range(40)]
+        split = PairSplit("own", pairs, np.array([label for _, label in pairs]), 1)
+        return fingerprint(replace(source, val=split))
+
+    assert of(1) == of(1)
+    assert [line.split(":")[0] for line in differences(of(1), of(2))] == ["val/0"]
 
 
 def test_two_classes_of_one_name_are_kept_apart():

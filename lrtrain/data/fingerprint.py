@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lrtrain.data.pairs import PairSplit
 from lrtrain.data.shards import ShardSplit
 from lrtrain.data.source import InFiles, Source, Split, unwrapped
 
@@ -30,10 +31,10 @@ def fingerprint(source: Source) -> Fingerprint:
     """What each class has in each split, as plain data: `{"train": {"ants": {"images": 123, "sha256": "..."}}}`.
 
     Where the images are files, or members of shards, the digest is of their names and sizes: the same wherever the
-    folder lies, and whenever it was copied. No image is read; one that was replaced by another of as many bytes under
-    the same name is not noticed. Files are in the order of their names; that of members is the tar file's, and in the
-    digest. Elsewhere the digest is of the places that the class has in the order
-    of the split, which follow from the labels.
+    folder lies, and whenever it was copied. None is read; one that was replaced by another of as many bytes under the
+    same name is not noticed. Files are in the order of their names; that of members is the tar file's, and in the
+    digest. Elsewhere the digest is of the places that the class has in the order of the split, which follow from the
+    labels; in a dataset of (image, class) pairs also of the pixels of some images.
 
     Args:
         source: all its splits are looked at: a stat for each file.
@@ -76,7 +77,8 @@ def _difference(old: Part | None, new: Part | None) -> str:
         return "{} when the run began, {} now".format(*counts)
     if old["images"] != new["images"]:
         return f"{_counted(old['images'])} when the run began, {new['images']:,} now"
-    return f"{_counted(new['images'])} as when the run began, but not the same ones: names, sizes or their order differ"
+    others = "not the same ones: names, sizes, pixels or their order differ"
+    return f"{_counted(new['images'])} as when the run began, but {others}"
 
 
 def _whole(split: Mapping[str, Part] | None) -> str:
@@ -94,8 +96,11 @@ def _parts(split: Split, names: Sequence[str], bar: tqdm[Any]) -> Iterator[tuple
     for name, places in zip(names, np.split(order, ends[:-1]), strict=True):
         if isinstance(images, ShardSplit):
             digest = _of_members(images, places, indices[places])
+        elif isinstance(images, InFiles):
+            digest = _of_files(images, indices[places])
         else:
-            digest = _of_files(images, indices[places]) if isinstance(images, InFiles) else _of_places(places)
+            seen = images.digest_of(indices[places]) if isinstance(images, PairSplit) else b""
+            digest = _of_places(places, seen)
         bar.update(len(places))
         yield name, Part(images=len(places), sha256=digest[:_DIGITS])
 
@@ -111,5 +116,5 @@ def _of_members(images: ShardSplit, places: NDArray[np.int64], indices: NDArray[
     return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _of_places(places: NDArray[np.int64]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(places, dtype="<i8").tobytes()).hexdigest()
+def _of_places(places: NDArray[np.int64], seen: bytes) -> str:
+    return hashlib.sha256(np.ascontiguousarray(places, dtype="<i8").tobytes() + seen).hexdigest()

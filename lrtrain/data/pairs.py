@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -50,6 +51,15 @@ class PairSplit:
     def path(self, i: int) -> str:
         """The dataset's name and the image's number."""
         return _called(i, self.name)
+
+    def digest_of(self, chosen: NDArray[np.int64]) -> bytes:
+        """SHA-256 of those of the chosen images that are looked at, some of the whole split, by their pixels."""
+        found = hashlib.sha256()
+        for i in np.intersect1d(chosen, _spread(len(self))).tolist():
+            with suppress(DataError):  # told when it is used
+                image = self.read(i)
+                found.update(f"{i} {tuple(image.shape)}".encode() + image.numpy().tobytes())
+        return found.digest()
 
     def _from_tensor(self, image: Any) -> torch.Tensor:
         tensor = torch.as_tensor(image)
