@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+from multiprocessing.synchronize import SemLock
 from unittest.mock import Mock
 
 import numpy as np
@@ -469,15 +470,26 @@ def test_no_worker_stays_where_a_second_process_or_thread_is_not_allowed(startin
 
 
 @pytest.mark.parametrize(
-    "error",
-    [FileNotFoundError(2, "No such file or directory"), ImportError("no functioning sem_open")],
-    ids=["none", "no locks"],
+    ("error", "made"),
+    [
+        (FileNotFoundError(2, "No such file or directory"), 0),
+        (ImportError("no functioning sem_open"), 0),
+        (OSError(28, "No space left on device"), 3),
+    ],
+    ids=["none", "no locks", "few files"],
 )
-def test_workers_without_shared_memory_are_refused_in_those_words(error, monkeypatch):
-    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", Mock(side_effect=error))
+def test_workers_without_shared_memory_are_refused_in_those_words(error, made, monkeypatch):
+    lock, left = SemLock.__init__, iter(range(made))
+
+    def few(*args, **kwargs):
+        if next(left, None) is None:
+            raise error
+        lock(*args, **kwargs)
+
+    monkeypatch.setattr(SemLock, "__init__", few)
     with pytest.raises(EnvironmentFault, match=f"shared memory.*: {error.args[-1]}\n  at   /dev/shm") as caught:
         list(by_workers([torch.ones(3)], [0], workers=1))
-    assert "workers: 0" in caught.value.problems[0].hint
+    assert "`workers:`, or 0" in caught.value.problems[0].hint
 
 
 @pytest.mark.parametrize(

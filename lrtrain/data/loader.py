@@ -242,8 +242,10 @@ def _started(shop: Dataset[Any], orders: Iterable[Any], workers: int, pin: bool,
             # Python 3.12 warns of fork beside threads; torch's workers are made for it, and use one thread.
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
             made.__init__(loader)
-    except BaseException:
+    except BaseException as error:
         _end_begun_workers(made)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # each worker takes several locks
+            raise _no_locks(error) from error
         raise
     return made
 
@@ -255,11 +257,13 @@ def _refuse_without_locks() -> None:
     except (OSError, ImportError) as error:
         if isinstance(error, OSError) and error.errno in LACKING:
             raise
-        why = getattr(error, "strerror", None) or error
-        what = f"data workers need shared memory, and none can be had: {why}"
-        raise EnvironmentFault(
-            what, _SHARED_MEMORY, "mount a tmpfs that can be written, or use `workers: 0`"
-        ) from error
+        raise _no_locks(error) from error
+
+
+def _no_locks(error: Exception) -> EnvironmentFault:
+    what = f"data workers need shared memory, and none can be had: {getattr(error, 'strerror', None) or error}"
+    hint = "mount a tmpfs that can be written and has room, or use fewer `workers:`, or 0"
+    return EnvironmentFault(what, _SHARED_MEMORY, hint)
 
 
 def _end_begun_workers(made: Any) -> None:
