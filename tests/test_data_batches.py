@@ -514,6 +514,19 @@ def test_a_batch_that_shared_memory_has_no_room_for_is_told_at_once(folder, erro
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_worker_that_cannot_send_its_images_is_not_waited_for(capfd):
+    with pytest.raises(EnvironmentFault, match="a data worker died"):
+        list(by_workers([Unsendable()], [0], workers=1))
+    assert (
+        "a data worker cannot hand over its images: OSError: [Errno 24] Too many open files" in capfd.readouterr().err
+    )
+
+
+class Unsendable:
+    def __reduce__(self):
+        raise OSError(24, "Too many open files")
+
+
 def test_workers_send_images_where_the_folder_for_temporary_files_has_a_long_path(tmp_path, monkeypatch):
     folder = tmp_path / ("x" * 90)
     folder.mkdir()

@@ -6,17 +6,18 @@ import atexit
 import ctypes
 import errno
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -305,6 +306,13 @@ def _unless_broken(kind: type[BaseException], error: BaseException, trace: Trace
         sys.__excepthook__(kind, error, trace)
 
 
+def _unsent(error: Exception, _: Any) -> NoReturn:
+    """A worker whose thread cannot hand over images ends at once, and says why: else they would be waited for."""
+    with suppress(OSError, ValueError):
+        print(f"a data worker cannot hand over its images: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+    os._exit(1)
+
+
 def _start_worker(_: int) -> None:
     # A signal to the whole process group is for the main process, which saves and then ends its workers.
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
@@ -317,4 +325,5 @@ def _start_worker(_: int) -> None:
     if len(os.fsencode(tempfile.gettempdir())) > _SOCKETS_FOLDER:
         tempfile.tempdir = "/tmp"
     sys.excepthook = _unless_broken
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_unsent)  # type: ignore[attr-defined]
     torch.set_num_threads(1)
