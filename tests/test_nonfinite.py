@@ -294,3 +294,19 @@ def test_a_run_that_was_made_longer_goes_back_to_what_it_saved_before(tmp_path: 
     gone_back = [row["step"] for row in rows(tmp_path / "run") if row["event"] == "rollback"]
     assert gone_back[0] == 6
     assert "training went back 3 times already" in ended.stderr
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning_and_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(FRAGILE)
+    stopped = run(["fit", "c.yaml", *BAD, "--out", "run"], tmp_path, environment(TEST_SIGNAL="SIGTERM@8"))
+    assert stopped.returncode == 143, stopped.stderr
+    checkpoints = tmp_path / "run" / "checkpoints"
+    model = checkpoints / "step-00000006" / "model.safetensors"
+    content = model.read_bytes()
+    model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    ended = fit(tmp_path, FRAGILE, *BAD, "--resume", "--out", "run")
+    said = " ".join(ended.stdout.split())
+    assert "warning: step-00000006 is damaged, the one before is used: model.safetensors is damaged" in said
+    assert "step-00000008 is damaged" not in said
+    assert "went back to step-00000000" in said
+    assert (checkpoints / ".bad-step-00000006" / "model.safetensors").exists()

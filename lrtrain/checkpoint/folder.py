@@ -123,9 +123,13 @@ def set_aside_after(root: Path, step: int) -> None:
     """
     with _mending(root):
         for path in steps(root, after=step):
-            bad = root / f".bad-{path.name}"
-            _delete(bad)
-            move(path, bad)
+            _set_aside(path)
+
+
+def _set_aside(path: Path) -> None:
+    bad = path.with_name(f".bad-{path.name}")
+    _delete(bad)
+    move(path, bad)
 
 
 @contextmanager
@@ -158,8 +162,11 @@ def pointed(root: Path, name: str) -> Path | None:
     return root / target if isinstance(target, str) and STEP.fullmatch(target) else None
 
 
-def drop_after(root: Path, step: int, best_step: int | None) -> None:
-    """Delete the checkpoints of steps after `step`, to which training has gone back; `best_step` is the best so far."""
+def drop_after(root: Path, step: int, best_step: int | None, damaged: Collection[str] = ()) -> None:
+    """Delete the checkpoints of steps after `step`, to which training has gone back; `best_step` is the best so far.
+
+    Those of names that are damaged are set aside, as `set_aside_after` does.
+    """
     dropped = steps(root, after=step)
     if pointed(root, "best") in dropped:
         best = None if best_step is None else root / f"step-{best_step:08d}"
@@ -168,4 +175,7 @@ def drop_after(root: Path, step: int, best_step: int | None) -> None:
         else:
             point_nowhere(root, "best")
     for path in dropped:
-        _remove(path)
+        if path.name in damaged:
+            _set_aside(path)
+        else:
+            _remove(path)

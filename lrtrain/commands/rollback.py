@@ -51,7 +51,8 @@ def roll_back(
     if job.config.on_nonfinite == "stop" or len(earlier) >= MAX_ROLLBACKS:
         raise _final(error, _kept(run_dir), report, len(earlier)) from error
     world = job.state.world
-    checkpoint = the_leaders(_target(run_dir, earlier) if world.leads else None, run_dir.checkpoints, world)
+    target, damaged = _target(run_dir, earlier) if world.leads else (None, {})
+    checkpoint = the_leaders(target, run_dir.checkpoints, world)
     assert checkpoint is not None  # else the leading process has ended
     job.state.optimizer.state.clear()  # what came after the checkpoint would pass for what it lacks
     if job.state.scaler is not None:  # it remembers that it has unscaled the gradients of the step that failed
@@ -64,7 +65,7 @@ def roll_back(
     if screen is not None and metrics is not None:
         best = job.state.best
         best_step = None if best.value is None else best.step
-        patience(partial(folder.drop_after, run_dir.checkpoints, rollback.to, best_step))
+        patience(partial(folder.drop_after, run_dir.checkpoints, rollback.to, best_step, damaged))
         metrics.cut(checkpoint.manifest["log_bytes"]["metrics.jsonl"])
         lrs = job.plan.lrs(min(rollback.to, job.plan.total_steps - 1), job.state.live)
         lr = {group.name: value for group, value in zip(job.plan.groups, lrs, strict=True)}
@@ -72,6 +73,8 @@ def roll_back(
         for said in (*(one for one in earlier if one.to > rollback.to), rollback):
             row = {"event": "rollback", "step": said.to, "failed": said.failed, "factor": said.factor}
             patience(partial(metrics.note, {**row, "lr": lr} if said is rollback else row))
+        for name, why in damaged.items():
+            screen.print(f"warning: {name} is damaged, the one before is used: {why}", "yellow")
         screen.print(f"{error.problems[0].what}", "yellow")
         screen.print(
             f"went back to {checkpoint.path.name}; every LR is halved from there ({lr_words(lr)} at first); {report}",
@@ -80,28 +83,35 @@ def roll_back(
     return job
 
 
-def _target(run_dir: RunDir, earlier: list[Rollback]) -> format.Checkpoint:
-    """The newest checkpoint; where training went back to it and failed again, the one before if there is one."""
-    newest = _newest(run_dir)
+def _target(run_dir: RunDir, earlier: list[Rollback]) -> tuple[format.Checkpoint, dict[str, str]]:
+    """The newest checkpoint, and what is wrong with newer ones that are damaged, by name.
+
+    Where training went back to it and failed again, it is the one before if there is one.
+    """
+    newest, damaged = _newest(run_dir)
     if earlier and earlier[-1].to == newest.step:
         with suppress(CheckpointError):
-            return _newest(run_dir, before=newest.step)
-    return newest
+            before, more = _newest(run_dir, before=newest.step)
+            return before, {**damaged, **more}
+    return newest, damaged
 
 
-def _newest(run_dir: RunDir, before: int | None = None) -> format.Checkpoint:
+def _newest(run_dir: RunDir, before: int | None = None) -> tuple[format.Checkpoint, dict[str, str]]:
     """The newest that a run left alone would have too: where training goes back to is no matter of interruptions."""
+    unplanned: set[str] = set()
 
     def planned(checkpoint: format.Checkpoint) -> None:
         if not checkpoint.manifest["planned"]:
+            unplanned.add(checkpoint.path.name)
             raise CheckpointError("it was saved when the run was interrupted", str(checkpoint.path))
 
     try:
-        return format.newest(run_dir.checkpoints, before, also=planned)[0]
+        found, wrong = format.newest(run_dir.checkpoints, before, also=planned)
     except CheckpointError:
         if before is not None:
             raise
-        return format.newest(run_dir.checkpoints)[0]  # the others are damaged, and this is better than the end
+        return format.newest(run_dir.checkpoints)  # the others are damaged, and this is better than the end
+    return found, {name: why for name, why in wrong.items() if name not in unplanned}
 
 
 def _kept(run_dir: RunDir) -> str:
