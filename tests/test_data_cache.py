@@ -24,7 +24,7 @@ from lrtrain.config.load import resolve
 from lrtrain.config.schema import Dataset
 from lrtrain.data.batches import Batches
 from lrtrain.data.build import make_pipeline
-from lrtrain.data.disk_cache import StoredImages, cache_folder
+from lrtrain.data.disk_cache import StoredImages, cache_folder, locked
 from lrtrain.data.open import open_source
 from lrtrain.data.pairs import PairSplit
 from lrtrain.data.source import Part
@@ -271,6 +271,19 @@ def test_nothing_is_written_through_a_link_that_others_put_in_the_folder(folder,
         batches(folder)
     assert not (tmp_path / "made").exists()
     assert digest(batches(folder, cache="auto")) == reference
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o755])
+def test_who_may_write_in_a_shared_folder_may_wait_for_its_locks(tmp_path, mode):
+    (shared := tmp_path / "shared").mkdir()
+    shared.chmod(mode)
+    before = os.umask(0o022)
+    try:
+        for _ in range(2):
+            with locked(shared / "train.npy"):
+                assert (shared / "train.lock").stat().st_mode & 0o777 == mode & 0o666
+    finally:
+        os.umask(before)
 
 
 BUILDER = """

@@ -91,6 +91,19 @@ def test_a_whole_index_is_used(shard, monkeypatch):
     assert told(indexed([shard])[0][shard]) == expected
 
 
+def test_who_may_write_in_a_shared_folder_may_keep_indices(shard):
+    kept = Path(index_file(shard)).parent
+    kept.parent.mkdir()
+    kept.parent.chmod(0o777)
+    before = os.umask(0o022)
+    try:
+        indexed([shard])
+    finally:
+        os.umask(before)
+    assert kept.stat().st_mode & 0o777 == 0o777
+    assert (kept / "index.lock").stat().st_mode & 0o777 == 0o666
+
+
 def test_a_compressed_index_is_made_again_before_memory_is_taken_for_it(shard):
     expected = told(indexed([shard])[0][shard])
     file = index_file(shard)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -249,7 +250,16 @@ def locked(path: Path) -> Iterator[None]:
     """
     name = path.with_suffix(".lock")
     # filelock would wait for a place where no file can be made, and a link to elsewhere is not ours to follow.
-    os.close(os.open(name, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+    flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        made = os.open(name, flags | os.O_EXCL, 0o666)
+    except FileExistsError:
+        os.close(os.open(name, flags, 0o666))
+    else:
+        # It holds nothing: whoever may write in the folder may wait for it, whatever the umask.
+        with suppress(OSError):
+            os.fchmod(made, stat.S_IMODE(name.parent.stat().st_mode) & 0o666)
+        os.close(made)
     lock = _kernels_lock(name)
     try:
         lock.acquire(timeout=0)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -86,7 +87,9 @@ def _begin_keeping(stack: ExitStack) -> str:
     except EnvironmentFault as error:
         return f"{_ANEW}: {error.problems[0].what}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(stat.S_IMODE(folder.parent.stat().st_mode))  # who shares the one shares the other
         stack.enter_context(locked(folder / "index"))
         for abandoned in folder.glob("*.partial"):  # by one that was killed, since nobody else holds the lock
             abandoned.unlink(missing_ok=True)
