@@ -12,7 +12,8 @@ from typing import IO, Any
 
 from lrtrain.errors import ConfigError, quoted
 
-_MOST_HOLES = 2**30  # bytes: some file systems and copies make holes of zeros, but hardly of so many
+_MOST_HOLES = 2**29  # bytes: some file systems and copies make holes of zeros, but hardly of so many
+_holes = 0  # bytes of holes that this process was let read so far, beyond as many as there are of data
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -75,15 +76,18 @@ def read_bytes(path: Path, most: int, *, links: bool = False) -> bytes:
 def refuse_holes(file: IO[bytes]) -> None:
     """Refuse a file that is mostly holes: it takes no room on disk, and reading what it says it has takes for ever.
 
+    Call it before each time that a file is read, since what all of them may have together is bounded.
+
     Raises:
         ValueError: it is one; says of how many bytes.
     """
+    global _holes
     descriptor = file.fileno()
     size = os.fstat(descriptor).st_size
-    most = max(_MOST_HOLES, size // 2)
+    most = (size + _MOST_HOLES - _holes) // 2
     was, at, holes = os.lseek(descriptor, 0, os.SEEK_CUR), 0, 0
     try:
-        while at < size and holes <= most and holes + size - at > most:
+        while at < size and holes <= most:
             data = os.lseek(descriptor, at, os.SEEK_DATA)
             holes += data - at
             at = os.lseek(descriptor, data, os.SEEK_HOLE)
@@ -96,6 +100,7 @@ def refuse_holes(file: IO[bytes]) -> None:
         os.lseek(descriptor, was, os.SEEK_SET)
     if holes > most:
         raise ValueError(f"of its {size:,} bytes most were never written: it is a sparse file")
+    _holes += max(0, 2 * holes - size)
 
 
 def json_object(data: bytes) -> dict[str, Any]:

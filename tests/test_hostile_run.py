@@ -281,6 +281,7 @@ def test_a_file_with_a_few_holes_is_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, most: int, data: int, holes: int, refused: bool
 ) -> None:
     monkeypatch.setattr(foreign, "_MOST_HOLES", most)
+    monkeypatch.setattr(foreign, "_holes", 0)
     with (tmp_path / "file").open("wb") as file:
         file.write(b"x" * (data * 2**20))
         file.truncate((data + holes) * 2**20)
@@ -289,6 +290,25 @@ def test_a_file_with_a_few_holes_is_read(
         with pytest.raises(ValueError, match="it is a sparse file") if refused else nullcontext():
             foreign.refuse_holes(file)
         assert file.tell() == 5
+
+
+def test_what_is_hardly_there_is_bounded_for_all_files_together(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(foreign, "_MOST_HOLES", 2**21)
+    monkeypatch.setattr(foreign, "_holes", 0)
+    for name, data, holes in (("half", 1, 1), ("empty", 0, 1)):
+        with (tmp_path / name).open("wb") as file:
+            file.write(b"x" * (data * 2**20))
+            file.truncate((data + holes) * 2**20)
+    with foreign.opened(tmp_path / "half") as half, foreign.opened(tmp_path / "empty") as empty:
+        for _ in range(9):
+            foreign.refuse_holes(half)  # as long as what is there
+        foreign.refuse_holes(empty)
+        foreign.refuse_holes(empty)
+        with pytest.raises(ValueError, match="it is a sparse file"):
+            foreign.refuse_holes(empty)
+        foreign.refuse_holes(half)
 
 
 def test_a_log_that_is_cut_after_an_earlier_checkpoint_costs_the_later_one_alone(typed: Typed, tmp_path: Path) -> None:

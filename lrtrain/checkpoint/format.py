@@ -107,10 +107,10 @@ class Checkpoint:
         if size > _LARGE:  # it takes long to hash, and its header tells at once whether it can be true
             read_header(file, name)
             file.seek(0)
-            try:
-                refuse_holes(file)
-            except ValueError as error:
-                raise CheckpointError(f"{name} is damaged: {error}", hint=COPY) from None
+        try:
+            refuse_holes(file)
+        except ValueError as error:
+            raise CheckpointError(f"{name} is damaged: {error}", hint=COPY) from None
         if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:  # type: ignore[arg-type]
             raise CheckpointError(f"{name} is damaged: its SHA-256 is not the manifest's", hint=COPY)
         file.seek(0)
