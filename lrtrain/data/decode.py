@@ -21,7 +21,7 @@ from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngStream
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PREFIXES
 
-from lrtrain.data import jpeg
+from lrtrain.data import jpeg, jpeg2000
 from lrtrain.errors import LACKING, DataError, printable
 
 EMPTY = "it is empty (0 bytes)"
@@ -56,7 +56,8 @@ def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
         beyond 65535 and floats are refused, since their scale is not known;
       - an image whose decoding would take more than `MAX_BYTES` is refused before memory is taken for it: at 8 bytes
         a pixel of colour that is 61 million pixels, fewer where the decoder keeps more (progressive JPEG 35, WebP 24,
-        JPEG 2000 20), and 179 million, where Pillow ends, for 8-bit gray. One image can thus not end the process;
+        JPEG 2000 20, fewer still where its tiles, precincts or code blocks are small), and 179 million, where Pillow
+        ends, for 8-bit gray. One image can thus not end the process;
       - nor may one take minutes: a JPEG of more than 500 scans is refused, a run-length coded BMP of more than 10
         million pixels, and a PPM in plain text of more than 3 million numbers.
 
@@ -151,6 +152,10 @@ def _refuse_large(image: Image.Image, channels: int) -> None:
     needed = image.width * (image.height * each + 3 * own)
     tags = getattr(image, "tag_v2", None) or {}
     needed += 8 * int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))  # a TIFF's tile is there as a whole
+    if isinstance(image, ImageFile) and image.format == "JPEG2000" and image.fp is not None:
+        # What one tile takes does not count, and what tiles of 256 and code blocks of 32 do is in the bytes a pixel.
+        kept = jpeg2000.kept(cast(IO[bytes], _Pieces(image.fp)))
+        needed += max(0, kept - 1_000_000 - 2 * image.width * image.height)
     if needed > MAX_BYTES:
         raise TooLarge(
             f"it has {image.width:,} x {image.height:,} pixels, which take {needed / 1e6:,.0f} MB to decode; "
