@@ -27,6 +27,11 @@ MOST_CHARACTERS, MOST_PROBLEMS = 500, 50
 # What the machine lacks where it cannot open or read a file, which says nothing of the file.
 LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
+# What is said of a file system that has gone away: that of another machine, of a program that ended, or of a disk that
+# was taken out. It says nothing of the file either. Not every system has all of them.
+_AWAY = "ENOTCONN ESTALE ETIMEDOUT ESHUTDOWN ECONNABORTED EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH ENODEV EREMOTEIO"
+GONE = tuple(getattr(errno, name) for name in _AWAY.split() if hasattr(errno, name))
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -133,6 +138,7 @@ def _placed(problem: Problem, where: str, key: Callable[[Key], str] | None) -> P
 def what_to_do(error: OSError, then: str = "`--resume`") -> str:
     """The fix for a file that could not be written, and what to do `then`."""
     fix = {
+        **dict.fromkeys(GONE, "its file system has gone away: mount it again"),
         errno.ENOSPC: "make room",
         errno.EDQUOT: "make room, or have the quota raised",
         errno.EFBIG: "allow longer files (ulimit -f)",

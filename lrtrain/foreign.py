@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import IO, Any
 
-from lrtrain.errors import ConfigError, quoted
+from lrtrain.errors import GONE, ConfigError, EnvironmentFault, quoted, what_to_do
 
 _MOST_HOLES = 2**29  # bytes: some file systems and copies make holes of zeros, but hardly of so many
 _holes = 0  # bytes of holes that this process was let read so far, beyond as many as there are of data
@@ -21,6 +21,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         ConfigError: it names no user's home, or is longer than paths can be.
+        EnvironmentFault: its file system has gone away.
     """
     try:
         found = Path(path).expanduser()
@@ -31,6 +32,9 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         hint = "write the path from / on, or ~/ for your own home"
         raise ConfigError(f"{quoted(os.fspath(path))} is no path: {error}", hint=hint) from None
     except OSError as error:
+        if error.errno in GONE:
+            what = f"{quoted(os.fspath(path))} cannot be reached: {error.strerror}"
+            raise EnvironmentFault(what, hint=what_to_do(error, "try again")) from error
         what = f"{quoted(os.fspath(path))} cannot be the path of a file: {error.strerror}"
         raise ConfigError(what, hint="check it for what was pasted by mistake") from None
     return found

@@ -26,7 +26,7 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
     Raises:
         OSError: the file system refuses.
     """
-    if is_of_the_system(path) or (path.exists() and not path.is_file()):
+    if is_of_the_system(path) or (os.path.exists(path) and not os.path.isfile(path)):
         number = _descriptor(path)
         # Opened anew, a file that the shell says `> FILE` of would be cut, and written over by what is printed next.
         with path.open("wb") if number is None else os.fdopen(os.dup(number), "wb") as file:
@@ -106,7 +106,7 @@ def write_atomically(path: Path, text: str, then: str = "`--resume`") -> None:
             file.write(text.encode())
     except OSError as error:
         what = f"{path.name} could not be written: {error.strerror}"
-        where = temporary if (temporary := _beside(path)).is_dir() else path
+        where = temporary if os.path.isdir(temporary := _beside(path)) else path
         raise EnvironmentFault(what, str(where), what_to_do(error, then)) from error
 
 

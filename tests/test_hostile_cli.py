@@ -210,8 +210,13 @@ def test_without_a_folder_for_temporary_files_it_says_so(
         (OSError("Caught OSError in DataLoader worker process 0.\n[Errno 24] Too many open files"), ("ulimit -n",)),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), ("out of memory", "Cannot allocate memory")),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), ("out of memory", "ulimit -v")),
+        *(
+            (OSError(number, os.strerror(number), "data/a"), (os.strerror(number), "'data/a'", "mount it again"))
+            for number in (errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.ESHUTDOWN)
+        ),
     ],
-    ids=["files", "files of torch", "files in a worker", "a fork's memory", "a library's memory"],
+    ids=["files", "files of torch", "files in a worker", "a fork's memory", "a library's memory"]
+    + ["a mount", "a folder of a server", "a server", "a server that let go"],
 )
 def test_what_the_machine_lacks_is_told(
     typed: Typed, monkeypatch: pytest.MonkeyPatch, error: Exception, words: tuple[str, ...]

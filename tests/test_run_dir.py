@@ -20,6 +20,7 @@ import torch
 
 from lrtrain.checkpoint import folder, format, manifest
 from lrtrain.commands import rollback, verify
+from lrtrain.commands.kept import naming_kept
 from lrtrain.commands.signals import Requests
 from lrtrain.commands.start import start, start_fit, start_from_run
 from lrtrain.engine import events
@@ -327,17 +328,18 @@ def test_the_best_of_a_checkpoint_stays_as_long_as_that_one(tmp_path: Path) -> N
     folder.prune(tmp_path, 2)  # what cannot be read names no best
 
 
-def test_what_cannot_be_read_now_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT])
+def test_what_cannot_be_read_now_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     path = format.write(tmp_path, 1, {"model": {}}, {})
 
     def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
+        raise OSError(number, os.strerror(number))
 
     for module, name in ((manifest, "read_bytes"), (format, "opened"), (format.os, "listdir")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, refuse)
             for look in (lambda: format.newest(tmp_path), lambda: format.verify_all(tmp_path)):
-                with pytest.raises(EnvironmentFault, match="Permission denied"):
+                with pytest.raises(EnvironmentFault, match=os.strerror(number)):
                     look()
     assert format.newest(tmp_path)[0].path == path
 
@@ -444,6 +446,22 @@ def test_a_run_whose_lock_is_lost_writes_nothing_more(tmp_path: Path, lose: Any)
         lose(run.checkpoints / ".lock")
         with pytest.raises(EnvironmentFault, match="lock was removed or replaced"):
             still_ours(SaveDue(4, best=False))
+
+
+def test_a_file_system_that_goes_away_is_said_with_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+
+    def gone(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    log = Mock(seek=gone)
+    words = r"metrics\.jsonl could not be written: Stale(.*\n)+.*mount it again(.*\n)+.*what was saved there is kept"
+    with pytest.raises(EnvironmentFault, match=words), naming_kept(run), locked(run):
+        monkeypatch.setattr("filelock.FileLock.release", gone)
+        jsonl.append(log, run.metrics, {})
 
 
 def test_what_goes_while_a_run_is_looked_through_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import pytest
 from lrtrain.checkpoint.format import write
 from lrtrain.data.disk_cache import completed
 from lrtrain.errors import EnvironmentFault
+from lrtrain.foreign import user_path
 from lrtrain.sinks.run_dir import refuse_unwritable
 from lrtrain.writing import new, replacing, write_atomically
 from tests.forked import environment
@@ -81,6 +82,20 @@ with replacing(Path("a")) as file:
     assert other.returncode == 0
     assert (tmp_path / "a").read_bytes() == b"x" * 2000
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_file_system_that_has_gone_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: object, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(path))
+
+    with monkeypatch.context() as away:
+        for name in ("open", "stat", "lstat"):
+            away.setattr(os, name, gone)
+        away.setattr(Path, "open", gone)
+        with pytest.raises(EnvironmentFault, match=r"a\.json could not be written: Transport .*\n.*\n.*mount it again"):
+            write_atomically(tmp_path / "a.json", "{}")
+        with pytest.raises(EnvironmentFault, match=r"cannot be reached: Transport .*\n.*mount it again"):
+            user_path(tmp_path / "data")
 
 
 def test_a_new_file_is_never_another_and_never_half(tmp_path: Path) -> None:

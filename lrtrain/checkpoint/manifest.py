@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lrtrain.config.yaml import beyond_bounds
-from lrtrain.errors import CheckpointError, EnvironmentFault, quoted
+from lrtrain.errors import GONE, LACKING, CheckpointError, EnvironmentFault, quoted, what_to_do
 from lrtrain.foreign import json_object, read_bytes
 
 VERSION = 1
@@ -32,12 +33,13 @@ Scalar = bool | Whole | float | Text | None
 
 
 # What says nothing of a file: it may be whole.
-NO_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+NO_DAMAGE = (errno.EACCES, errno.EPERM, *LACKING, *GONE)
 
 
 def unreadable(error: OSError, path: Path) -> EnvironmentFault:
     """The error for a checkpoint that this process may or can not read now."""
-    return EnvironmentFault(f"cannot read: {error.strerror}", str(path), "allow reading it, and try again")
+    hint = what_to_do(error, "try again") if error.errno in GONE else "allow reading it, and try again"
+    return EnvironmentFault(f"cannot read: {error.strerror}", str(path), hint)
 
 
 class Manifest(dict[str, Any]):
@@ -130,8 +132,9 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         CheckpointError: there is none, it is damaged, or not what lrtrain writes.
+        EnvironmentFault: it may or can not be read now.
     """
-    if path.is_symlink():
+    if os.path.islink(path):
         raise CheckpointError(
             f"a checkpoint is no symbolic link, and {quoted(path.name)} is one", str(path), "put the directory there"
         )

@@ -8,14 +8,15 @@ import traceback
 
 import lrtrain
 from lrtrain import lookup
-from lrtrain.errors import ConfigError, EnvironmentFault, Problem, out_of_memory, quoted
+from lrtrain.errors import GONE, ConfigError, EnvironmentFault, Problem, out_of_memory, quoted, what_to_do
 
 _OURS = os.path.dirname(os.path.abspath(lrtrain.__file__)) + os.sep
 _PYTHONS = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
 # What the system says of a file's name, place or owner, or of a disk; any other OSError is a bug.
 _FILE_FAULTS = {
-    getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EIO", "ENAMETOOLONG", "ELOOP")
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EIO", "EBUSY", "ENAMETOOLONG", "ELOOP")
 }
 
 
@@ -79,6 +80,10 @@ def _fault(error: BaseException) -> Problem | None:
     if isinstance(error, FileNotFoundError) and "temporary directory" in what:  # torch asks for one when it is imported
         hint = "set TMPDIR to a folder that can be written and has room"
         return Problem("no folder for temporary files can be written", hint=hint)
+    if isinstance(error, OSError) and error.errno in GONE and (error.filename or of_the_users(error) is None):
+        # Without a name it may be a socket that code of the user's own opened.
+        place = None if error.filename is None else quoted(error.filename)
+        return Problem(f"{error.strerror}"[:400], place, what_to_do(error, "try again"))
     if isinstance(error, OSError) and error.errno in _FILE_FAULTS:
         place = None if error.filename is None else quoted(error.filename)
         return Problem(f"{error.strerror}"[:400], place, "check its name, and that you may use it")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from lrtrain.checkpoint import folder
-from lrtrain.errors import DataError, DistributedError, EnvironmentFault, LrtrainError
+from lrtrain.errors import GONE, DataError, DistributedError, EnvironmentFault, LrtrainError
 from lrtrain.sinks.run_dir import RunDir
 
 E = TypeVar("E", bound=LrtrainError)
@@ -24,11 +24,11 @@ def naming_kept(run_dir: RunDir) -> Iterator[None]:
 
 
 def with_kept(error: E, run_dir: RunDir) -> E:
-    """The error, its hint naming the run's last checkpoint where there is one."""
+    """The error, its hint naming the run's last checkpoint where there is one that can be seen."""
     last = folder.pointed(run_dir.checkpoints, "last")
-    if last is None:
+    if last is None and not (isinstance(error.__cause__, OSError) and error.__cause__.errno in GONE):
         return error
-    kept = f"{last.name} is kept: `lrtrain fit --resume --out {run_dir.typed}` goes on from it"
+    kept = f"{'what was saved there' if last is None else last.name} is kept: `lrtrain fit --resume --out {run_dir.typed}` goes on from it"
     if isinstance(error, DataError):
         kept += ", as long as names and sizes of the images are those that the run began with; else begin a new run"
     first, *rest = error.problems

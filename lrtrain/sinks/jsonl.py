@@ -227,12 +227,14 @@ def append(file: io.FileIO, path: Path, row: Mapping[str, Any]) -> bytes:
         EnvironmentFault: the disk is full or refuses; the file is as it was.
     """
     line = json.dumps(row, allow_nan=False).encode() + b"\n"
-    end = file.seek(0, os.SEEK_END)
+    end = None
     try:
+        end = file.seek(0, os.SEEK_END)
         _write(file, line)
     except OSError as error:
-        with suppress(OSError):
-            file.truncate(end)
+        if end is not None:
+            with suppress(OSError):
+                file.truncate(end)
         raise EnvironmentFault(
             f"{path.name} could not be written: {error.strerror}", str(path), what_to_do(error)
         ) from error

@@ -47,7 +47,8 @@ def locked(run_dir: RunDir) -> Iterator[Sink]:
     try:
         yield partial(_refuse_lost, lock, run_dir) if known else lambda event: None
     finally:
-        lock.release()
+        with suppress(OSError):  # it goes with the process; a file system that has gone says what is wrong elsewhere
+            lock.release()
 
 
 def _refuse_lost(lock: FileLock, run_dir: RunDir, event: Event) -> None:
