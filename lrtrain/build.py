@@ -69,7 +69,7 @@ def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, 
     Args:
         config: the run.
         load_weights: False where the model's state comes from a checkpoint.
-        trains: False where it is only evaluated, for which the training batches do not matter.
+        trains: False where it is only evaluated, for which neither the training batches nor the schedule matter.
         world: the processes that train together, joined already.
 
     Raises:
@@ -83,7 +83,7 @@ def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, 
     source = open_source(config.dataset, config.seed, config.where)
     per_epoch = epoch_steps(source, config.batch_size, config.drop_last, config.where)
     _refuse_sync_bn(config, device)
-    built, groups, optimizer, plan = _planned(config, source, device, per_epoch, load_weights, precision)
+    built, groups, optimizer, plan = _planned(config, source, device, per_epoch, load_weights, precision, trains)
     mean_std = None if built.mean is None or built.std is None else (built.mean, built.std)
     pipeline = make_pipeline(
         source,
@@ -153,7 +153,13 @@ def _compiled(module: torch.nn.Module, config: RunConfig) -> torch.nn.Module:
 
 
 def _planned(
-    config: RunConfig, source: Source, device: torch.device, per_epoch: int, load_weights: bool, precision: Precision
+    config: RunConfig,
+    source: Source,
+    device: torch.device,
+    per_epoch: int,
+    load_weights: bool,
+    precision: Precision,
+    trains: bool = True,
 ) -> tuple[BuiltModel, tuple[ParamGroup, ...], Optimizer, Plan]:
     channels = channels_seen(source, config.dataset)
     built = build_model(config.model, len(source.classes), channels, config.seed, config.where, load_weights)
@@ -169,8 +175,10 @@ def _planned(
     # A name by import path, or a class made from torch's, is known only now.
     if isinstance(optimizer, torch.optim.Rprop) and (problems := deaf_problems(config)):
         raise ConfigError(problems)
-    plan = make_plan(config, _group_lrs(config, groups, optimizer, per_epoch), per_epoch)
-    return built, groups, optimizer, plan
+    lrs = _group_lrs(config, groups, optimizer, per_epoch)
+    # A long schedule takes minutes to plan.
+    unplanned = {} if trains else {"schedule": (), "steps": 1, "epochs": None, "extended": None}
+    return built, groups, optimizer, make_plan(config.model_copy(update=unplanned), lrs, per_epoch)
 
 
 def model_and_plan(config: RunConfig, source: Source, per_epoch: int) -> tuple[torch.nn.Module, Plan]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
+from glob import glob
 from io import BytesIO
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from lrtrain.data.classes import unfit
 from lrtrain.data.decode import header
+from lrtrain.data.sources import webdataset
 from tests.folders import tree
 from tests.hostile import Typed, assert_clear
 
@@ -129,6 +131,12 @@ def test_a_range_test_that_cannot_end_well_is_not_begun(
     assert_clear(typed("range-test", "c.yaml", *more), 2, words)
 
 
+def test_a_chain_that_takes_hours_to_plan_is_refused(typed: Typed) -> None:
+    chain = "{name: ChainedScheduler, every: step, schedulers: [{name: ExponentialLR, gamma: 0.9}, {name: ExponentialLR, gamma: 0.9}]}"  # fmt: skip
+    ended = typed("preview", "c.yaml", "--set", "steps=15000000", "--set", f"schedule={chain}")
+    assert_clear(ended, 2, "of 2 schedulers would be asked 30,000,000 times; at most 20,000,000 are planned")
+
+
 def test_a_group_has_no_argument_before_its_value_is_wrong(typed: Typed) -> None:
     ended = typed("preview", "c.yaml", "--set", "optimizer.groups=[{params: conv, betas: 3}]")
     assert_clear(ended, 2, "SGD has no argument 'betas'")
@@ -148,6 +156,32 @@ def test_shards_without_end_are_refused_before_they_are_counted_up(typed: Typed,
     assert_clear(
         typed("fit", "c.yaml", SHARDS[0], SHARDS[1] % f"s-{braces}.tar"), 2, "at most 1,000,000 are looked for"
     )
+
+
+def test_a_pattern_that_leads_through_a_whole_disk_is_refused(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("webdataset")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "again").symlink_to("/proc/self/root")
+    monkeypatch.setattr(webdataset, "MOST_SHARDS", 20_000)
+    for pattern in ("deep/**/*.tar", "/proc/**/*.tar", "/*/*/*/*/*/*"):
+        assert_clear(typed("fit", "c.yaml", SHARDS[0], SHARDS[1] % pattern), 2, "at most 20,000 are looked at")
+
+
+def test_patterns_find_what_glob_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/b/c.tar", "a/d.tar", "a/.h/e.tar", ".x.tar", "z.tar", "a/b/q.txt", "k/m/n/o.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name, to in (("linked", "k"), ("nothing.tar", "nothing"), ("loop", "loop")):
+        (tmp_path / name).symlink_to(to)
+    for (
+        pattern
+    ) in "**/*.tar a/**/*.tar **/m/**/o.* */*.tar .* a/.*/* k/**/o.tar [az]* a** a/*/** */../z.tar k//*/n/*".split():
+        for where in (pattern, f"{tmp_path}/{pattern}"):
+            found = {os.path.normpath(path) for path in webdataset._globbed(where, itertools.count(1))}
+            assert found == {os.path.normpath(path) for path in glob(where, recursive=True)}, where
 
 
 def test_more_names_than_a_checkpoint_can_hold_are_refused() -> None:

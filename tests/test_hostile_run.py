@@ -22,6 +22,7 @@ from lrtrain.checkpoint import folder, format
 from lrtrain.engine.state import restore, snapshot
 from lrtrain.engine.train import train
 from lrtrain.errors import CheckpointError, EnvironmentFault
+from lrtrain.schedule.segments import segment
 from lrtrain.sinks.jsonl import refuse_other_log
 from tests.forked import environment
 from tests.hostile import Typed, assert_clear
@@ -561,6 +562,13 @@ def test_an_edited_length_is_refused_before_it_is_planned(
     monkeypatch.setattr("lrtrain.commands.evaluate.build", lambda *_, **__: pytest.fail("built"))
     edit("steps: 4", "steps: 20000000")(tmp_path / "run")
     assert_clear(typed("evaluate", "run"), 2, "steps is 20000000 in config.yaml")
+
+
+def test_what_is_only_evaluated_is_not_planned(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = []
+    monkeypatch.setattr("lrtrain.schedule.plan.segment", lambda *args: lengths.append(args[0].steps) or segment(*args))
+    assert typed("evaluate", "run").code == 0
+    assert lengths == [1]
 
 
 FOLDER = """

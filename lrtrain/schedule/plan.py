@@ -166,9 +166,15 @@ def _planned(config: RunConfig, groups: Sequence[GroupLR], steps_per_epoch: int)
     resolved: list[tuple[Stretch, Scheduler]] = []
     for stretch in stretches:
         try:
-            resolved.append((stretch, resolve(stretch, groups, config.where)))
+            scheduler = resolve(stretch, groups, config.where)
         except ConfigError as error:
             problems += error.problems
+            continue
+        resolved.append((stretch, scheduler))
+        if (calls := stretch.ticks * len(scheduler.flat)) > MOST_STEPS:
+            what = f"{stretch.phase.name} of {len(scheduler.flat):,} schedulers would be asked {calls:,} times"
+            where = config.where(*stretch.loc)
+            problems.append(Problem(f"{what}; at most {MOST_STEPS:,} are planned", where, "chain fewer"))
     if problems:
         raise ConfigError(problems)
     return _assemble(config, tuple(groups), resolved)

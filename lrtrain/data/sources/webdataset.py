@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import translate
 from functools import partial
-from glob import escape, glob, has_magic
+from glob import escape, has_magic
+from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +22,7 @@ from lrtrain.data.shards import Shard, ShardSplit
 from lrtrain.data.skip_list import emptied, left_out, named
 from lrtrain.data.source import Source, absent_note, with_notes
 from lrtrain.data.stratify import arranged
-from lrtrain.errors import ConfigError, DataError, Problem, quoted
+from lrtrain.errors import GONE, ConfigError, DataError, Problem, quoted
 from lrtrain.foreign import read_bytes, user_path
 
 _URL = re.compile(r"(pipe|file):|[A-Za-z][\w+.-]*://")
@@ -160,10 +162,11 @@ def _shard_paths(patterns: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 def _matching(patterns: Sequence[str], problems: list[Problem]) -> list[str]:
     """The files of some patterns; those that are not there are added to `problems`."""
     paths: list[str] = []
+    looked = count(1)
     for name in (name for pattern in patterns for name in _expanded(pattern)):
         found = [name]
         if not os.path.exists(name) and has_magic(name):
-            found = sorted(glob(name, recursive=True))
+            found = sorted(_globbed(name, looked))
             if not found:
                 problems.append(Problem(f"no file matches {os.path.abspath(name)!r}", hint="correct the pattern"))
         for path in map(os.path.abspath, found):
@@ -174,6 +177,64 @@ def _matching(patterns: Sequence[str], problems: list[Problem]) -> list[str]:
         if len(problems) > _ENOUGH:
             break
     return paths
+
+
+def _globbed(pattern: str, looked: Iterator[int]) -> list[str]:
+    """What `glob` finds with `recursive=True`, which would look for ever through a disk or /proc.
+
+    Args:
+        pattern: without braces.
+        looked: counts the names that were looked at.
+
+    Raises:
+        ConfigError: these are more than `MOST_SHARDS`.
+        OSError: the file system has gone away.
+    """
+
+    def entries(folder: str) -> list[os.DirEntry[str]]:
+        found = []
+        try:
+            with os.scandir(folder or ".") as there:
+                for entry in there:
+                    if next(looked) > MOST_SHARDS:
+                        what = f"more than {MOST_SHARDS:,} files and folders lie where {quoted(pattern)} looks"
+                        hint = f"name the folder of the shards, without **: {_SUCH_AS}"
+                        raise ConfigError(f"{what}; at most {MOST_SHARDS:,} are looked at", hint=hint)
+                    found.append(entry)
+        except OSError as error:
+            if error.errno in GONE:
+                raise
+        return found
+
+    def below(folder: str) -> Iterator[str]:
+        yield folder
+        left = [folder]
+        while left:
+            here = left.pop()
+            for entry in entries(here):
+                if not entry.name.startswith("."):
+                    yield (path := os.path.join(here, entry.name))
+                    if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(path)):
+                        left.append(path)
+
+    paths = ["/" if pattern.startswith("/") else ""]
+    for part in filter(None, pattern.split("/")):
+        if part == "**":
+            paths = list(
+                dict.fromkeys(path for folder in paths if not folder or os.path.isdir(folder) for path in below(folder))
+            )
+        elif has_magic(part):
+            fits = re.compile(translate(part)).match
+            hidden = part.startswith(".")
+            paths = [
+                os.path.join(folder, entry.name)
+                for folder in paths
+                for entry in entries(folder)
+                if fits(entry.name) and (hidden or not entry.name.startswith("."))
+            ]
+        else:
+            paths = [path for folder in paths if os.path.lexists(path := os.path.join(folder, part))]
+    return list(filter(None, paths))
 
 
 def _expanded(pattern: str) -> list[str]:
