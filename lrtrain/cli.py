@@ -18,6 +18,7 @@ import typer
 from lrtrain import __version__
 from lrtrain.ending import complain, ending, leave, tell
 from lrtrain.errors import ConfigError, DistributedError, EnvironmentFault, Problem
+from lrtrain.streams import unheeded
 from lrtrain.world import ALONE, from_environment
 
 app = typer.Typer(
@@ -359,9 +360,11 @@ def main() -> None:
             if null != number:
                 os.dup2(null, number)
             setattr(sys, name, os.fdopen(number, "w"))
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, unheeded(stream))
     # Importing torch makes a million objects that stay; looking through them again and again is a tenth of the start.
     # At the exit Python would look through them once more before it frees them: a third of a second for nothing.
     gc.set_threshold(50_000)
@@ -392,10 +395,6 @@ def _run() -> int:
             with suppress(OSError):
                 error.show()  # the help
         return ConfigError.exit_code
-    except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # typer's own help went to nobody
-            return 0
-        raise
 
 
 def _usage_problem(error: Any) -> Problem:

@@ -13,7 +13,7 @@ from typing import NoReturn, ParamSpec
 
 from lrtrain import __version__
 from lrtrain.commands.faults import no_bug, of_the_users
-from lrtrain.errors import GONE, DistributedError, LrtrainError, Problem, listed, printable
+from lrtrain.errors import DistributedError, LrtrainError, Problem, listed, printable
 from lrtrain.world import from_environment
 
 P = ParamSpec("P")
@@ -38,10 +38,6 @@ def ending(function: Callable[P, int | None]) -> Callable[P, None]:
         except BaseException as error:  # own code may raise any
             if isinstance(error, SystemExit) and not of_the_users(error):
                 raise
-            broken = isinstance(error, BrokenPipeError) and error.errno not in GONE
-            if broken and not of_the_users(error):  # the reader of stdout has seen enough
-                sys.stderr.close()
-                raise SystemExit(0) from None
             if kwargs.get("debug"):
                 complain(traceback.format_exc())
             fault, code = no_bug(error) or (_crash(error), 1)

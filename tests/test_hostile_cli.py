@@ -174,6 +174,21 @@ def test_what_nobody_reads_or_no_disk_holds_is_no_bug(tmp_path: Path, words: str
     assert ("No space left on device" in ended.stderr) == (code == 5)
 
 
+@pytest.mark.parametrize("to", ["| head -c 1", "2>&1 | head -c 1"])
+def test_training_goes_on_where_own_code_prints_to_nobody(tmp_path: Path, to: str) -> None:
+    (tmp_path / "loud.py").write_text(
+        "import sys, torch\nclass Net(torch.nn.Linear):\n"
+        "    def __init__(self, in_channels, num_classes):\n        super().__init__(64, num_classes)\n"
+        "    def forward(self, x):\n        print('here', flush=True)\n        print('there', file=sys.stderr)\n"
+        "        return super().forward(x.flatten(1))\n"
+    )
+    (tmp_path / "c.yaml").write_text(GOOD.replace("{name: small_cnn, width: 4}", "'loud:Net'"))
+    line = f"set -o pipefail; {sys.executable} -m lrtrain fit c.yaml --out run {to}"
+    ended = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
+
+
 def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
     line = f"mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m lrtrain preview {tmp_path}/c.yaml"
     (tmp_path / "c.yaml").write_text(GOOD)

@@ -459,8 +459,8 @@ def test_a_file_system_that_goes_away_is_said_with_what_is_kept(
 
     log = Mock(seek=gone)
     words = r"metrics\.jsonl could not be written: Stale(.*\n)+.*mount it again(.*\n)+.*what was saved there is kept"
+    monkeypatch.setattr("filelock.FileLock.release", gone)
     with pytest.raises(EnvironmentFault, match=words), naming_kept(run), locked(run):
-        monkeypatch.setattr("filelock.FileLock.release", gone)
         jsonl.append(log, run.metrics, {})
 
 

@@ -28,7 +28,8 @@ def with_kept(error: E, run_dir: RunDir) -> E:
     last = folder.pointed(run_dir.checkpoints, "last")
     if last is None and not (isinstance(error.__cause__, OSError) and error.__cause__.errno in GONE):
         return error
-    kept = f"{'what was saved there' if last is None else last.name} is kept: `lrtrain fit --resume --out {run_dir.typed}` goes on from it"
+    saved = "what was saved there" if last is None else last.name
+    kept = f"{saved} is kept: `lrtrain fit --resume --out {run_dir.typed}` goes on from it"
     if isinstance(error, DataError):
         kept += ", as long as names and sizes of the images are those that the run began with; else begin a new run"
     first, *rest = error.problems

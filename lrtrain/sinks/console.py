@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -25,20 +24,12 @@ from lrtrain.engine.events import (
 from lrtrain.errors import printable
 
 
-class _Console(Console):
-    """rich ends the process when nobody reads its output any more; training goes on."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 class Screen:
     """stdout, for people: never an error, whatever has become of it."""
 
     def __init__(self) -> None:
         self.width = shutil.get_terminal_size().columns
-        self._console = _Console(highlight=False, markup=False, emoji=False, width=max(self.width, 20), soft_wrap=False)
+        self._console = Console(highlight=False, markup=False, emoji=False, width=max(self.width, 20), soft_wrap=False)
         encoding = (sys.stdout.encoding or "ascii").lower()
         self.unicode = "utf" in encoding
 

@@ -191,50 +191,49 @@ def _globbed(pattern: str, looked: Iterator[int]) -> list[str]:
         OSError: the file system has gone away.
     """
 
-    def entries(folder: str) -> list[os.DirEntry[str]]:
-        found = []
-        try:
-            with os.scandir(folder or ".") as there:
-                for entry in there:
-                    if next(looked) > MOST_SHARDS:
-                        what = f"more than {MOST_SHARDS:,} files and folders lie where {quoted(pattern)} looks"
-                        hint = f"name the folder of the shards, without **: {_SUCH_AS}"
-                        raise ConfigError(f"{what}; at most {MOST_SHARDS:,} are looked at", hint=hint)
-                    found.append(entry)
-        except OSError as error:
-            if error.errno in GONE:
-                raise
-        return found
-
     def below(folder: str) -> Iterator[str]:
         yield folder
         left = [folder]
         while left:
-            here = left.pop()
-            for entry in entries(here):
+            for entry in _entries(here := left.pop(), pattern, looked):
                 if not entry.name.startswith("."):
                     yield (path := os.path.join(here, entry.name))
                     if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(path)):
                         left.append(path)
 
+    def fitting(folder: str, part: str) -> Iterator[str]:
+        fits = re.compile(translate(part)).match
+        for entry in _entries(folder, pattern, looked):
+            if fits(entry.name) and (part.startswith(".") or not entry.name.startswith(".")):
+                yield os.path.join(folder, entry.name)
+
     paths = ["/" if pattern.startswith("/") else ""]
     for part in filter(None, pattern.split("/")):
         if part == "**":
-            paths = list(
-                dict.fromkeys(path for folder in paths if not folder or os.path.isdir(folder) for path in below(folder))
-            )
+            folders = (path for path in paths if not path or os.path.isdir(path))
+            paths = list(dict.fromkeys(path for folder in folders for path in below(folder)))
         elif has_magic(part):
-            fits = re.compile(translate(part)).match
-            hidden = part.startswith(".")
-            paths = [
-                os.path.join(folder, entry.name)
-                for folder in paths
-                for entry in entries(folder)
-                if fits(entry.name) and (hidden or not entry.name.startswith("."))
-            ]
+            paths = [path for folder in paths for path in fitting(folder, part)]
         else:
             paths = [path for folder in paths if os.path.lexists(path := os.path.join(folder, part))]
     return list(filter(None, paths))
+
+
+def _entries(folder: str, pattern: str, looked: Iterator[int]) -> list[os.DirEntry[str]]:
+    """What is in a folder, if it is one that can be read."""
+    found = []
+    try:
+        with os.scandir(folder or ".") as entries:
+            for entry in entries:
+                if next(looked) > MOST_SHARDS:
+                    what = f"more than {MOST_SHARDS:,} files and folders lie where {quoted(pattern)} looks"
+                    hint = f"name the folder of the shards, without **: {_SUCH_AS}"
+                    raise ConfigError(f"{what}; at most {MOST_SHARDS:,} are looked at", hint=hint)
+                found.append(entry)
+    except OSError as error:
+        if error.errno in GONE:
+            raise
+    return found
 
 
 def _expanded(pattern: str) -> list[str]:
