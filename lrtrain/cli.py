@@ -35,10 +35,12 @@ app = typer.Typer(
 P = ParamSpec("P")
 UsageError: Any = typer.BadParameter.__base__  # typer's own, or click's in older versions
 
+# readable: what may not be read is told in our own words, with the exit code of a permission.
 Config = Annotated[
-    Path | None, typer.Argument(help="The YAML config; ./lrtrain.yaml when left out.", show_default=False)
+    Path | None,
+    typer.Argument(readable=False, help="The YAML config; ./lrtrain.yaml when left out.", show_default=False),
 ]
-Run = Annotated[Path, typer.Argument(help="A run directory, such as runs/quickstart.")]
+Run = Annotated[Path, typer.Argument(readable=False, help="A run directory, such as runs/quickstart.")]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -46,7 +48,8 @@ Set = Annotated[
     ),
 ]
 Json = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.", show_default=False)
+    Path | None,
+    typer.Option("--json", readable=False, metavar="FILE", help="Write the result as JSON.", show_default=False),
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="Run code that a run directory's config names (pkg.mod:attr).")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -126,7 +129,11 @@ def fit(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", show_default=False, help="Run directory; runs/<config's name> when left out."
+            "--out",
+            readable=False,
+            metavar="DIR",
+            show_default=False,
+            help="Run directory; runs/<config's name> when left out.",
         ),
     ] = None,
     resume: Annotated[
@@ -192,6 +199,7 @@ def range_test(
         Path | None,
         typer.Option(
             "--out",
+            readable=False,
             metavar="DIR",
             show_default=False,
             help="Folder for range-test.png and range-test.json; runs/<config's name>-range-test when left out.",
@@ -233,11 +241,14 @@ def preview(
     config: Config = None,
     set: Set = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", show_default=False, help="Write every step's LR.")
+        Path | None,
+        typer.Option("--csv", readable=False, metavar="FILE", show_default=False, help="Write every step's LR."),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE", show_default=False, help="Draw the curve: .png, .svg or .pdf."),
+        typer.Option(
+            "--plot", readable=False, metavar="FILE", show_default=False, help="Draw the curve: .png, .svg or .pdf."
+        ),
     ] = None,
     at: Annotated[
         list[str] | None,
@@ -289,6 +300,7 @@ def check(
     target: Annotated[
         Path | None,
         typer.Argument(
+            readable=False,
             metavar="[CONFIG|FOLDER]",
             help="A YAML config, a run directory, or a folder of images; ./lrtrain.yaml when left out.",
             show_default=False,
@@ -300,6 +312,7 @@ def check(
         Path | None,
         typer.Option(
             "--write-skip-list",
+            readable=False,
             metavar="FILE",
             show_default=False,
             help="Write the images that cannot be read, for you to review and name as dataset.skip_list.",
@@ -341,7 +354,7 @@ def schema(debug: Debug = False) -> None:
 
 @command("init")
 def init(
-    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("lrtrain.yaml"),
+    path: Annotated[Path, typer.Argument(readable=False, help="The file to write.")] = Path("lrtrain.yaml"),
     example: Annotated[bool, typer.Option("--example", help="The quickstart's config, on digits.")] = False,
     debug: Debug = False,
 ) -> None:

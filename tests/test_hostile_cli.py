@@ -133,7 +133,24 @@ def test_a_run_that_may_not_be_read_is_a_fault_of_the_environment(
         return real(path, follow_symlinks=follow_symlinks)
 
     monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.setattr(os, "access", lambda *args, **kwargs: False)
     assert_clear(typed(command, "full"), 5, "Permission denied", "full/", "check its name, and that you may use it")
+
+
+@pytest.mark.parametrize("command", ["fit", "preview", "check", "range-test"])
+def test_a_config_that_may_not_be_read_is_a_fault_of_the_environment(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    real = os.open
+
+    def refused(path: str | Path, *args: int, **kwargs: int) -> int:
+        if str(path).endswith("c.yaml"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refused)
+    monkeypatch.setattr(os, "access", lambda *args, **kwargs: False)
+    assert_clear(typed(command, "c.yaml"), 5, "Permission denied", "c.yaml")
 
 
 def test_weights_that_a_run_once_began_with_need_not_be_there(typed: Typed, tmp_path: Path) -> None:

@@ -156,14 +156,16 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(typed: Typed, tmp_pa
 
 
 def test_a_file_system_that_refuses_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / ".tmp-00000004-17").mkdir()
+    for name in (".tmp-00000004-17", ".bad-step-00000004", "step-00000004"):
+        (tmp_path / name).mkdir()
 
     def refused(path: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
+        raise PermissionError(13, "Permission denied", "model.safetensors")
 
     monkeypatch.setattr(shutil, "rmtree", refused)
-    with pytest.raises(EnvironmentFault, match="cannot be put in order: Permission denied"):
-        folder.sweep(tmp_path)
+    with pytest.raises(EnvironmentFault, match=f"cannot be put in order: Permission denied\n  at   {tmp_path}"):
+        folder.set_aside_after(tmp_path, 3)
+    folder.sweep(tmp_path)  # what nothing counts may stay
 
 
 @pytest.mark.parametrize(

@@ -103,16 +103,17 @@ def put_back(root: Path) -> None:
 def sweep(root: Path) -> None:
     """Remove what an interrupted `write` or `prune` left, by the names that these give; nothing else.
 
+    What cannot be deleted now is tried the next time: nothing counts it.
+
     Raises:
-        EnvironmentFault: the file system refuses.
+        EnvironmentFault: the folder cannot be looked through.
     """
     with _mending(root):
-        for left in root.glob(".old-step-*"):
-            if STEP.fullmatch(left.name.removeprefix(".old-")):
-                _delete(left)
-        for left in root.glob(".tmp-*"):
-            if _LEFT.fullmatch(left.name):
-                _delete(left)
+        left = [path for path in root.glob(".old-step-*") if STEP.fullmatch(path.name.removeprefix(".old-"))]
+        left += [path for path in root.glob(".tmp-*") if _LEFT.fullmatch(path.name)]
+    for path in left:
+        with suppress(OSError):
+            _delete(path)
 
 
 def set_aside_after(root: Path, step: int) -> None:
@@ -138,7 +139,8 @@ def _mending(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         what = f"the checkpoints cannot be put in order: {error.strerror}"
-        raise EnvironmentFault(what, str(error.filename or root), "allow writing there") from error
+        name = str(error.filename or "")  # a bare one is of a file in a folder that is deleted
+        raise EnvironmentFault(what, name if "/" in name else str(root), "allow writing there") from error
 
 
 def _is_folder(path: Path) -> bool:

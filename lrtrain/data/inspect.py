@@ -124,16 +124,16 @@ def look(images: Split, i: int, channels: int) -> Look:
     found = Look(hashlib.sha256(content).digest()[:DIGEST_BYTES])
     if isinstance(images, FileSplit) and images.leads_out(i):
         found = replace(found, remarks=("link",))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = _of_header(found, content, os.path.splitext(images.name(i))[1].lower(), channels)
-        with _overheard() as said:
+    with _overheard() as said:  # what fails here says nothing of the image
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = _of_header(found, content, os.path.splitext(images.name(i))[1].lower(), channels)
             of_pixels = _of_pixels(decoded(BytesIO(content), channels))
             sound_out(content, channels, MAX_BYTES)
             complaint = said()
-    except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, struct.error ...
-        return Look(b"", why=why_unreadable(error))
+        except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, struct.error ...
+            return Look(b"", why=why_unreadable(error))
     damaged = ("damaged",) if complaint else ()
     return replace(found, remarks=(*damaged, *found.remarks, *of_pixels), complaint=complaint)
 
@@ -144,7 +144,8 @@ def _overheard() -> Iterator[Callable[[], str]]:
 
     Only where a process decodes one image at a time.
     """
-    with tempfile.TemporaryFile() as heard:
+    # In memory where the system can: a folder for temporary files may be full, or gone.
+    with open(os.memfd_create("heard"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile() as heard:
         kept = os.dup(2)
         try:
             os.dup2(heard.fileno(), 2)
