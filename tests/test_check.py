@@ -89,8 +89,10 @@ def test_every_kind_is_found_and_named(hostile):
 
 
 def test_what_the_decoder_says_of_an_image_is_told_with_its_name_and_nowhere_else(hostile, capfd, monkeypatch):
-    if hasattr(os, "memfd_create"):  # no folder for temporary files is needed, which may be gone by now
-        monkeypatch.setattr("tempfile.tempdir", str(hostile / "gone"))
+    with monkeypatch.context() as patched:
+        if hasattr(os, "memfd_create"):  # no folder for temporary files is needed, which may be gone by now
+            patched.setattr("tempfile.tempdir", str(hostile / "gone"))
+        survey(unsplit(hostile), workers=0)
     (damaged,) = [f for f in survey(unsplit(hostile), workers=0).findings if f.kind == "damaged"]
     assert all(said.startswith("Corrupt JPEG data") for _, said in damaged.images)
     assert capfd.readouterr() == ("", "")

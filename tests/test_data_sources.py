@@ -282,14 +282,17 @@ def test_every_wrong_row_is_named_with_its_line(tmp_path):
         "i/0.png,b,val",
         "i/2.png,a,dev",
         "i/3.png,a,val,b",
+        "i/3.png,a,",
+        "i/3.png,a",
         '"i/2.png,a',
         "i/2.png,b",
     )
     with pytest.raises(DataError) as caught:
         opened(**dataset)
     lines = [(p.where.rpartition(":")[2], p.what) for p in caught.value.problems]
-    assert [line for line, _ in lines] == ["3", "4", "5", "6", "7", "8"]
-    wanted = ("no such file", "no label", "listed twice, first on line 2", "not 'dev'", "more cells", "quote closed?")
+    assert [line for line, _ in lines] == [str(i) for i in range(3, 11)]
+    wanted = ("no such file", "no label", "listed twice, first on line 2", "not 'dev'", "more cells", *["no split"] * 2)
+    wanted = (*wanted, "quote closed?")
     for (_, what), expected in zip(lines, wanted, strict=True):
         assert expected in what
 

@@ -95,17 +95,18 @@ def _read(file: Path, folder: Path) -> tuple[list[_Row], list[Problem]]:
             table = reader(_bounded(lines), skipinitialspace=True)
             columns = next((cells for cells, _ in _lines(table)), [])
             at = _columns(file, columns)
+            by_column = at[-1] is not None
             for cells, line in tqdm(
                 _lines(table), "reading the manifest", unit=" rows", disable=None, delay=2, leave=False
             ):
                 path, label, split = (cells[i].strip() if i is not None and i < len(cells) else "" for i in at)
-                row = _Row(path, label, _SPLITS.get(split or "train", ""), line)
+                row = _Row(path, label, _SPLITS.get(split if by_column else "train", ""), line)
                 place, spelled = os.path.join(start, path), os.path.normpath(os.path.join(root, path))
                 what = _wrong(row, split, rows.get(spelled), place, len(cells) > len(columns))
                 if not what:
                     rows[spelled] = row
                 elif len(problems) < _MOST_PROBLEMS:
-                    problems.append(Problem(what, f"{file}:{line}"))
+                    problems.append(Problem(what, f"{file}:{line}", "correct the line, or remove it"))
                 else:
                     problems.insert(
                         0, Problem(f"more than {_MOST_PROBLEMS:,} rows are wrong, and no more were read", str(file))
@@ -166,7 +167,9 @@ def _wrong(row: _Row, split: str, earlier: _Row | None, place: str, extra: bool)
     if not row.path or not row.label:
         return f"no {'path' if not row.path else 'label'}"
     if not row.split:
-        return f"split must be train, val or test, not {split!r}"
+        return (
+            f"split must be train, val or test, not {split!r}" if split else "no split, though there is a column for it"
+        )
     if earlier is not None:
         return f"{row.path!r} is listed twice, first on line {earlier.line}"
     if not os.path.isfile(place):  # False where the name is too long for one
