@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from lrtrain import lookup
@@ -89,6 +90,7 @@ EXAMPLES = {
     "size": "32",
     "schedulers": "[{name: ExponentialLR, gamma: 0.99}]",
 }
+_OFF = ("off", "no", "none", "never", "false")  # of which YAML's false is one
 _BOUNDS = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),
@@ -132,8 +134,14 @@ def _problem(item: Any, loc: Loc, document: Document, *, compare: bool) -> Probl
         return Problem(
             f"{name}: {context['why']}", where, "a duration is epochs (5ep), steps (300step) or a part of the run (10%)"
         )
+    field = _field(loc)
+    switches = field is not None and bool in get_args(field.annotation)
+    if field is not None and str(value).lower() in _OFF and (switches or field.default in (None, 0)):
+        off = "false" if switches else "null" if field.default is None else "0"
+        return Problem(f"{name} cannot be {quoted(value)}", where, f"write {off}")
     if kind == "literal_error":
         allowed = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
+        allowed += ["true", "false"] if switches else []
         guess = lookup.closest(str(value), allowed)
         hint = (f"did you mean {guess!r}? " if guess else "") + f"allowed: {', '.join(allowed)}"
         return Problem(f"{name} cannot be {quoted(value)}", where, hint)
@@ -227,10 +235,15 @@ def such_as(key: str | int, default: str | None = None) -> str | None:
     return f"leave it out: it is {default} then" if default not in (None, "None") else None
 
 
+def _field(loc: Loc) -> FieldInfo | None:
+    """The key of the config that stands there."""
+    fields = {field.alias or name: field for name, field in _section(loc[:-1]).model_fields.items()} if loc else {}
+    return fields.get(str(loc[-1])) if loc else None
+
+
 def _default(loc: Loc) -> str | None:
     """What a key of the config is when absent, as YAML; None where that is nothing."""
-    fields = {field.alias or name: field for name, field in _section(loc[:-1]).model_fields.items()} if loc else {}
-    field = fields.get(str(loc[-1])) if loc else None
+    field = _field(loc)
     if field is None or field.default in (None, PydanticUndefined, ()):
         return None
     return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
