@@ -7,6 +7,7 @@ import os
 import pkgutil
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from multiprocessing.synchronize import SemLock
@@ -438,6 +439,27 @@ def test_a_worker_that_dies_is_an_environment_fault(folder):
     object.__setattr__(made.pipeline.source.train, "root", Dies())
     with pytest.raises(EnvironmentFault, match="a data worker died"):
         list(made.train(0, 4))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_to_a_worker_that_just_begins(sent, monkeypatch):
+    """One to the whole process group is for the main process; what kills it is told and not waited for."""
+    launch = pkgutil.resolve_name("multiprocessing.popen_fork.Popen._launch")
+
+    def launched(self, process):
+        launch(self, process)
+        os.kill(self.pid, sent)
+        if sent == signal.SIGKILL:  # before torch notes which workers there are
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setattr("multiprocessing.popen_fork.Popen._launch", launched)
+    made = by_workers([torch.ones(3)], [0], workers=1, patience_s=15.0)
+    if sent == signal.SIGKILL:
+        with pytest.raises(EnvironmentFault, match=r"a data worker died.*killed by signal: Killed"):
+            list(made)
+    else:
+        assert [images.tolist() for images in made] == [[1, 1, 1]]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 @pytest.mark.parametrize(

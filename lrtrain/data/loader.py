@@ -38,6 +38,7 @@ _SOCKETS_FOLDER = 71
 """The longest path below which torch can send tensors: a socket's may have 103 bytes, of which 32 are its name."""
 _SHARED_MEMORY = "/dev/shm"
 _ENLARGE = "enlarge /dev/shm (docker run --shm-size 8g)"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 SAME_SIZE = "end the list with RandomResizedCrop, RandomCrop or CenterCrop, or with Resize to `size: [224, 224]`"
 
 
@@ -163,7 +164,8 @@ def by_workers(
     Raises:
         EnvironmentFault: a worker died or hangs, or shared memory is lacking.
     """
-    made = _started(shop, orders, workers, pin, patience_s)
+    with needing_workers():
+        made = _started(shop, orders, workers, pin, patience_s)
     end = partial(_end_workers, made)
     atexit.register(end)
     try:
@@ -239,16 +241,27 @@ def _started(shop: Dataset[Any], orders: Iterable[Any], workers: int, pin: bool,
     # What iter(loader) does, but in two steps, so that the workers of an iterator that fails as it begins are known.
     made: Any = _MultiProcessingDataLoaderIter.__new__(_MultiProcessingDataLoaderIter)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _unheard():
             # Python 3.12 warns of fork beside threads; torch's workers are made for it, and use one thread.
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
             made.__init__(loader)
+        torch._C._error_if_any_worker_fails()  # one that died before torch knew of it would be waited for
     except BaseException as error:
         _end_begun_workers(made)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # each worker takes several locks
             raise _no_locks(error) from error
         raise
     return made
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Inside, signals wait, as in processes that begin there: these would die until `_start_worker` ignores them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _refuse_without_locks() -> None:
@@ -315,9 +328,9 @@ def _unsent(error: Exception, _: Any) -> NoReturn:
 
 def _start_worker(_: int) -> None:
     # A signal to the whole process group is for the main process, which saves and then ends its workers.
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     if sys.platform == "linux":
         # When the main process is killed, so is this one, with what it holds of its sockets, locks and shared memory;
         # elsewhere torch's own watch ends it within seconds.

@@ -324,6 +324,7 @@ def _evaluate_and_save(
     reason, improved, evaluated = None, False, state.pending
     if state.pending:
         share_buffers(state.evaluated, state.world)
+        state.whole = True  # evaluation changes nothing, and can be made when the run goes on
         metrics = yield from evaluate(
             state.evaluated,
             batches.evaluate("val"),
@@ -334,6 +335,7 @@ def _evaluate_and_save(
             flip=recipe.flip,
             seed=recipe.seed,
         )
+        state.whole = False
         if metrics is not None:
             state.pending = False
             train_loss = state.losses.take("evaluation")
