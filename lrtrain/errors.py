@@ -32,6 +32,9 @@ LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _AWAY = "ENOTCONN ESTALE ETIMEDOUT ESHUTDOWN ECONNABORTED EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH ENODEV EREMOTEIO"
 GONE = tuple(getattr(errno, name) for name in _AWAY.split() if hasattr(errno, name))
 
+# Neither says anything of a file that cannot be read.
+BEYOND_FILES = (*LACKING, *GONE)
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:

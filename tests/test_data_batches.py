@@ -24,6 +24,7 @@ from lrtrain.config.schema import Dataset
 from lrtrain.data.augment.RandomCrop import RandomCrop
 from lrtrain.data.batches import Batches
 from lrtrain.data.build import make_pipeline
+from lrtrain.data.inspect import look
 from lrtrain.data.loader import by_workers
 from lrtrain.data.open import open_source
 from lrtrain.data.order import batch_of_step
@@ -439,6 +440,24 @@ def test_a_worker_that_dies_is_an_environment_fault(folder):
     object.__setattr__(made.pipeline.source.train, "root", Dies())
     with pytest.raises(EnvironmentFault, match="a data worker died"):
         list(made.train(0, 4))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_system_that_has_gone_away_is_no_fault_of_an_image(folder, workers, monkeypatch):
+    def gone(path, mode):
+        raise OSError(107, "Transport endpoint is not connected", path)
+
+    made = batches(folder, "photos", workers=workers, cache="off")
+    monkeypatch.setattr("lrtrain.data.decode.open", gone, raising=False)
+    with pytest.raises(OSError, match="Transport endpoint") as caught:
+        list(made.train(0, 4))
+    problem, code = no_bug(caught.value)
+    assert (code, "Transport endpoint is not connected" in problem.what) == (5, True)
+    assert ".png" in f"{problem.what} {problem.where}"
+    assert "mount it again" in problem.hint
+    monkeypatch.setattr("lrtrain.data.files.open", gone, raising=False)
+    with pytest.raises(OSError, match="Transport endpoint"):
+        look(made.pipeline.source.train, 0, 3)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

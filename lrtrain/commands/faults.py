@@ -84,6 +84,9 @@ def _fault(error: BaseException) -> Problem | None:
         # Without a name it may be a socket that code of the user's own opened.
         place = None if error.filename is None else quoted(error.filename)
         return Problem(f"{error.strerror}"[:400], place, what_to_do(error, "try again"))
+    if isinstance(error, OSError) and error.errno is None and any(os.strerror(one) in str(error) for one in GONE):
+        said = str(error).splitlines()[-1].partition("] ")[2]  # the end of a data worker's traceback
+        return Problem(said[:400], hint=what_to_do(OSError(GONE[0], ""), "try again"))
     if isinstance(error, OSError) and error.errno in _FILE_FAULTS:
         place = None if error.filename is None else quoted(error.filename)
         return Problem(f"{error.strerror}"[:400], place, "check its name, and that you may use it")

@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngStream
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PREFIXES
 
 from lrtrain.data import jpeg, jpeg2000
-from lrtrain.errors import LACKING, DataError, printable
+from lrtrain.errors import BEYOND_FILES, DataError, printable
 
 EMPTY = "it is empty (0 bytes)"
 # JPEG's plugin reads MPO too. Others that Pillow has may start programs (EPS), or have never been seen in a dataset.
@@ -77,7 +77,7 @@ def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
             refuse_long(os.fstat(file.fileno()).st_size)
             return decoded(file, channels)
     except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, struct.error ...
-        if isinstance(error, OSError) and error.errno in LACKING:
+        if isinstance(error, OSError) and error.errno in BEYOND_FILES:
             raise
         raise DataError(
             f"cannot read the image {printable(str(path))}: {why_unreadable(error)}", hint=_hint(Path(path), error)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lrtrain.data.decode import TooLarge, decode, header, refuse_long, upright_size
 from lrtrain.data.default_transforms import SMALL, Size
 from lrtrain.data.source import Split
-from lrtrain.errors import LACKING, ConfigError, DataError, Problem, printable
+from lrtrain.errors import BEYOND_FILES, ConfigError, DataError, Problem, printable
 from lrtrain.foreign import user_path
 
 IMAGE_SUFFIXES = frozenset(
@@ -89,7 +89,7 @@ class FileSplit:
         except TooLarge as error:
             raise DataError(f"cannot read the image {printable(path)}: {error}", hint="remove it") from error
         except OSError as error:
-            if error.errno in LACKING:
+            if error.errno in BEYOND_FILES:
                 raise
             raise DataError(
                 f"cannot read the image {printable(path)}: {error.strerror}", hint="restore the file"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from lrtrain.data.decode import from_pil, only_formats
 from lrtrain.data.default_transforms import SMALL, Size
-from lrtrain.errors import LACKING, DataError, LrtrainError
+from lrtrain.errors import BEYOND_FILES, DataError, LrtrainError
 from lrtrain.random import seeded
 
 LOOKED_AT = 64  # images from which it is concluded how all are
@@ -79,7 +79,7 @@ def _called(i: int, name: str) -> str:
 
 def _unread(called: str, error: Exception) -> Exception:
     """What is raised for an item that cannot be read: by its name, but where the machine lacks what it takes."""
-    if isinstance(error, OSError) and error.errno in LACKING:
+    if isinstance(error, OSError) and error.errno in BEYOND_FILES:
         return error
     return DataError(f"cannot read {called}: {str(error) or type(error).__name__}")
 

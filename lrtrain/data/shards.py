@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from lrtrain.data.decode import MOST_FILE_BYTES, decode_bytes, header, upright_size
-from lrtrain.errors import LACKING, DataError
+from lrtrain.errors import BEYOND_FILES, DataError
 
 # Files that a process keeps open: a quarter of what it may, which is most often 1024.
 _MAY_OPEN = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -102,7 +102,7 @@ class Shard:
             self.check(os.fstat(file))
             content = os.pread(file, size, int(self.offsets[i]))
         except OSError as error:
-            if error.errno in LACKING:
+            if error.errno in BEYOND_FILES:
                 raise
             raise DataError(f"cannot read the shard {self.path}: {error.strerror}", hint="restore the file") from error
         if len(content) != size:
