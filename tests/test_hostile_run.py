@@ -612,7 +612,7 @@ def test_so_may_those_of_a_manifest_and_of_shards(typed: Typed, on_photos: Path,
             shard(on_photos / f"{split}.tar", samples(*labels))
         keys = {split: f"{split}.tar" for split in parts}
     else:
-        files = [f"train/{label}/{i}.jpg,{label}" for label in ("red", "blue") for i in range(12)]
+        files = [f"train/{label}/{i}.jpg,{label},train" for label in ("red", "blue") for i in range(12)]
         files += [f"val/{label}/{i}.jpg,{label},val" for label in ("red", "blue") for i in range(6)]
         (on_photos / "m.csv").write_text("\n".join(["path,label,split", *files, ""]))
         keys = {"manifest": "m.csv"}
