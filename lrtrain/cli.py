@@ -372,7 +372,8 @@ def main() -> None:
             null = os.open(os.devnull, os.O_WRONLY)
             if null != number:
                 os.dup2(null, number)
-            setattr(sys, name, os.fdopen(number, "w"))
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):

@@ -7,9 +7,11 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -106,6 +108,26 @@ def test_of_equal_logits_the_first_is_the_answer() -> None:
     with tqdm() as bar:
         found = _exhaust(evaluate(model, [batch], 40, "fp32"), bar)
     assert (found.acc1, found.acc5) == (1, 1)
+
+
+@pytest.mark.parametrize("ends", ["given up", "fault", "whole"])
+def test_an_evaluation_that_is_given_up_leaves_the_buffers_as_they_were(ends: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model[1].train = Mock()  # own code may count in evaluation, too
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    batch = Batch(torch.randn(8, 1, 2, 2), torch.zeros(8, dtype=torch.long), np.arange(8), 8)
+
+    def batches() -> Iterator[Batch]:
+        yield batch
+        if ends == "fault":
+            raise OSError("cut")
+        yield batch
+
+    asked = iter([None, "SIGTERM" if ends == "given up" else None, None])
+    with pytest.raises(OSError, match="cut") if ends == "fault" else nullcontext():
+        list(evaluate(model, batches(), 16, "fp32", stopping=lambda: next(asked)))
+    same = [torch.equal(buffer, before[name]) for name, buffer in model.named_buffers()]
+    assert all(same) == (ends != "whole")
 
 
 def test_an_answer_that_is_nan_is_wrong() -> None:

@@ -309,6 +309,7 @@ def test_training_goes_on_when_nobody_reads_its_output(tmp_path: Path) -> None:
             ["bash", "-c", command.format(out, rest)], cwd=tmp_path, env=environment(), timeout=120, capture_output=True
         )
         assert json.loads((tmp_path / out / "status.json").read_text())["state"] == "done", out
+        assert not (tmp_path / out / "checkpoints" / ".lock").read_bytes(), "no file has the number of stdout"
 
 
 def test_a_narrow_terminal_without_unicode_is_fine(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ def evaluate(
         The means, or None when given up. acc5 counts the first five classes, or all where there are fewer.
     """
     was_training = model.training
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    given_up = True
     model.eval()
     device = next(model.parameters()).device
     seed_model(key(seed, "evaluate"), device)
@@ -72,8 +74,11 @@ def evaluate(
             yield Evaluating(done, total)
         if done < total and stopping():  # others have one more batch, before which all are asked
             return None
+        given_up = False
     finally:
         model.train(was_training)
+        for name, buffer in model.named_buffers() if given_up else ():  # what it changed, changes when it is made anew
+            buffer.data = before.get(name, buffer)
     loss_sum, first, five, images = summed(sums, world).tolist()
     n = max(images, 1)
     return Metrics(int(images), loss_sum / n if images else float("nan"), first / n, five / n)
