@@ -24,6 +24,7 @@ from lrtrain.engine.train import train
 from lrtrain.errors import CheckpointError, EnvironmentFault
 from lrtrain.schedule.segments import segment
 from lrtrain.sinks.jsonl import refuse_other_log
+from tests.conftest import Ended
 from tests.forked import environment
 from tests.hostile import Typed, assert_clear
 from tests.shards.making import samples, shard
@@ -232,6 +233,19 @@ def test_an_extension_that_says_something_else_than_its_checkpoint_is_refused(ty
     rewrite(tmp_path / "run" / "checkpoints" / "step-00000006", total_steps=7)
     edit("policy: restart", "policy: hold")(tmp_path / "run")
     assert_clear(typed(*RESUME), 4, "total_steps is 7, and by its config the run has 6")
+
+
+def test_an_extension_that_no_whole_checkpoint_has_is_gone_on_with_before_another(typed: Typed, tmp_path: Path) -> None:
+    def extended(policy: str, steps: int) -> Ended:
+        return typed("fit", "c.yaml", "--resume", "--extend", policy, "--set", f"steps={steps}", "--out", "run")
+
+    assert extended("hold", 6).code == 0
+    model = tmp_path / "run" / "checkpoints" / "step-00000006" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1] + b"?")
+    assert_clear(extended("restart", 9), 2, "extended to 6 steps by hold already", "step-00000004 is older", "--resume")
+    assert typed("fit", "c.yaml", "--resume", "--out", "run").code == 0
+    assert extended("restart", 9).code == 0
+    assert "at: 6" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 ROW = b'{"event": "train", "step": 9, "epoch": 0.1, "lr": {"default": 0.1}, "loss": 1.0}\n'

@@ -132,6 +132,10 @@ def lengthened(config: RunConfig, run_dir: RunDir, found: Checkpoint | None, wis
     last = began.extended[-1] if began.extended else None
     if wishes.extend is not None and last is not None and (last.policy, last.steps) == (wishes.extend, wanted):
         return config.model_copy(update=kept)  # it was extended so already, and interrupted since
+    if wishes.extend is not None and last is not None and len(began.extended or ()) > len(made.extended or ()):
+        what = f"the run was extended to {last.steps:,} steps by {last.policy} already, and {found.path.name} is older"
+        hint = f"`lrtrain fit --resume --out {run_dir.typed}` goes on with that: extend it once more then"
+        raise ConfigError(what, str(run_dir.config), hint)
     if wishes.extend is not None:
         if wanted <= total:
             what = (
