@@ -186,6 +186,7 @@ def test_a_dataset_without_splits_needs_val_fraction_or_explicit_splits():
         ({"name": "VOCDetection"}, ConfigError, "no image classification dataset but for detection"),
         ({"name": "CelebA"}, ConfigError, "attributes"),
         ({"name": "DTD"}, DataError, "cannot open DTD"),
+        ({"name": "ImageFolder", "val_fraction": 0.2}, DataError, "cannot open ImageFolder.*--set dataset.root=FOLDER"),
         ({"name": "FakeData", "splits": {"val": {}}}, ConfigError, "splits must name train"),
         ({"name": "FakeData", "shape": 3}, ConfigError, "does not take these arguments"),
         ({"name": "DTD", "partition": 0.5}, ConfigError, "does not take these arguments"),

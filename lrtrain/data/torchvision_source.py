@@ -310,6 +310,7 @@ def _of_arguments(error: Exception) -> bool:
 
 def _unopened(cls: type, given: Mapping[str, Any], error: Exception) -> DataError:
     can_download = "download" in _parameters(cls) and not given.get("download")
-    hint = "add `download: true` to dataset, or correct root" if can_download else None
+    moved = "correct root: --set dataset.root=FOLDER, or dataset.splits.train.root=FOLDER"
+    hint = "add `download: true` to dataset, or correct root" if can_download else moved
     what = f"cannot open {cls.__name__} in {str(given.get('root'))!r}: {str(error) or type(error).__name__}"
     return DataError(what, hint=hint)
