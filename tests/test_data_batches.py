@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import pkgutil
 import random
 import shutil
-import signal
-import subprocess
-import sys
-from multiprocessing.synchronize import SemLock
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,18 +11,15 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from lrtrain.commands.faults import no_bug
 from lrtrain.config.schema import Dataset
 from lrtrain.data.augment.RandomCrop import RandomCrop
 from lrtrain.data.batches import Batches
 from lrtrain.data.build import make_pipeline
-from lrtrain.data.inspect import look
-from lrtrain.data.loader import by_workers
 from lrtrain.data.open import open_source
 from lrtrain.data.order import batch_of_step
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 from lrtrain.random import key, uniforms
-from tests.folders import files_of_at_most, noise, where
+from tests.folders import noise, where
 
 RANDOM = [
     {"name": "RandomCrop", "size": 12, "padding": 2},
@@ -433,162 +422,6 @@ def test_a_whole_batch_of_another_size_is_named(folder, workers, tmp_path):
     shown = made.train(0, 4)
     with pytest.raises(DataError, match=r"images of different sizes.*png: 3x16x16; .*png: 3x16x20"):
         list(shown)
-
-
-def test_a_worker_that_dies_is_an_environment_fault(folder):
-    made = batches(folder, "photos", workers=1, cache="off")
-    object.__setattr__(made.pipeline.source.train, "root", Dies())
-    with pytest.raises(EnvironmentFault, match="a data worker died"):
-        list(made.train(0, 4))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_system_that_has_gone_away_is_no_fault_of_an_image(folder, workers, monkeypatch):
-    def gone(path, mode):
-        raise OSError(107, "Transport endpoint is not connected", path)
-
-    made = batches(folder, "photos", workers=workers, cache="off")
-    monkeypatch.setattr("lrtrain.data.decode.open", gone, raising=False)
-    with pytest.raises(OSError, match="Transport endpoint") as caught:
-        list(made.train(0, 4))
-    problem, code = no_bug(caught.value)
-    assert (code, "Transport endpoint is not connected" in problem.what) == (5, True)
-    assert ".png" in f"{problem.what} {problem.where}"
-    assert "mount it again" in problem.hint
-    monkeypatch.setattr("lrtrain.data.files.open", gone, raising=False)
-    with pytest.raises(OSError, match="Transport endpoint"):
-        look(made.pipeline.source.train, 0, 3)
-
-
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_signal_to_a_worker_that_just_begins(sent, monkeypatch):
-    """One to the whole process group is for the main process; what kills it is told and not waited for."""
-    launch = pkgutil.resolve_name("multiprocessing.popen_fork.Popen._launch")
-
-    def launched(self, process):
-        launch(self, process)
-        os.kill(self.pid, sent)
-        if sent == signal.SIGKILL:  # before torch notes which workers there are
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-
-    monkeypatch.setattr("multiprocessing.popen_fork.Popen._launch", launched)
-    made = by_workers([torch.ones(3)], [0], workers=1, patience_s=15.0)
-    if sent == signal.SIGKILL:
-        with pytest.raises(EnvironmentFault, match=r"a data worker died.*killed by signal: Killed"):
-            list(made)
-    else:
-        assert [images.tolist() for images in made] == [[1, 1, 1]]
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
-
-
-@pytest.mark.parametrize(
-    ("starting", "error", "orders"),
-    [
-        ("multiprocessing.popen_fork.Popen._launch", BlockingIOError(11, "Resource temporarily unavailable"), [0, 1]),
-        ("threading.Thread.start", RuntimeError("can't start new thread"), [0, 1]),
-        ("threading.Thread.start", RuntimeError("can't start new thread"), [0]),
-    ],
-    ids=["fork", "a thread", "a thread, at the end"],
-)
-def test_no_worker_stays_where_a_second_process_or_thread_is_not_allowed(starting, error, orders, monkeypatch):
-    start, started, main = pkgutil.resolve_name(starting), [], os.getpid()
-
-    def once(self, *args):
-        started.append(self)
-        if len(started) > 1 and os.getpid() == main:
-            raise error
-        return start(self, *args)
-
-    monkeypatch.setattr(starting, once)
-    with pytest.raises(type(error)) as caught:
-        list(by_workers([torch.ones(3)] * 2, orders, workers=2, patience_s=15.0))
-    for worker in multiprocessing.active_children():
-        worker.join(5)
-    assert not multiprocessing.active_children()
-    problem, code = no_bug(caught.value)
-    assert (code, problem.what) == (5, "no more processes or threads are allowed here")
-    assert "workers" in problem.hint
-
-
-@pytest.mark.parametrize(
-    ("error", "made"),
-    [
-        (FileNotFoundError(2, "No such file or directory"), 0),
-        (ImportError("no functioning sem_open"), 0),
-        (OSError(28, "No space left on device"), 3),
-    ],
-    ids=["none", "no locks", "few files"],
-)
-def test_workers_without_shared_memory_are_refused_in_those_words(error, made, monkeypatch):
-    lock, left = SemLock.__init__, iter(range(made))
-
-    def few(*args, **kwargs):
-        if next(left, None) is None:
-            raise error
-        lock(*args, **kwargs)
-
-    monkeypatch.setattr(SemLock, "__init__", few)
-    with pytest.raises(EnvironmentFault, match=f"shared memory.*: {error.args[-1]}\n  at   /dev/shm") as caught:
-        list(by_workers([torch.ones(3)], [0], workers=1))
-    assert "`workers:`, or 0" in caught.value.problems[0].hint
-
-
-@pytest.mark.parametrize(
-    ("error", "hint"),
-    [
-        (None, "ulimit -f"),
-        ("unable to allocate shared memory(shm) for file </torch_1>: No space left", "--shm-size 8g"),
-    ],
-    ids=["a file's size", "room"],
-)
-def test_a_batch_that_shared_memory_has_no_room_for_is_told_at_once(folder, error, hint, monkeypatch, capfd):
-    made = batches(folder, "photos", workers=1, cache="off")
-    if error:
-        monkeypatch.setattr("torch.UntypedStorage._new_shared", Mock(side_effect=RuntimeError(error)))
-    words = r"no room for a batch of 0\.00614 MB: (File too large|No space left)"
-    with files_of_at_most(5_000), pytest.raises(EnvironmentFault, match=words) as caught:
-        list(made.train(0, 4))
-    (problem,) = caught.value.problems
-    assert problem.where == "/dev/shm"
-    assert hint in problem.hint
-    assert "`workers: 0`" in problem.hint
-    assert "Traceback" not in capfd.readouterr().err
-
-
-def test_a_worker_that_cannot_send_its_images_is_not_waited_for(capfd):
-    with pytest.raises(EnvironmentFault, match="a data worker died"):
-        list(by_workers([Unsendable()], [0], workers=1))
-    assert (
-        "a data worker cannot hand over its images: OSError: [Errno 24] Too many open files" in capfd.readouterr().err
-    )
-
-
-class Unsendable:
-    def __reduce__(self):
-        raise OSError(24, "Too many open files")
-
-
-def test_workers_send_images_where_the_folder_for_temporary_files_has_a_long_path(tmp_path, monkeypatch):
-    folder = tmp_path / ("x" * 90)
-    folder.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    (sent,) = by_workers([torch.ones(3)], [0], workers=1, patience_s=15.0)
-    assert sent.tolist() == [1, 1, 1]
-
-
-@pytest.mark.parametrize(("error", "told"), [("BrokenPipeError", False), ("ValueError", True)])
-def test_a_worker_says_nothing_of_a_main_process_that_ends(error, told):
-    code = f"from lrtrain.data import loader; loader._start_worker(0); raise {error}"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
-    assert ("Traceback" in ended.stderr) == told
-
-
-class Dies:
-    """A folder that ends the process which looks into it."""
-
-    def __fspath__(self):
-        os._exit(9)
 
 
 def test_more_images_a_batch_than_there_are_is_refused_with_drop_last(folder):

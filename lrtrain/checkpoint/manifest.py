@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lrtrain.config.yaml import beyond_bounds
-from lrtrain.errors import GONE, LACKING, CheckpointError, EnvironmentFault, quoted, what_to_do
+from lrtrain.errors import BEYOND_FILES, GONE, CheckpointError, EnvironmentFault, quoted, what_to_do
 from lrtrain.foreign import json_object, read_bytes
 
 VERSION = 1
@@ -33,7 +33,7 @@ Scalar = bool | Whole | float | Text | None
 
 
 # What says nothing of a file: it may be whole.
-NO_DAMAGE = (errno.EACCES, errno.EPERM, *LACKING, *GONE)
+NO_DAMAGE = (errno.EACCES, errno.EPERM, *BEYOND_FILES)
 
 
 def unreadable(error: OSError, path: Path) -> EnvironmentFault:

@@ -28,7 +28,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from lrtrain.data.disk_cache import StoredImages
 from lrtrain.data.source import Split
 from lrtrain.data.transforms import Moment, Stages
-from lrtrain.errors import LACKING, DataError, EnvironmentFault, LrtrainError, Problem
+from lrtrain.errors import LACKING, DataError, EnvironmentFault, LrtrainError, Problem, printable
 
 PATIENCE_S = 120.0
 _DYING_S = 2.0  # for the end of a worker to be seen, once its connection is broken
@@ -321,8 +321,9 @@ def _unless_broken(kind: type[BaseException], error: BaseException, trace: Trace
 
 def _unsent(error: Exception, _: Any) -> NoReturn:
     """A worker whose thread cannot hand over images ends at once, and says why: else they would be waited for."""
-    with suppress(OSError, ValueError):
-        print(f"a data worker cannot hand over its images: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+    said = printable(f"a data worker cannot hand over its images: {type(error).__name__}: {error}")
+    with suppress(OSError):
+        os.write(2, f"{said}\n".encode(errors="backslashreplace"))
     os._exit(1)
 
 
