@@ -150,6 +150,23 @@ def test_omniglots_characters_are_numbered_by_name_not_as_the_file_system_lists_
     assert one.channels == 1
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file")  # Caltech101 leaves that to Python
+def test_species_and_categories_are_called_by_their_names(tmp_path):
+    species = [f"{i:05d}_Animalia_Chordata_Aves_Order_Family{i % 2}_Genus_species{i}" for i in range(4)]
+    tree(tmp_path / "2021_train", dict.fromkeys(species, 4))
+    tree(tmp_path / "caltech101/101_ObjectCategories", {"BACKGROUND_Google": 1, "ant": 4, "yin_yang": 4})
+    for folder in (tmp_path / "caltech101/101_ObjectCategories").iterdir():
+        for i, file in enumerate(sorted(folder.iterdir())):
+            file.rename(folder / f"image_{i + 1:04d}.jpg")
+
+    def classes(**dataset):
+        return opened(root=str(tmp_path), val_fraction=0.25, **dataset).classes
+
+    assert classes(name="INaturalist", version="2021_train") == tuple(species)
+    assert classes(name="INaturalist", version="2021_train", target_type="family") == ("Family0", "Family1")
+    assert classes(name="Caltech101") == ("ant", "yin_yang")
+
+
 @pytest.mark.parametrize("missing", ["test", None])
 def test_a_test_split_that_is_not_there_or_has_no_labels_is_not_needed_for_training(tmp_path, monkeypatch, missing):
     class Kaggles(Parts):

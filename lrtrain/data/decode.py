@@ -377,4 +377,4 @@ def _hint(path: Path, error: Exception) -> str:
         return "check that the file is there and may be read"
     if path.is_file() and path.stat().st_size == 0:
         return "the file is empty (0 bytes): restore or remove it"
-    return "restore the file; `lrtrain check` finds all that cannot be read, for a skip_list to leave out"
+    return "restore the file; `lrtrain check` finds all that cannot be read, for a skip_list where the dataset takes one"

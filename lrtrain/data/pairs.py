@@ -24,6 +24,7 @@ LOOKED_AT = 64  # images from which it is concluded how all are
 # Where datasets list the targets of their items, and where what these are called.
 _LISTS = dict.fromkeys(("targets", "_labels", "labels", "y", "_samples", "samples"), "classes")
 _LISTS["_bin_labels"] = "bin_classes"  # OxfordIIITPet's cats and dogs
+_LISTS["y"] = "classes categories"  # the latter in Caltech101 and Caltech256
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +185,7 @@ def labelled(name: str, pairs: Any) -> tuple[NDArray[np.int64], tuple[str, ...]]
     """
     with usable(name):
         labels, names_in = _listed(name, pairs)
-        names = getattr(pairs, names_in, None)
+        names = next((found for key in names_in.split() if (found := getattr(pairs, key, None)) is not None), None)
     if not isinstance(names, list | tuple) or int(labels.max()) >= len(names):
         return labels, ()
     return labels, tuple(", ".join(c) if isinstance(c, list | tuple) else str(c) for c in names)

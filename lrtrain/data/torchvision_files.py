@@ -64,5 +64,8 @@ def as_files(name: str, pairs: Any) -> Any:
     if type(pairs).__name__ == "Omniglot":  # which numbers the characters in the order of the file system
         found, labels = np.unique([os.path.dirname(each) for each in names], return_inverse=True)
         classes = tuple(found.tolist())
+    if type(pairs).__name__ == "INaturalist":
+        (rank,) = pairs.target_type  # several would be no integer
+        classes = tuple(pairs.all_categories if rank == "full" else pairs.categories_index[rank])
     order = np.argsort(names, kind="stable")
     return Listing(root, [names[i] for i in order], labels[order].tolist(), classes)
