@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lrtrain.data import decode as decoding
-from lrtrain.data.decode import TooManyPieces, decode, decode_bytes, decoded, header
+from lrtrain.data.decode import TooManyPieces, decode, decode_bytes, decoded, from_pil, header, upright_size
 from lrtrain.data.files import FileSplit
 from lrtrain.data.inspect import look
 from lrtrain.errors import DataError
@@ -77,7 +77,17 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     exif = Image.Exif()
     exif[274] = orientation
     path = saved(tmp_path / "a.png", np.ascontiguousarray(stored), exif=exif.tobytes())
-    assert np.array_equal(pixels(path), upright)
+    # Before a PNG's pixels or behind them, whichever program writes it.
+    content = path.read_bytes()
+    at = content.index(b"eXIf") - 4
+    late = content[at : at + 12 + int.from_bytes(content[at : at + 4], "big")]
+    pixels_at = content.index(b"IEND") - 4
+    (tmp_path / "late.png").write_bytes(content[:at] + content[at + len(late) : pixels_at] + late + content[pixels_at:])
+    for each in (path, tmp_path / "late.png"):
+        assert np.array_equal(pixels(each), upright)
+        with open(each, "rb") as file, header(file) as image:
+            assert upright_size(image) == (upright.shape[1], upright.shape[0])
+            assert np.array_equal(from_pil(image, 3).permute(1, 2, 0).numpy(), upright)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -395,6 +405,8 @@ LONG = zlib.compress(bytes(2**20 + 1))  # more than Pillow unpacks
         chunk(b"iCCP", b"a\0\1unknown method"),
         chunk(b"zTXt", b"a\0\0" + LONG),
         chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG),
+        chunk(b"pHYs", b"\0\0"),
+        chunk(b"acTL", b"\0"),
     ],
 )
 @pytest.mark.parametrize("where", ["before", "after"])
@@ -403,6 +415,14 @@ def test_a_png_with_long_or_damaged_metadata_is_read(metadata, where):
     assert decode_bytes(content, "a.png", 1).shape == (1, 8, 8)
     with pytest.raises(DataError, match="Too much memory used in text chunks"):
         decode_bytes(png_of(**{where: metadata * 70}), "a.png", 1)
+
+
+@pytest.mark.parametrize("name", [b"tEXt", b"gAMA", b"tIME", b"abCd"])
+def test_a_wrong_checksum_of_what_a_png_does_not_need_is_no_hindrance(name):
+    wrong = chunk(name, b"\0" * 4)[:-4] + b"\0\0\0\1"
+    assert decode_bytes(png_of(wrong), "a.png", 1).shape == (1, 8, 8)
+    with pytest.raises(DataError, match="no image format"):
+        decode_bytes(png_of(chunk(b"tRNS", b"\0\0")[:-4] + b"\0\0\0\1"), "a.png", 1)
 
 
 @pytest.mark.parametrize(("name", "sort"), [(b"iCCP", b"a\0\0"), (b"zTXt", b"a\0\0")])

@@ -22,7 +22,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lrtrain.data.torchvision_source import torchvision_source
-from lrtrain.errors import ConfigError, DataError
+from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 from tests.folders import image, opened, refused, tree
 
 # torchvision
@@ -122,6 +122,53 @@ def test_files_of_a_torchvision_dataset_are_read_by_our_rule_and_called_by_their
     assert source.train.name(0) == "a/0.png"
     with pytest.raises(DataError, match=r"train/b/3\.png: its content is no image format"):
         source.train.read([source.train.name(i) for i in range(40)].index("b/3.png"))
+
+
+def test_a_pipe_or_a_device_among_a_torchvision_datasets_images_is_refused_and_not_read(tmp_path):
+    folder = tree(tmp_path, {"a": 20, "b": 20})
+    (folder / "a" / "0.png").unlink()
+    os.mkfifo(folder / "a" / "0.png")
+    (folder / "a" / "1.png").unlink()
+    (folder / "a" / "1.png").symlink_to("/dev/zero")
+    split = opened(name="ImageFolder", root=str(tmp_path), val_fraction=0.25).train.whole
+    for i in range(2):
+        for read in (split.read, split.content):
+            with pytest.raises(DataError, match=f"a/{i}.png: it is no regular file"):
+                read(i)
+        with pytest.raises(OSError, match="it is no regular file"):
+            split.size_of(i)
+
+
+def test_a_packed_file_that_was_never_written_is_not_hashed(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with open(tmp_path / "cifar-10-batches-py" / "data_batch_1", "wb") as file:
+        file.truncate(2**40)
+    assert "data_batch_1: of its 1,099,511,627,776 bytes most were never written" in refused(
+        DataError, name="CIFAR10", root=str(tmp_path)
+    )
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "what"),
+    [
+        (None, EnvironmentFault, "h5py is not found.*pip install h5py"),
+        (MemoryError("Unable to allocate"), MemoryError, "Unable to allocate"),
+    ],
+)
+def test_what_the_machine_lacks_is_not_said_of_the_datasets_files(monkeypatch, raised, kind, what):
+    class Packed(Parts):
+        def __init__(self, split="train"):
+            if raised is not None:
+                raise raised
+            try:
+                raise ImportError("No module named 'h5py'", name="h5py")
+            except ImportError:
+                raise RuntimeError("h5py is not found") from None
+
+    with pytest.raises(kind) as caught:
+        torchvision_source(Packed, seed=1)
+    said = f"{caught.value} {getattr(caught.value, 'problems', '')}"
+    assert re.search(what, said)
 
 
 def listed_backwards(monkeypatch, module):

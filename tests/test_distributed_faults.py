@@ -27,6 +27,7 @@ from lrtrain.data.loader import Order, Workshop, fulfilled
 from lrtrain.data.open import open_source
 from lrtrain.data.transforms import Moment
 from lrtrain.engine import heartbeat
+from lrtrain.engine.distributed import needing_peers
 from lrtrain.engine.heartbeat import Fault
 from lrtrain.errors import DistributedError, EnvironmentFault, Problem
 from lrtrain.world import World, from_environment
@@ -407,6 +408,11 @@ def test_a_place_that_is_refused_is_told_by_the_command(folder: Path) -> None:
     found = alone(folder, RANK="2", WORLD_SIZE="2")
     assert found.code == 8
     assert found.err.count("error: ") == 1
+
+
+def test_what_code_of_the_users_says_of_a_server_is_no_lost_peer() -> None:
+    with pytest.raises(RuntimeError, match="timed out"), needing_peers(World(size=2)):
+        raise RuntimeError("request timed out")
 
 
 def test_a_store_that_blocks_for_ever_counts_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:

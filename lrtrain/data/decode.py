@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import struct
 import warnings
 from collections.abc import Callable
@@ -18,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import EpsImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
-from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngStream
+from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngImageFile, PngStream
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PREFIXES
 
+from lrtrain import foreign
 from lrtrain.data import jpeg, jpeg2000
 from lrtrain.errors import BEYOND_FILES, DataError, printable
 
@@ -39,6 +41,7 @@ _DECODER = {"WEBP": 12, "JPEG2000": 16}  # bytes a pixel that the decoder keeps 
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _PLACES = (273, 279, 324, 325)  # where a TIFF's strips or tiles are, and their bytes
 _MOST_PLACES = 2**16
+_TURNING = (b"XML:com.adobe.xmp", b"Raw profile type exif")  # texts of a PNG that Pillow finds an orientation in
 
 
 def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
@@ -73,7 +76,7 @@ def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
         OSError: the machine lacks what it takes to open it.
     """
     try:
-        with open(path, "rb") as file:
+        with foreign.opened(Path(path), links=True) as file:
             refuse_long(os.fstat(file.fileno()).st_size)
             return decoded(file, channels)
     except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, struct.error ...
@@ -195,7 +198,7 @@ def _passed_over(stream: PngStream, read: Callable[[PngStream, int, int], bytes]
     profile = stream.im_info.get("icc_profile")
     try:
         content = read(stream, position, length)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, LookupError, struct.error):
         stream.check_text_memory(MAX_TEXT_CHUNK)  # raises, too, where all of a file's texts are too much
         assert stream.fp is not None
         stream.fp.seek(position)
@@ -205,8 +208,18 @@ def _passed_over(stream: PngStream, read: Callable[[PngStream, int, int], bytes]
     return content
 
 
-for _name in ("chunk_iCCP", "chunk_zTXt", "chunk_iTXt"):
-    setattr(PngStream, _name, partialmethod(_passed_over, getattr(PngStream, _name)))
+def _crc(stream: PngStream, check: Callable[[PngStream, bytes, bytes], None], kind: bytes, content: bytes) -> None:
+    """Check a PNG's chunk, unless it is one that the pixels do not need, whose name begins with a small letter."""
+    if kind[:1].islower() and kind != b"tRNS":
+        stream.crc_skip(kind, content)
+    else:
+        check(stream, kind, content)
+
+
+for _name in [each for each in dir(PngStream) if re.fullmatch("chunk_[a-z]...", each)]:
+    if _name not in ("chunk_tRNS", "chunk_fdAT"):  # these are of the pixels
+        setattr(PngStream, _name, partialmethod(_passed_over, getattr(PngStream, _name)))
+setattr(PngStream, "crc", partialmethod(_crc, PngStream.crc))  # noqa: B010 - mypy takes no method for it
 
 
 class TooManyPieces(ValueError):
@@ -330,10 +343,31 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
     if width != height and image.format != "TIFF":  # Pillow has turned a TIFF's
         with suppress(Exception):  # damaged EXIF, as above
-            # Not a PNG's own getexif, which decodes it, for what may stand behind the pixels.
+            if isinstance(image, PngImageFile) and _turned_later(image):
+                _refuse_large(image, 3)
+                image.load()
+            # Not a PNG's own getexif, which decodes it whenever nothing stands before the pixels.
             if Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
                 return height, width
     return width, height
+
+
+def _turned_later(image: PngImageFile) -> bool:
+    """Whether an opened PNG may say behind its pixels how it is turned, where some programs write it."""
+    file = image.fp
+    assert file is not None
+    was, at, pixels = file.tell(), 8, False
+    found = False
+    while not found:
+        file.seek(at)
+        start = file.read(40)
+        if len(start) < 12 or start[4:8] == b"IEND":
+            break
+        found = pixels and (start[4:8] == b"eXIf" or start.startswith(_TURNING, 8))
+        pixels = pixels or start[4:8] == b"IDAT"
+        at += 12 + int.from_bytes(start[:4], "big")
+    file.seek(was)
+    return found
 
 
 def _gray_or_rgb(image: Image.Image, channels: int, greatest: int) -> NDArray[np.uint8]:
@@ -374,7 +408,7 @@ def why_unreadable(error: Exception) -> str:
 
 def _hint(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
-        return "check that the file is there and may be read"
+        return "check that it is there, is a file, and may be read"
     if path.is_file() and path.stat().st_size == 0:
         return "the file is empty (0 bytes): restore or remove it"
-    return "restore the file; `lrtrain check` finds all that cannot be read, for a skip_list where the dataset takes one"
+    return "restore the file; `lrtrain check` finds all that cannot be read, for a skip_list where there may be one"

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lrtrain import foreign
 from lrtrain.data.decode import TooLarge, decode, header, refuse_long, upright_size
 from lrtrain.data.default_transforms import SMALL, Size
 from lrtrain.data.source import Split
@@ -83,7 +84,7 @@ class FileSplit:
         """
         path = self.path(i)
         try:
-            with open(path, "rb") as file:
+            with foreign.opened(Path(path), links=True) as file:
                 refuse_long(os.fstat(file.fileno()).st_size)
                 return file.read()
         except TooLarge as error:
@@ -104,7 +105,7 @@ class FileSplit:
 
     def size_of(self, i: int) -> tuple[int, int]:
         """Width and height, by the file's header."""
-        with open(self.path(i), "rb") as file, header(file) as image:
+        with foreign.opened(Path(self.path(i)), links=True) as file, header(file) as image:
             return upright_size(image)
 
     def stamp(self, i: int) -> str:

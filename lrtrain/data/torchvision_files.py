@@ -67,5 +67,5 @@ def as_files(name: str, pairs: Any) -> Any:
     if type(pairs).__name__ == "INaturalist":
         (rank,) = pairs.target_type  # several would be no integer
         classes = tuple(pairs.all_categories if rank == "full" else pairs.categories_index[rank])
-    order = np.argsort(names, kind="stable")
+    order = sorted(range(len(names)), key=names.__getitem__)  # NumPy would make each name as wide as the longest
     return Listing(root, [names[i] for i in order], labels[order].tolist(), classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import re
 import struct
@@ -51,6 +52,8 @@ _VAL_NAMES = ("val", "valid", "validation")
 # Where arguments are checked, and what is said of them there; whatever else goes wrong is in the files.
 _CHECKS = ("__init__", "verify_str_arg", "_verify_folds")
 _ABOUT_ARGUMENTS = re.compile(r"argument|alid values|xpected type|must be|should be|nknown", re.IGNORECASE)
+_LARGE = 2**29  # bytes: from here on it takes seconds to read a file
+_LOOKED_AT = 10_000  # files and folders near the root, where packed files are
 _MOST_MATLAB = 32_000_000  # bytes, some ten times what the lists of 8,144 cars take
 _COMPRESSED = 15  # an element of a MATLAB file: zlib
 # Mean and standard deviation of the training images, on the scale 0..1.
@@ -261,21 +264,35 @@ def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place
         key = said[1] if said else ""
         where = Key(f"{place}.{key}") if place and key in own else Key(key) if key in arguments else None
         raise ConfigError(f"{name} does not take these arguments: {error}", where) from error
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"{name} needs a package that is missing: {error}", hint=f"pip install {error.name or 'it'}"
-        ) from error
+    except MemoryError:
+        raise
     except Exception as error:
-        raise _unopened(cls, given, error) from error
+        missing = error if isinstance(error, ImportError) else error.__context__  # some say in words what it is
+        if not isinstance(missing, ImportError):
+            raise _unopened(cls, given, error) from error
+        raise EnvironmentFault(
+            f"{name} needs a package that is missing: {error}", hint=f"pip install {missing.name or 'it'}"
+        ) from error
 
 
 def _refuse_files(cls: type, root: Path, given: Mapping[str, Any]) -> None:
     """Refuse packed files that torchvision would unpack whole, however large, where it holds no MD5 against them.
 
+    Where it does, or reads a file as it is, that takes as long as the file says it is, so none may be all holes.
+
     Raises:
-        ValueError: a file of USPS is another than the class names, or one of StanfordCars unpacks to too much.
+        ValueError: a file of USPS is another than the class names, one of StanfordCars unpacks to too much, or one was
+            never written.
         OSError: it cannot be read.
     """
+    near = itertools.chain.from_iterable(root.glob(depth) for depth in ("*", "*/*", "*/*/*"))
+    for path in itertools.islice(near, _LOOKED_AT):
+        if path.is_file() and path.stat().st_size > _LARGE:
+            with foreign.opened(path, links=True) as file:
+                try:
+                    foreign.refuse_holes(file)
+                except ValueError as error:
+                    raise ValueError(f"{path.name}: {error}") from error
     if cls.__name__ == "USPS" and not given.get("download"):  # else it makes sure itself
         from torchvision.datasets.utils import check_integrity
 
@@ -310,7 +327,8 @@ def _of_arguments(error: Exception) -> bool:
 
 def _unopened(cls: type, given: Mapping[str, Any], error: Exception) -> DataError:
     can_download = "download" in _parameters(cls) and not given.get("download")
-    moved = "correct root: --set dataset.root=FOLDER, or dataset.splits.train.root=FOLDER"
-    hint = "add `download: true` to dataset, or correct root" if can_download else moved
+    # A run's own `download: true` is not obeyed when it is resumed or evaluated, but --set is.
+    hint = "add `download: true` to dataset, or --set dataset.download=true; or " if can_download else ""
+    hint += "correct root: --set dataset.root=FOLDER, or dataset.splits.train.root=FOLDER"
     what = f"cannot open {cls.__name__} in {str(given.get('root'))!r}: {str(error) or type(error).__name__}"
     return DataError(what, hint=hint)

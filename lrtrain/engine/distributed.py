@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -131,7 +132,10 @@ def needing_peers(world: World) -> Iterator[None]:
 
 
 def _says_lost(error: RuntimeError) -> bool:
-    return any(sign in str(error).lower() for sign in _LOST)
+    """Whether torch says so; code of the user's own may ask a server, say, and raise the like."""
+    *_, (raised, _) = traceback.walk_tb(error.__traceback__)
+    package, _, _ = raised.f_globals.get("__name__", "torch").partition(".")  # code that torch writes may have none
+    return package in ("torch", "lrtrain") and any(sign in str(error).lower() for sign in _LOST)
 
 
 def replicated(module: nn.Module, world: World, device: torch.device) -> nn.Module:
