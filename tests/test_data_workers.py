@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import glob
 import multiprocessing
 import os
 import pkgutil
 import signal
 import subprocess
 import sys
+import time
 from multiprocessing.synchronize import SemLock
 from unittest.mock import Mock
 
@@ -37,20 +40,38 @@ def test_a_worker_that_dies_is_an_environment_fault(folder):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_system_that_has_gone_away_is_no_fault_of_an_image(folder, workers, monkeypatch):
-    def gone(path, mode):
+    def gone(path, links):
         raise OSError(107, "Transport endpoint is not connected", path)
 
     made = batches(folder, "photos", workers=workers, cache="off")
-    monkeypatch.setattr("lrtrain.data.decode.open", gone, raising=False)
+    monkeypatch.setattr("lrtrain.foreign.opened", gone)
     with pytest.raises(OSError, match="Transport endpoint") as caught:
         list(made.train(0, 4))
     problem, code = no_bug(caught.value)
     assert (code, "Transport endpoint is not connected" in problem.what) == (5, True)
     assert ".png" in f"{problem.what} {problem.where}"
     assert "mount it again" in problem.hint
-    monkeypatch.setattr("lrtrain.data.files.open", gone, raising=False)
     with pytest.raises(OSError, match="Transport endpoint"):
         look(made.pipeline.source.train, 0, 3)
+
+
+class Hangs(list):
+    """Hangs with the third order, such that nothing can be had from the process, not even what it made before."""
+
+    def __getitem__(self, i):
+        if i == 2:
+            time.sleep(0.5)
+            ctypes.PyDLL(None).sleep(60)
+        return torch.full((3,), i)
+
+
+def test_a_worker_that_hangs_with_images_in_its_hands_is_not_waited_for_for_ever():
+    made = by_workers(Hangs(), range(4), workers=1, patience_s=2.0)
+    assert next(made).tolist() == [0, 0, 0]
+    time.sleep(2)
+    with pytest.raises(EnvironmentFault, match=r"the data workers hang: .* after 2 seconds"):
+        next(made)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -138,6 +159,7 @@ def test_a_batch_that_shared_memory_has_no_room_for_is_told_at_once(folder, erro
     made = batches(folder, "photos", workers=1, cache="off")
     if error:
         monkeypatch.setattr("torch.UntypedStorage._new_shared", Mock(side_effect=RuntimeError(error)))
+    there = set(glob.glob("/dev/shm/torch_*"))
     words = r"no room for a batch of 0\.00614 MB: (File too large|No space left)"
     with files_of_at_most(5_000), pytest.raises(EnvironmentFault, match=words) as caught:
         list(made.train(0, 4))
@@ -146,6 +168,9 @@ def test_a_batch_that_shared_memory_has_no_room_for_is_told_at_once(folder, erro
     assert hint in problem.hint
     assert "`workers: 0`" in problem.hint
     assert "Traceback" not in capfd.readouterr().err
+    left = set(glob.glob("/dev/shm/torch_*")) - there
+    time.sleep(0.1)  # other processes' own are gone at once
+    assert not left & set(glob.glob("/dev/shm/torch_*"))
 
 
 def test_a_worker_that_cannot_send_its_images_is_not_waited_for(capfd):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import ctypes
 import errno
+import glob
 import multiprocessing
 import multiprocessing.queues
 import os
 import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,8 +33,8 @@ from lrtrain.data.transforms import Moment, Stages
 from lrtrain.errors import LACKING, DataError, EnvironmentFault, LrtrainError, Problem, printable
 
 PATIENCE_S = 120.0
-_DYING_S = 2.0  # for the end of a worker to be seen, once its connection is broken
 """How long a worker may take for what it is asked for."""
+_DYING_S = 2.0  # for the end of a worker to be seen, once its connection is broken
 _PR_SET_PDEATHSIG = 1
 _SOCKETS_FOLDER = 71
 """The longest path below which torch can send tensors: a socket's may have 103 bytes, of which 32 are its name."""
@@ -123,6 +125,9 @@ def _shared(n: int, image: torch.Tensor) -> torch.Tensor:
     try:
         storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(n * image.nbytes)  # type: ignore[no-untyped-call]
     except RuntimeError as error:
+        for left in glob.glob(f"{_SHARED_MEMORY}/torch_{os.getpid()}_*"):  # empty; torch unlinks what succeeds only
+            with suppress(OSError):
+                os.unlink(left)
         said = str(error).partition("\n")[0]
         if any(os.strerror(number) in said for number in LACKING):
             raise
@@ -170,23 +175,61 @@ def by_workers(
     atexit.register(end)
     try:
         with needing_workers():
-            yield from _received(made)
+            yield from _received(made, patience_s)
     finally:
         atexit.unregister(end)
         end()
 
 
-def _received(made: Any) -> Iterator[Any]:
+class _Watch(threading.Thread):
+    """Kills workers that hang in the midst of handing over images: torch's time-out covers the wait before it alone.
+
+    It counts rounds, not time, since the main process and this thread in it may both have been stopped for a while.
+    """
+
+    def __init__(self, made: Any, patience_s: float):
+        super().__init__(daemon=True)
+        self.made, self.patience_s = made, patience_s
+        self.received, self.waiting, self.hung = 0, False, False
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        at, rounds = 0, 0
+        while not self.done.wait(self.patience_s / 10):
+            rounds = rounds + 1 if self.waiting and self.received == at else 0
+            at = self.received
+            if rounds > 11:  # torch's own time-out comes before
+                self.hung = True
+                _kill(self.made)
+                return
+
+
+def _received(made: Any, patience_s: float) -> Iterator[Any]:
     """What the workers send; one that dies while its images are fetched from it shows as a broken connection only."""
+    watch = _Watch(made, patience_s)
+    watch.start()
     try:
-        yield from made
-    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        while True:
+            watch.waiting = True
+            try:
+                images = next(made)
+            except StopIteration:
+                return
+            watch.waiting, watch.received = False, watch.received + 1
+            yield images
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        if watch.hung:
+            raise RuntimeError(f"DataLoader timed out after {patience_s:g} seconds") from error
+        if isinstance(error, RuntimeError):  # torch has found it out
+            raise
         for worker in made._workers:
             worker.join(_DYING_S / len(made._workers))
         dead = [str(worker.pid) for worker in made._workers if not worker.is_alive()]
         if not dead:
             raise
         raise RuntimeError(f"DataLoader worker (pid {', '.join(dead)}) exited unexpectedly") from error
+    finally:
+        watch.done.set()
 
 
 @contextmanager
@@ -282,13 +325,18 @@ def _no_locks(error: Exception) -> EnvironmentFault:
 
 def _end_begun_workers(made: Any) -> None:
     """End what an iterator had begun that is not complete, where torch's own end of it would fail."""
-    begun = vars(made)
     made._shutdown = True
-    if begun.get("_worker_pids_set"):  # else torch would speak of their death
-        torch._C._remove_worker_pids(id(made))
-    if "_pin_memory_thread_done_event" in begun:
+    if "_pin_memory_thread_done_event" in vars(made):
         made._pin_memory_thread_done_event.set()
-    for worker in begun.get("_workers", ()):
+    _kill(made)
+
+
+def _kill(made: Any) -> None:
+    """Kill an iterator's workers, however far it came, without that torch speaks of their death."""
+    if vars(made).get("_worker_pids_set"):
+        torch._C._remove_worker_pids(id(made))
+        made._worker_pids_set = False
+    for worker in vars(made).get("_workers", ()):
         worker.kill()
 
 
