@@ -198,7 +198,7 @@ class _Watch(threading.Thread):
         while not self.done.wait(self.patience_s / 10):
             rounds = rounds + 1 if self.waiting and self.received == at else 0
             at = self.received
-            if rounds > 11:  # torch's own time-out comes before
+            if rounds > 10:  # the first may be short; torch's own time-out comes before
                 self.hung = True
                 _kill(self.made)
                 return
