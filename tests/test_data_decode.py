@@ -257,6 +257,56 @@ def test_a_tiffs_gray_is_scaled_by_its_bits_and_white_may_be_zero():
     assert found == [[0, 1, 156, 255], [255, 254, 99, 0], [0, 255, 128, 1]]
 
 
+def planar_tiff(planes, colours, extra=(), deflate=False):
+    """A TIFF with a plane for each of an image's colours, (colours, height, width)."""
+    parts = [zlib.compress(plane.tobytes()) if deflate else plane.tobytes() for plane in planes]
+    bits, height, width = 8 * planes.itemsize, *planes.shape[1:]
+    values = {256: [width], 257: [height], 258: [bits] * len(planes), 259: [8 if deflate else 1], 262: [colours]}
+    lengths = [len(part) for part in parts]
+    values |= {273: lengths, 277: [len(planes)], 278: [height], 279: lengths, 284: [2]}  # 273 is written below
+    values |= {338: extra} if extra else {}
+    behind = 10 + 12 * len(values) + 4
+    content = behind + sum(8 * len(value) for value in values.values())
+    values[273] = [content + sum(lengths[:i]) for i in range(len(parts))]
+    directory, more = b"", b""
+    for tag, value in values.items():
+        packed = struct.pack(f"<{len(value)}L", *value)
+        directory += struct.pack("<HHL", tag, 4, len(value))
+        directory += packed if len(value) == 1 else struct.pack("<L", behind + len(more))
+        more += packed if len(value) > 1 else b""
+    start = struct.pack("<2sHLH", b"II", 42, 8, len(values)) + directory + bytes(4) + more
+    return start.ljust(content, b"\0") + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "n", "colours", "options", "right"),
+    [
+        ("u1", 3, 2, {}, True),
+        ("u1", 3, 2, {"deflate": True}, True),
+        ("u1", 4, 2, {"extra": [2]}, True),
+        ("u1", 4, 5, {}, True),
+        ("u2", 3, 2, {"deflate": True}, True),
+        ("u2", 3, 2, {}, False),
+        ("u2", 4, 2, {"extra": [2], "deflate": True}, False),
+        ("u1", 4, 2, {"deflate": True}, False),
+        ("u1", 2, 1, {"extra": [2], "deflate": True}, False),
+    ],
+)
+def test_a_tiff_with_its_colours_in_planes_is_read_right_or_not_at_all(dtype, n, colours, options, right):
+    planes = np.random.default_rng(1).integers(0, 256 ** int(dtype[1]), (n, 24, 32)).astype(f"<{dtype}")
+    content = planar_tiff(planes, colours, **options)
+    if not right:
+        with pytest.raises(DataError, match="colours lie in planes"):
+            decode_bytes(content, "a.tif", 3)
+        return
+    expected = (planes >> (8 * planes.itemsize - 8)).astype(np.int64)
+    if colours == 5:
+        expected = (255 - expected[:3]) * (255 - expected[3]) // 255
+    elif n == 4:
+        expected = 255 + (expected[:3] - 255) * expected[3] // 255
+    assert np.abs(decode_bytes(content, "a.tif", 3).numpy().astype(np.int64) - expected).max() <= 1
+
+
 def coded_png(bits, kind, row, clear):
     """A PNG of one row of two pixels with a transparent colour."""
     start = struct.pack(">IIBBBBB", 2, 1, bits, kind, 0, 0, 0)

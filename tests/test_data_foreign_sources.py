@@ -141,11 +141,14 @@ def test_a_pipe_or_a_device_among_a_torchvision_datasets_images_is_refused_and_n
 
 def test_a_packed_file_that_was_never_written_is_not_hashed(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
+    with open(tmp_path / "disk.img", "wb") as file:  # which is nothing of the dataset's
+        file.truncate(2**40)
+    dataset = {"name": "CIFAR10", "root": str(tmp_path)}
+    assert "Dataset not found" in refused(DataError, **dataset)
     with open(tmp_path / "cifar-10-batches-py" / "data_batch_1", "wb") as file:
         file.truncate(2**40)
-    assert "data_batch_1: of its 1,099,511,627,776 bytes most were never written" in refused(
-        DataError, name="CIFAR10", root=str(tmp_path)
-    )
+    said = refused(DataError, **dataset)
+    assert "data_batch_1: of its 1,099,511,627,776 bytes most were never written" in said
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,7 @@ def test_a_stopped_worker_is_an_error_after_a_time() -> None:
 
     orders = [Order(np.array([0]), Moment(0, 0))]
     began = time.monotonic()
-    with pytest.raises(EnvironmentFault, match="data workers hang: DataLoader timed out after 1"):
+    with pytest.raises(EnvironmentFault, match="data workers hang: no images came for 1 s"):
         list(fulfilled(Workshop("train", Slow(), None), orders, workers=1, patience_s=1))  # type: ignore[arg-type]
     assert time.monotonic() - began < PROMISED_S
 

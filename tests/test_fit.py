@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 
 from lrtrain.checkpoint import format
+from lrtrain.checkpoint.folder import pointed
 from tests.forked import Forked, environment, run, until
 
 QUICK = """
@@ -180,6 +181,16 @@ def test_resuming_a_finished_run_changes_nothing(quick: Path) -> None:
     assert ended.returncode == 0
     assert "already complete" in ended.stdout
     assert before == {path: path.stat().st_mtime_ns for path in quick.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_keeps_no_more_than_it_may_though_it_was_killed_before_it_deleted_the_rest(quick: Path) -> None:
+    folder = quick.parents[1]
+    shutil.copytree(quick, folder / "killed")
+    checkpoints = folder / "killed" / "checkpoints"
+    assert len(list(checkpoints.glob("step-*"))) == 2
+    ended = fit(folder, QUICK, "--resume", "--out", "killed", "--set", "checkpoint.keep=1")
+    assert "already complete" in ended.stdout
+    assert list(checkpoints.glob("step-*")) == [pointed(checkpoints, "last")]
 
 
 def test_resuming_with_another_config_is_refused_with_the_difference(quick: Path) -> None:

@@ -128,8 +128,20 @@ def _begun(resumed: RunDir | None, world: World) -> RunDir | None:
     return RunDir(Path(name)) if name else None
 
 
+def _pruned(run_dir: RunDir, keep: int) -> list[Path]:
+    """Delete checkpoints that are no longer kept; returns those that no plan asks for.
+
+    A kill may have come between a commit and this: where training goes back to is then the same all the same.
+    """
+    there = format.readable(run_dir.checkpoints)
+    unplanned = [checkpoint.path for checkpoint in there if not checkpoint.manifest.get("planned", True)]
+    folder.prune(run_dir.checkpoints, keep, unplanned)
+    return unplanned
+
+
 def _already_complete(job: Job, run_dir: RunDir, screen: Screen) -> int:
     early = job.state.step < job.recipe.total_steps
+    _pruned(run_dir, job.config.checkpoint.keep)
     screen.print(f"already complete: {run_dir} ended at step {job.state.step:,}")
     if not early:
         total, per_epoch = job.recipe.total_steps, job.plan.steps_per_epoch
@@ -203,10 +215,7 @@ def follow(
     show_plan(job, screen, run_dir, drawn=drawn)
     state, config = job.state, job.config
     metrics, timing = Metrics(run_dir.metrics, log_bytes), Timing(run_dir.timing)
-    there = format.readable(run_dir.checkpoints)
-    unplanned = [checkpoint.path for checkpoint in there if not checkpoint.manifest.get("planned", True)]
-    # A kill may have come between a commit and this: where training goes back to is then the same all the same.
-    folder.prune(run_dir.checkpoints, config.checkpoint.keep, unplanned)
+    unplanned = _pruned(run_dir, config.checkpoint.keep)
     checkpoints = Checkpoints(run_dir.checkpoints, state, config.checkpoint.keep, known, metrics.safe, unplanned)
     status = Status(run_dir, state, job.recipe.best)
     progress = Progress(screen, job.recipe.total_steps, job.plan.steps_per_epoch, state.step, len(job.groups) > 1)

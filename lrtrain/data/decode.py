@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from PIL import EpsImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngImageFile, PngStream
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PREFIXES
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    COMPRESSION,
+    EXTRASAMPLES,
+    FILLORDER,
+    PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+    PREFIXES,
+)
 
 from lrtrain import foreign
 from lrtrain.data import jpeg, jpeg2000
@@ -39,6 +47,7 @@ _MOST_READS = 200_000  # of a file: a PNG of 200 MB in chunks of 8 KB takes 75,0
 _SLOW = {"bmp_rle": (10_000_000, "run-length coded BMP"), "ppm_plain": (3_000_000, "PPM in plain text")}
 _DECODER = {"WEBP": 12, "JPEG2000": 16}  # bytes a pixel that the decoder keeps besides what Pillow does
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
+_RGB, _CMYK = 2, 5  # a TIFF's colours
 _PLACES = (273, 279, 324, 325)  # where a TIFF's strips or tiles are, and their bytes
 _MOST_PLACES = 2**16
 _TURNING = (b"XML:com.adobe.xmp", b"Raw profile type exif")  # texts of a PNG that Pillow finds an orientation in
@@ -135,6 +144,7 @@ def _by_pillow(file: IO[bytes], channels: int) -> torch.Tensor:
         warnings.simplefilter("ignore")
         with header(file) as image:
             _refuse_large(image, channels)
+            _refuse_planes(image)
             return from_pil(image, channels)
 
 
@@ -166,6 +176,25 @@ def _refuse_large(image: Image.Image, channels: int) -> None:
         )
 
 
+def _refuse_planes(image: Image.Image) -> None:
+    """Refuse a TIFF with a plane for each colour, but of those kinds that Pillow reads right: others become noise.
+
+    Raises:
+        ValueError: it is one.
+    """
+    tags = getattr(image, "tag_v2", None) or {}
+    bits = tags.get(BITSPERSAMPLE, (1,))
+    if tags.get(PLANAR_CONFIGURATION, 1) == 1 or len(bits) == 1:
+        return
+    colours = (tags.get(PHOTOMETRIC_INTERPRETATION), len(bits))
+    if set(bits) == {8}:
+        right = colours in ((_RGB, 3), (_CMYK, 4)) or (colours == (_RGB, 4) and EXTRASAMPLES in tags)
+    else:
+        right = set(bits) == {16} and colours == (_RGB, 3) and tags.get(COMPRESSION) != 1
+    if not right or tags.get(FILLORDER, 1) != 1:
+        raise ValueError("its colours lie in planes, which are read of 8-bit RGB, RGBA and CMYK; save it interleaved")
+
+
 def header(file: IO[bytes]) -> Image.Image:
     """An image file as Pillow opens it, not decoded; any exception where it cannot be read."""
     _refuse_many_places(file)
@@ -190,6 +219,7 @@ def _bounded(opener: Callable[[IO[bytes], str | bytes], ImageFile], file: IO[byt
     image = opener(file, name)
     if not isinstance(file, _Pieces):  # `decode` asks itself, with the channels that it makes
         _refuse_large(image, 3)
+        _refuse_planes(image)
     return image
 
 

@@ -170,7 +170,7 @@ def by_workers(
         EnvironmentFault: a worker died or hangs, or shared memory is lacking.
     """
     with needing_workers():
-        made = _started(shop, orders, workers, pin, patience_s)
+        made = _started(shop, orders, workers, pin)
     end = partial(_end_workers, made)
     atexit.register(end)
     try:
@@ -179,6 +179,10 @@ def by_workers(
     finally:
         atexit.unregister(end)
         end()
+
+
+class _Hung(RuntimeError):
+    """The workers sent nothing for too long."""
 
 
 class _Watch(threading.Thread):
@@ -198,14 +202,17 @@ class _Watch(threading.Thread):
         while not self.done.wait(self.patience_s / 10):
             rounds = rounds + 1 if self.waiting and self.received == at else 0
             at = self.received
-            if rounds > 10:  # the first may be short; torch's own time-out comes before
+            if rounds > 10:  # the first may be short
                 self.hung = True
                 _kill(self.made)
                 return
 
 
 def _received(made: Any, patience_s: float) -> Iterator[Any]:
-    """What the workers send; one that dies while its images are fetched from it shows as a broken connection only."""
+    """What the workers send.
+
+    One that dies while its images are fetched from it shows as a broken connection only, and so do those that hang.
+    """
     watch = _Watch(made, patience_s)
     watch.start()
     try:
@@ -219,7 +226,7 @@ def _received(made: Any, patience_s: float) -> Iterator[Any]:
             yield images
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
         if watch.hung:
-            raise RuntimeError(f"DataLoader timed out after {patience_s:g} seconds") from error
+            raise _Hung(f"no images came for {patience_s:g} s") from error
         if isinstance(error, RuntimeError):  # torch has found it out
             raise
         for worker in made._workers:
@@ -253,7 +260,7 @@ def needing_workers() -> Iterator[None]:
 def worker_fault(error: BaseException) -> Problem | None:
     """What torch means where it speaks of its data workers."""
     what = str(error).partition("\n")[0]
-    if what.startswith("DataLoader timed out"):
+    if isinstance(error, _Hung):
         return Problem(
             f"the data workers hang: {what}",
             hint="a disk or network that does not answer, or a transform that never ends; `workers: 0` shows where",
@@ -267,14 +274,13 @@ def worker_fault(error: BaseException) -> Problem | None:
     )
 
 
-def _started(shop: Dataset[Any], orders: Iterable[Any], workers: int, pin: bool, patience_s: float) -> Any:
+def _started(shop: Dataset[Any], orders: Iterable[Any], workers: int, pin: bool) -> Any:
     _refuse_without_locks()
     loader: DataLoader[Any] = DataLoader(
         shop,
         batch_size=None,
         sampler=orders,
         num_workers=workers,
-        timeout=patience_s,
         collate_fn=_as_it_is,
         worker_init_fn=_start_worker,
         pin_memory=pin,

@@ -278,16 +278,17 @@ def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place
 def _refuse_files(cls: type, root: Path, given: Mapping[str, Any]) -> None:
     """Refuse packed files that torchvision would unpack whole, however large, where it holds no MD5 against them.
 
-    Where it does, or reads a file as it is, that takes as long as the file says it is, so none may be all holes.
+    Where it does, it reads to the end what may say that it is endless and never was written.
 
     Raises:
-        ValueError: a file of USPS is another than the class names, one of StanfordCars unpacks to too much, or one was
-            never written.
+        ValueError: a file of USPS is another than the class names, one of StanfordCars unpacks to too much, or one that
+            the class names was never written.
         OSError: it cannot be read.
     """
+    named = _named_by(cls)
     near = itertools.chain.from_iterable(root.glob(depth) for depth in ("*", "*/*", "*/*/*"))
     for path in itertools.islice(near, _LOOKED_AT):
-        if path.is_file() and path.stat().st_size > _LARGE:
+        if not {path.name, f"{path.name}.gz"}.isdisjoint(named) and path.is_file() and path.stat().st_size > _LARGE:
             with foreign.opened(path, links=True) as file:
                 try:
                     foreign.refuse_holes(file)
@@ -303,6 +304,20 @@ def _refuse_files(cls: type, root: Path, given: Mapping[str, Any]) -> None:
         for folder in ("stanford_cars", "stanford_cars/devkit"):
             for path in (root / folder).glob("*.mat"):
                 _refuse_large_matlab(path)
+
+
+def _named_by(cls: type) -> set[str]:
+    """Names of the files that a class of torchvision's lists, with whatever other text it does."""
+    found, left = set(), [value for base in cls.__mro__ for key, value in vars(base).items() if key[:2] != "__"]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            found.add(value.rpartition("/")[2])
+        elif isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, list | tuple):
+            left += value
+    return found
 
 
 def _refuse_large_matlab(path: Path) -> None:
