@@ -53,6 +53,10 @@ def opened(path: Path, *, links: bool = False) -> IO[bytes]:
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
     try:
         descriptor = os.open(path, flags)
+    except BlockingIOError:  # another process has a lease on it, as file servers do: to wait has it given back
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise
+        descriptor = os.open(path, flags & ~os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK) and path.is_symlink():
             raise OSError(error.errno, f"it is a symbolic link to {os.readlink(path)!a:.200}", str(path)) from None

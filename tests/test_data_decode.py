@@ -257,6 +257,13 @@ def test_a_tiffs_gray_is_scaled_by_its_bits_and_white_may_be_zero():
     assert found == [[0, 1, 156, 255], [255, 254, 99, 0], [0, 255, 128, 1]]
 
 
+def test_signed_bytes_of_a_tiff_are_refused():
+    image, content = Image.fromarray(np.array([[3, 253]], dtype=np.uint8)), BytesIO()
+    image.save(content, "TIFF", tiffinfo={339: 2})
+    with pytest.raises(DataError, match="8-bit numbers have a sign"):
+        decode_bytes(content.getvalue(), "a.tif", 1)
+
+
 def planar_tiff(planes, colours, extra=(), deflate=False):
     """A TIFF with a plane for each of an image's colours, (colours, height, width)."""
     parts = [zlib.compress(plane.tobytes()) if deflate else plane.tobytes() for plane in planes]
@@ -456,7 +463,6 @@ LONG = zlib.compress(bytes(2**20 + 1))  # more than Pillow unpacks
         chunk(b"zTXt", b"a\0\0" + LONG),
         chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG),
         chunk(b"pHYs", b"\0\0"),
-        chunk(b"acTL", b"\0"),
     ],
 )
 @pytest.mark.parametrize("where", ["before", "after"])
@@ -465,6 +471,22 @@ def test_a_png_with_long_or_damaged_metadata_is_read(metadata, where):
     assert decode_bytes(content, "a.png", 1).shape == (1, 8, 8)
     with pytest.raises(DataError, match="Too much memory used in text chunks"):
         decode_bytes(png_of(**{where: metadata * 70}), "a.png", 1)
+
+
+@pytest.mark.parametrize(("name", "at"), [(b"fcTL", 11), (b"fcTL", 7), (b"acTL", 3), (b"eXIf", 15)])
+def test_damaged_metadata_of_an_animated_png_changes_no_pixel(tmp_path, name, at):
+    exif = Image.Exif()
+    exif[274] = 1
+    frames = [Image.fromarray(PIXELS), Image.fromarray(PIXELS[::-1].copy())]
+    path = tmp_path / "a.png"
+    frames[0].save(path, save_all=True, append_images=frames[1:], exif=exif)
+    assert np.array_equal(pixels(path), PIXELS)
+    content = bytearray(path.read_bytes())
+    start = content.index(name) + 4
+    for bit in range(8):
+        content[start + at] ^= 1 << bit
+        assert np.array_equal(decode_bytes(bytes(content), "a.png", 3).permute(1, 2, 0).numpy(), PIXELS)
+        content[start + at] ^= 1 << bit
 
 
 @pytest.mark.parametrize("name", [b"tEXt", b"gAMA", b"tIME", b"abCd"])

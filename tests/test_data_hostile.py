@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 import zlib
 
@@ -609,3 +611,23 @@ def test_members_of_shards_are_skipped_by_their_name_or_path(tmp_path, monkeypat
     assert source.counts() == {"train": {"0": 3, "1": 2}, "val": {"0": 2, "1": 3}}
     assert [int(source.train.read(i)[0, 0, 0]) for i in range(5)] == [0, 2, 3, 4, 5]
     assert [int(source.val.read(i)[0, 0, 0]) for i in range(5)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="leases are Linux's")
+def test_an_image_that_another_process_has_a_lease_on_is_waited_for(tmp_path):
+    """As file servers have, until somebody else wants the file."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    script = """
+import fcntl, os, signal, sys
+file = os.open(sys.argv[1], os.O_RDWR)
+signal.signal(signal.SIGIO, lambda *_: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK))
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print("leased", flush=True)
+signal.pause()
+"""
+    with subprocess.Popen([sys.executable, "-c", script, tmp_path / "a.png"], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout.readline() == b"leased\n"
+            assert decode(tmp_path / "a.png", 3).shape == (3, 8, 8)
+        finally:
+            holder.kill()

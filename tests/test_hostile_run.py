@@ -205,6 +205,21 @@ def test_a_run_that_has_saved_nothing_is_not_extended(typed: Typed, tmp_path: Pa
     assert_clear(typed(*extend), 2, "had not saved anything yet, so there is nothing to extend", "--resume --out none")
 
 
+@pytest.mark.parametrize(
+    "extensions",
+    [[("hold", 5 + i) for i in range(101)], [("rescale", 9_000_000 + i) for i in range(30)]],
+    ids=["many", "long"],
+)
+def test_a_run_that_says_that_it_was_extended_for_ever_is_not_planned(
+    typed: Typed, tmp_path: Path, extensions: list[tuple[str, int]]
+) -> None:
+    written = ", ".join(f"{{policy: {policy}, at: 4, steps: {steps}}}" for policy, steps in extensions)
+    with open(tmp_path / "run" / "config.yaml", "a") as file:
+        file.write(f"extended: [{written}]\n")
+    words = "a run is extended 100 times at most, and by rescale and restart to 20,000,000 steps together"
+    assert_clear(typed("preview", "run/config.yaml"), 2, words, "begin another run")
+
+
 def test_the_same_extension_again_goes_on_with_it(typed: Typed, tmp_path: Path) -> None:
     """As after an interruption, where the same command is what one types."""
     extend = ("fit", "c.yaml", "--resume", "--extend", "hold", "--set", "steps=6", "--out", "run")

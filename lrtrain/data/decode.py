@@ -7,6 +7,7 @@ import os
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial, partialmethod
@@ -28,6 +29,7 @@ from PIL.TiffImagePlugin import (
     PHOTOMETRIC_INTERPRETATION,
     PLANAR_CONFIGURATION,
     PREFIXES,
+    SAMPLEFORMAT,
 )
 
 from lrtrain import foreign
@@ -48,6 +50,7 @@ _SLOW = {"bmp_rle": (10_000_000, "run-length coded BMP"), "ppm_plain": (3_000_00
 _DECODER = {"WEBP": 12, "JPEG2000": 16}  # bytes a pixel that the decoder keeps besides what Pillow does
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _RGB, _CMYK = 2, 5  # a TIFF's colours
+_SIGNED = 2  # a TIFF's numbers
 _PLACES = (273, 279, 324, 325)  # where a TIFF's strips or tiles are, and their bytes
 _MOST_PLACES = 2**16
 _TURNING = (b"XML:com.adobe.xmp", b"Raw profile type exif")  # texts of a PNG that Pillow finds an orientation in
@@ -144,7 +147,7 @@ def _by_pillow(file: IO[bytes], channels: int) -> torch.Tensor:
         warnings.simplefilter("ignore")
         with header(file) as image:
             _refuse_large(image, channels)
-            _refuse_planes(image)
+            _refuse_misread(image)
             return from_pil(image, channels)
 
 
@@ -176,14 +179,16 @@ def _refuse_large(image: Image.Image, channels: int) -> None:
         )
 
 
-def _refuse_planes(image: Image.Image) -> None:
-    """Refuse a TIFF with a plane for each colour, but of those kinds that Pillow reads right: others become noise.
+def _refuse_misread(image: Image.Image) -> None:
+    """Refuse a TIFF that Pillow reads wrong: of signed bytes, or with its colours in planes, which become noise.
 
     Raises:
         ValueError: it is one.
     """
     tags = getattr(image, "tag_v2", None) or {}
     bits = tags.get(BITSPERSAMPLE, (1,))
+    if _SIGNED in tags.get(SAMPLEFORMAT, ()) and set(bits) == {8}:
+        raise ValueError("its 8-bit numbers have a sign; save it with numbers from 0 to 255")
     if tags.get(PLANAR_CONFIGURATION, 1) == 1 or len(bits) == 1:
         return
     colours = (tags.get(PHOTOMETRIC_INTERPRETATION), len(bits))
@@ -219,23 +224,37 @@ def _bounded(opener: Callable[[IO[bytes], str | bytes], ImageFile], file: IO[byt
     image = opener(file, name)
     if not isinstance(file, _Pieces):  # `decode` asks itself, with the channels that it makes
         _refuse_large(image, 3)
-        _refuse_planes(image)
+        _refuse_misread(image)
     return image
 
 
-def _passed_over(stream: PngStream, read: Callable[[PngStream, int, int], bytes], position: int, length: int) -> bytes:
+def _passed_over(
+    stream: PngStream, kind: bytes, read: Callable[[PngStream, int, int], bytes], position: int, length: int
+) -> bytes:
     """Read a PNG's chunk of metadata; one that is damaged, or too much for Pillow, is passed over, up to 64 of them."""
-    profile = stream.im_info.get("icc_profile")
-    try:
-        content = read(stream, position, length)
-    except (ValueError, SyntaxError, LookupError, struct.error):
-        stream.check_text_memory(MAX_TEXT_CHUNK)  # raises, too, where all of a file's texts are too much
-        assert stream.fp is not None
+    assert stream.fp is not None
+    content = stream.fp.read(length)
+    whole = struct.pack(">I", zlib.crc32(kind + content)) == stream.fp.read(4)
+    if whole:
+        profile = stream.im_info.get("icc_profile")
         stream.fp.seek(position)
-        return stream.fp.read(length)
-    if stream.im_info.get("icc_profile") is not profile:  # Pillow counts texts alone
-        stream.check_text_memory(len(stream.im_info["icc_profile"] or b""))
+        try:
+            content = read(stream, position, length)
+        except (ValueError, SyntaxError, LookupError, struct.error):
+            whole = False
+        if stream.im_info.get("icc_profile") is not profile:  # Pillow counts texts alone
+            stream.check_text_memory(len(stream.im_info["icc_profile"] or b""))
+    if not whole:
+        stream.check_text_memory(MAX_TEXT_CHUNK)  # raises, too, where all of a file's texts are too much
+    stream.fp.seek(position + length)
     return content
+
+
+def _unread(stream: PngStream, position: int, length: int) -> bytes:
+    """Skip a PNG's chunk of its later frames; the first is a PNG by itself."""
+    assert stream.fp is not None
+    stream.fp.seek(position + length)
+    return b""
 
 
 def _crc(stream: PngStream, check: Callable[[PngStream, bytes, bytes], None], kind: bytes, content: bytes) -> None:
@@ -247,8 +266,10 @@ def _crc(stream: PngStream, check: Callable[[PngStream, bytes, bytes], None], ki
 
 
 for _name in [each for each in dir(PngStream) if re.fullmatch("chunk_[a-z]...", each)]:
-    if _name not in ("chunk_tRNS", "chunk_fdAT"):  # these are of the pixels
-        setattr(PngStream, _name, partialmethod(_passed_over, getattr(PngStream, _name)))
+    if _name in ("chunk_acTL", "chunk_fcTL", "chunk_fdAT"):
+        setattr(PngStream, _name, _unread)
+    elif _name != "chunk_tRNS":  # which is of the pixels
+        setattr(PngStream, _name, partialmethod(_passed_over, _name[6:].encode(), getattr(PngStream, _name)))
 setattr(PngStream, "crc", partialmethod(_crc, PngStream.crc))  # noqa: B010 - mypy takes no method for it
 
 

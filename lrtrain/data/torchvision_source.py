@@ -10,6 +10,7 @@ import struct
 import traceback
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -288,8 +289,10 @@ def _refuse_files(cls: type, root: Path, given: Mapping[str, Any]) -> None:
     named = _named_by(cls)
     near = itertools.chain.from_iterable(root.glob(depth) for depth in ("*", "*/*", "*/*/*"))
     for path in itertools.islice(near, _LOOKED_AT):
-        if not {path.name, f"{path.name}.gz"}.isdisjoint(named) and path.is_file() and path.stat().st_size > _LARGE:
-            with foreign.opened(path, links=True) as file:
+        if {path.name, f"{path.name}.gz"}.isdisjoint(named):
+            continue
+        with suppress(OSError), foreign.opened(path, links=True) as file:  # torchvision says which it cannot read
+            if os.fstat(file.fileno()).st_size > _LARGE:
                 try:
                     foreign.refuse_holes(file)
                 except ValueError as error:

@@ -11,10 +11,12 @@ import numpy as np
 from lrtrain.config.schema import Extension, RunConfig
 from lrtrain.errors import ConfigError
 from lrtrain.schedule.curve import Curve
-from lrtrain.schedule.layout import lasting
+from lrtrain.schedule.layout import MOST_STEPS, lasting
 
 if TYPE_CHECKING:
     from lrtrain.schedule.plan import Plan, Span
+
+_MOST = 100
 
 
 def extended(config: RunConfig, planned: Callable[[RunConfig, bool], Plan]) -> Plan:
@@ -34,8 +36,13 @@ def extended(config: RunConfig, planned: Callable[[RunConfig, bool], Plan]) -> P
         ConfigError: ReduceLROnPlateau is the tail, and does not fit the policy.
     """
     first = config.model_copy(update={"extended": None})
+    extensions = config.extended or ()
+    again = sum(extension.steps for extension in extensions if extension.policy != "hold")
+    if len(extensions) > _MOST or again > MOST_STEPS:
+        what = f"a run is extended {_MOST} times at most, and by rescale and restart to {MOST_STEPS:,} steps together"
+        raise ConfigError(what, config.where("extended"), "begin another run from its weights")
     plan = planned(first, True)
-    for number, extension in enumerate(config.extended or ()):
+    for number, extension in enumerate(extensions):
         where = config.where("extended", number)
         if extension.steps <= plan.total_steps or extension.at > plan.total_steps:
             what = f"a run of {plan.total_steps:,} steps cannot be extended at {extension.at:,} to {extension.steps:,}"

@@ -21,7 +21,7 @@ from lrtrain.schedule import notes
 from lrtrain.schedule.arguments import Scheduler, lacking_momentum, resolve
 from lrtrain.schedule.curve import Curve, GroupLR
 from lrtrain.schedule.extend import extended
-from lrtrain.schedule.layout import Stretch, lay_out
+from lrtrain.schedule.layout import MOST_STEPS, Stretch, lay_out
 from lrtrain.schedule.plateau import Live, Plateau
 from lrtrain.schedule.segments import is_shape, joined, segment
 
@@ -115,10 +115,6 @@ def _write_eta(optimizer: ASGD, group: Mapping[str, Any], lr: float) -> None:
     for parameter in group["params"]:
         if kept := optimizer.state.get(parameter):
             kept["eta"].fill_(lr / (1 + group["lambd"] * lr * float(kept["step"])) ** group["alpha"])
-
-
-# A table of this many steps takes a minute to make; ImageNet's 90 epochs at batch 256 are 450,000.
-MOST_STEPS = 20_000_000
 
 
 def run_steps(config: RunConfig, steps_per_epoch: int) -> int:
