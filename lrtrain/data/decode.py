@@ -68,7 +68,9 @@ def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
         L = 0.299 R + 0.587 G + 0.114 B where one channel is asked for; gray is repeated where three are;
       - 16-bit gray v becomes round(v / 257), so that 0..65535 spans 0..255, and a TIFF's of 12 bits likewise (Pillow
         itself reads 16-bit colour as its high byte, so a PNG with a transparent one is refused); 32-bit integers
-        beyond 65535 and floats are refused, since their scale is not known;
+        beyond 65535 and floats are refused, since their scale is not known, and so are signed bytes;
+      - a TIFF's colours may lie in planes where they are 8-bit RGB, RGBA or CMYK, or 16-bit RGB that is compressed;
+        others are refused, since Pillow makes noise of them;
       - an image whose decoding would take more than `MAX_BYTES` is refused before memory is taken for it: at 8 bytes
         a pixel of colour that is 61 million pixels, fewer where the decoder keeps more (progressive JPEG 35, WebP 24,
         JPEG 2000 20, fewer still where its tiles, precincts or code blocks are small), and 179 million, where Pillow
@@ -233,7 +235,7 @@ def _passed_over(
 ) -> bytes:
     """Read a PNG's chunk of metadata; one that is damaged, or too much for Pillow, is passed over, up to 64 of them."""
     assert stream.fp is not None
-    content = stream.fp.read(length)
+    content = stream.fp.read(min(length, MOST_FILE_BYTES))
     whole = struct.pack(">I", zlib.crc32(kind + content)) == stream.fp.read(4)
     if whole:
         profile = stream.im_info.get("icc_profile")

@@ -186,9 +186,9 @@ class _Hung(RuntimeError):
 
 
 class _Watch(threading.Thread):
-    """Kills workers that hang in the midst of handing over images: torch's time-out covers the wait before it alone.
+    """Kills workers that hang, be it in the midst of handing over images, which torch's own time-out does not cover.
 
-    It counts rounds, not time, since the main process and this thread in it may both have been stopped for a while.
+    It counts rounds, not time as that does: all processes may have been stopped for a while (Ctrl-Z, Slurm).
     """
 
     def __init__(self, made: Any, patience_s: float):
