@@ -216,7 +216,7 @@ def test_a_run_that_says_that_it_was_extended_for_ever_is_not_planned(
     written = ", ".join(f"{{policy: {policy}, at: 4, steps: {steps}}}" for policy, steps in extensions)
     with open(tmp_path / "run" / "config.yaml", "a") as file:
         file.write(f"extended: [{written}]\n")
-    words = "a run is extended 100 times at most, and by rescale and restart to 20,000,000 steps together"
+    words = "a run is extended 100 times at most, and by rescale and restart for 20,000,000 steps together"
     assert_clear(typed("preview", "run/config.yaml"), 2, words, "begin another run")
 
 

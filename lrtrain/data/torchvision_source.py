@@ -287,7 +287,9 @@ def _refuse_files(cls: type, root: Path, given: Mapping[str, Any]) -> None:
         OSError: it cannot be read.
     """
     named = _named_by(cls)
-    near = itertools.chain.from_iterable(root.glob(depth) for depth in ("*", "*/*", "*/*/*"))
+    packed = "loader" not in _parameters(cls)  # else its files are images, and many
+    depths = ("*", "*/*", "*/*/*") if packed else ()
+    near = itertools.chain.from_iterable(root.glob(depth) for depth in depths)
     for path in itertools.islice(near, _LOOKED_AT):
         if {path.name, f"{path.name}.gz"}.isdisjoint(named):
             continue

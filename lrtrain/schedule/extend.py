@@ -37,9 +37,12 @@ def extended(config: RunConfig, planned: Callable[[RunConfig, bool], Plan]) -> P
     """
     first = config.model_copy(update={"extended": None})
     extensions = config.extended or ()
-    again = sum(extension.steps for extension in extensions if extension.policy != "hold")
+    again, was = 0, 0  # steps that are planned once more, and the length before
+    for extension in extensions:
+        again += {"hold": 0, "rescale": extension.steps, "restart": max(0, extension.steps - was)}[extension.policy]
+        was = extension.steps
     if len(extensions) > _MOST or again > MOST_STEPS:
-        what = f"a run is extended {_MOST} times at most, and by rescale and restart to {MOST_STEPS:,} steps together"
+        what = f"a run is extended {_MOST} times at most, and by rescale and restart for {MOST_STEPS:,} steps together"
         raise ConfigError(what, config.where("extended"), "begin another run from its weights")
     plan = planned(first, True)
     for number, extension in enumerate(extensions):
