@@ -264,14 +264,30 @@ def test_signed_bytes_of_a_tiff_are_refused():
         decode_bytes(content.getvalue(), "a.tif", 1)
 
 
-def planar_tiff(planes, colours, extra=(), deflate=False):
+def test_a_tiff_whose_palette_has_8_bits_or_that_leaves_out_colours_is_refused():
+    image, content = Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).convert("P"), BytesIO()
+    image.putpalette([255, 254, 253, 1, 2, 3])
+    image.save(content, "TIFF")
+    whole = content.getvalue()
+    assert decode_bytes(whole, "a.tif", 3)[:, 0].T.tolist()[0] == [255, 254, 253]
+    palette = Image.open(content).tag_v2[320]
+    few = whole.replace(struct.pack("<768H", *palette), struct.pack("<768H", *(value // 256 for value in palette)))
+    with pytest.raises(DataError, match="palette has values up to 255"):
+        decode_bytes(few, "a.tif", 3)
+    Image.new("YCbCr", (8, 8)).save(content := BytesIO(), "TIFF", tiffinfo={530: (2, 2)})
+    with pytest.raises(DataError, match="uncompressed YCbCr of which some are left out"):
+        decode_bytes(content.getvalue(), "a.tif", 3)
+
+
+def planar_tiff(planes, colours, extra=(), deflate=False, without=(), short=False):
     """A TIFF with a plane for each of an image's colours, (colours, height, width)."""
     parts = [zlib.compress(plane.tobytes()) if deflate else plane.tobytes() for plane in planes]
     bits, height, width = 8 * planes.itemsize, *planes.shape[1:]
     values = {256: [width], 257: [height], 258: [bits] * len(planes), 259: [8 if deflate else 1], 262: [colours]}
     lengths = [len(part) for part in parts]
     values |= {273: lengths, 277: [len(planes)], 278: [height], 279: lengths, 284: [2]}  # 273 is written below
-    values |= {338: extra} if extra else {}
+    values |= ({338: extra} if extra else {}) | ({258: [bits]} if short else {})
+    values = {tag: value for tag, value in values.items() if tag not in without}
     behind = 10 + 12 * len(values) + 4
     content = behind + sum(8 * len(value) for value in values.values())
     values[273] = [content + sum(lengths[:i]) for i in range(len(parts))]
@@ -294,6 +310,10 @@ def planar_tiff(planes, colours, extra=(), deflate=False):
         ("u1", 4, 5, {}, True),
         ("u2", 3, 2, {"deflate": True}, True),
         ("u2", 3, 2, {}, False),
+        ("u2", 3, 2, {"without": [259]}, False),
+        ("u2", 3, 2, {"short": True}, False),
+        ("u1", 3, 2, {"short": True}, True),
+        ("u1", 2, 1, {"extra": [2], "deflate": True, "short": True}, False),
         ("u2", 4, 2, {"extra": [2], "deflate": True}, False),
         ("u1", 4, 2, {"deflate": True}, False),
         ("u1", 2, 1, {"extra": [2], "deflate": True}, False),
@@ -460,7 +480,7 @@ LONG = zlib.compress(bytes(2**20 + 1))  # more than Pillow unpacks
     [
         chunk(b"iCCP", b"a\0\0" + LONG),
         chunk(b"iCCP", b"a\0\1unknown method"),
-        chunk(b"zTXt", b"a\0\0" + LONG),
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + LONG),
         chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG),
         chunk(b"pHYs", b"\0\0"),
     ],
@@ -481,6 +501,9 @@ def test_damaged_metadata_of_an_animated_png_changes_no_pixel(tmp_path, name, at
     path = tmp_path / "a.png"
     frames[0].save(path, save_all=True, append_images=frames[1:], exif=exif)
     assert np.array_equal(pixels(path), PIXELS)
+    assert "frames" in look(FileSplit(tmp_path, ["a.png"], np.zeros(1, dtype=np.int64), 3), 0, 3).remarks
+    with Image.open(path) as own:  # by code of one's own
+        assert own.n_frames == 2
     content = bytearray(path.read_bytes())
     start = content.index(name) + 4
     for bit in range(8):
@@ -497,7 +520,14 @@ def test_a_wrong_checksum_of_what_a_png_does_not_need_is_no_hindrance(name):
         decode_bytes(png_of(chunk(b"tRNS", b"\0\0")[:-4] + b"\0\0\0\1"), "a.png", 1)
 
 
-@pytest.mark.parametrize(("name", "sort"), [(b"iCCP", b"a\0\0"), (b"zTXt", b"a\0\0")])
+@pytest.mark.parametrize("keyword", [b"transparency", b"interlace", b"bbox", b"icc_profile", b"gamma", b"exif"])
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_texts_of_a_png_that_are_called_as_what_pillow_keeps_there_are_not_read(keyword, where):
+    for text in (chunk(b"tEXt", keyword + b"\0a"), chunk(b"iTXt", keyword + b"\0\0\0\0\0a")):
+        assert torch.equal(decode_bytes(png_of(**{where: text}), "a.png", 3), decode_bytes(png_of(), "a.png", 3))
+
+
+@pytest.mark.parametrize(("name", "sort"), [(b"iCCP", b"a\0\0"), (b"zTXt", b"XML:com.adobe.xmp\0\0")])
 def test_a_png_of_very_many_profiles_is_refused(name, sort):
     chunks = b"".join(chunk(name, sort + zlib.compress(bytes([i]) * 2**20)) for i in range(70))
     with pytest.raises(DataError, match="Too much memory used in text chunks"):

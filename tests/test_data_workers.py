@@ -96,6 +96,34 @@ def test_a_worker_that_hangs_with_images_in_its_hands_is_not_waited_for_for_ever
     assert not multiprocessing.active_children()
 
 
+class Sleeps(list):
+    def __getitem__(self, i):
+        if i:
+            time.sleep(60)
+        return torch.zeros(3)
+
+
+def test_workers_that_are_busy_are_not_waited_for_at_the_end():
+    made = by_workers(Sleeps(), range(9), workers=2)
+    next(made)
+    began = time.monotonic()
+    made.close()
+    assert time.monotonic() - began < 8  # torch would wait ten seconds for each
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_cannot_be_killed_is_not_waited_for(monkeypatch):
+    """As one that waits in the kernel for a file system that does not answer."""
+    kept = []
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.kill", lambda self: kept.append(self))
+    with pytest.raises(EnvironmentFault, match="the data workers hang"):
+        list(by_workers(Sleeps(), [1], workers=1, patience_s=1.0))
+    assert kept[0].is_alive()
+    assert not multiprocessing.active_children()
+    os.kill(kept[0].pid, signal.SIGKILL)
+    kept[0].join()
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_to_a_worker_that_just_begins(sent, monkeypatch):
     """One to the whole process group is for the main process; what kills it is told and not waited for."""

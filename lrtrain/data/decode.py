@@ -23,6 +23,7 @@ from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngImageFile, PngStream
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
+    COLORMAP,
     COMPRESSION,
     EXTRASAMPLES,
     FILLORDER,
@@ -30,6 +31,8 @@ from PIL.TiffImagePlugin import (
     PLANAR_CONFIGURATION,
     PREFIXES,
     SAMPLEFORMAT,
+    SAMPLESPERPIXEL,
+    YCBCRSUBSAMPLING,
 )
 
 from lrtrain import foreign
@@ -49,10 +52,13 @@ _MOST_READS = 200_000  # of a file: a PNG of 200 MB in chunks of 8 KB takes 75,0
 _SLOW = {"bmp_rle": (10_000_000, "run-length coded BMP"), "ppm_plain": (3_000_000, "PPM in plain text")}
 _DECODER = {"WEBP": 12, "JPEG2000": 16}  # bytes a pixel that the decoder keeps besides what Pillow does
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
-_RGB, _CMYK = 2, 5  # a TIFF's colours
+_RGB, _PALETTE, _CMYK, _YCBCR = 2, 3, 5, 6  # a TIFF's colours
 _SIGNED = 2  # a TIFF's numbers
 _PLACES = (273, 279, 324, 325)  # where a TIFF's strips or tiles are, and their bytes
 _MOST_PLACES = 2**16
+ANIMATED = "image/apng"  # of a PNG, whose later frames are not even looked at
+_FRAMES = (b"acTL", b"fcTL", b"fdAT")
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _TURNING = (b"XML:com.adobe.xmp", b"Raw profile type exif")  # texts of a PNG that Pillow finds an orientation in
 
 
@@ -68,7 +74,8 @@ def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
         L = 0.299 R + 0.587 G + 0.114 B where one channel is asked for; gray is repeated where three are;
       - 16-bit gray v becomes round(v / 257), so that 0..65535 spans 0..255, and a TIFF's of 12 bits likewise (Pillow
         itself reads 16-bit colour as its high byte, so a PNG with a transparent one is refused); 32-bit integers
-        beyond 65535 and floats are refused, since their scale is not known, and so are signed bytes;
+        beyond 65535 and floats are refused, since their scale is not known, and so are a TIFF's
+        signed bytes, palettes of 8 bits, and uncompressed YCbCr of which some is left out;
       - a TIFF's colours may lie in planes where they are 8-bit RGB, RGBA or CMYK, or 16-bit RGB that is compressed;
         others are refused, since Pillow makes noise of them;
       - an image whose decoding would take more than `MAX_BYTES` is refused before memory is taken for it: at 8 bytes
@@ -182,22 +189,28 @@ def _refuse_large(image: Image.Image, channels: int) -> None:
 
 
 def _refuse_misread(image: Image.Image) -> None:
-    """Refuse a TIFF that Pillow reads wrong: of signed bytes, or with its colours in planes, which become noise.
+    """Refuse a TIFF that Pillow reads wrong, such as one with its colours in planes, which become noise.
 
     Raises:
         ValueError: it is one.
     """
     tags = getattr(image, "tag_v2", None) or {}
     bits = tags.get(BITSPERSAMPLE, (1,))
+    bits = bits * tags.get(SAMPLESPERPIXEL, 1) if len(bits) == 1 else bits  # as Pillow repeats it
+    kind, compressed = tags.get(PHOTOMETRIC_INTERPRETATION), tags.get(COMPRESSION, 1) != 1
     if _SIGNED in tags.get(SAMPLEFORMAT, ()) and set(bits) == {8}:
         raise ValueError("its 8-bit numbers have a sign; save it with numbers from 0 to 255")
+    if kind == _PALETTE and max(tags.get(COLORMAP, (65535,))) < 256:
+        raise ValueError("its palette has values up to 255, where a TIFF's have 16 bits; save it without a palette")
+    if kind == _YCBCR and not compressed and tags.get(YCBCRSUBSAMPLING, (2, 2)) != (1, 1):
+        raise ValueError("its colours are uncompressed YCbCr of which some are left out; save it as RGB")
     if tags.get(PLANAR_CONFIGURATION, 1) == 1 or len(bits) == 1:
         return
-    colours = (tags.get(PHOTOMETRIC_INTERPRETATION), len(bits))
+    colours = (kind, len(bits))
     if set(bits) == {8}:
         right = colours in ((_RGB, 3), (_CMYK, 4)) or (colours == (_RGB, 4) and EXTRASAMPLES in tags)
     else:
-        right = set(bits) == {16} and colours == (_RGB, 3) and tags.get(COMPRESSION) != 1
+        right = set(bits) == {16} and colours == (_RGB, 3) and compressed
     if not right or tags.get(FILLORDER, 1) != 1:
         raise ValueError("its colours lie in planes, which are read of 8-bit RGB, RGBA and CMYK; save it interleaved")
 
@@ -230,47 +243,47 @@ def _bounded(opener: Callable[[IO[bytes], str | bytes], ImageFile], file: IO[byt
     return image
 
 
-def _passed_over(
-    stream: PngStream, kind: bytes, read: Callable[[PngStream, int, int], bytes], position: int, length: int
-) -> bytes:
-    """Read a PNG's chunk of metadata; one that is damaged, or too much for Pillow, is passed over, up to 64 of them."""
-    assert stream.fp is not None
+_Read = Callable[[PngStream, int, int], bytes]
+
+
+def _passed_over(stream: PngStream, kind: bytes, read: _Read, position: int, length: int) -> bytes:
+    """Read a PNG's chunk of metadata; one that is damaged, or too much for Pillow, is passed over, up to 64 of them.
+
+    Later frames are not read, since the first is a PNG by itself, nor are texts that say nothing of the pixels, since
+    Pillow would take some keywords for its own. What is not opened by `header` is read as Pillow does.
+    """
+    if not isinstance(stream.fp, _Pieces):
+        return read(stream, position, length)
     content = stream.fp.read(min(length, MOST_FILE_BYTES))
     whole = struct.pack(">I", zlib.crc32(kind + content)) == stream.fp.read(4)
-    if whole:
+    if kind == b"acTL" and whole and content[:4] > b"\0\0\0\1":
+        stream.im_custom_mimetype = ANIMATED
+    if kind not in _FRAMES and (kind not in _TEXTS or content.startswith(_TURNING)):
         profile = stream.im_info.get("icc_profile")
-        stream.fp.seek(position)
-        try:
-            content = read(stream, position, length)
-        except (ValueError, SyntaxError, LookupError, struct.error):
-            whole = False
+        if whole:
+            stream.fp.seek(position)
+            try:
+                read(stream, position, length)
+            except (ValueError, SyntaxError, LookupError, struct.error):
+                whole = False
         if stream.im_info.get("icc_profile") is not profile:  # Pillow counts texts alone
             stream.check_text_memory(len(stream.im_info["icc_profile"] or b""))
-    if not whole:
-        stream.check_text_memory(MAX_TEXT_CHUNK)  # raises, too, where all of a file's texts are too much
+        if not whole:
+            stream.check_text_memory(MAX_TEXT_CHUNK)  # raises, too, where all of a file's texts are too much
     stream.fp.seek(position + length)
     return content
 
 
-def _unread(stream: PngStream, position: int, length: int) -> bytes:
-    """Skip a PNG's chunk of its later frames; the first is a PNG by itself."""
-    assert stream.fp is not None
-    stream.fp.seek(position + length)
-    return b""
-
-
 def _crc(stream: PngStream, check: Callable[[PngStream, bytes, bytes], None], kind: bytes, content: bytes) -> None:
     """Check a PNG's chunk, unless it is one that the pixels do not need, whose name begins with a small letter."""
-    if kind[:1].islower() and kind != b"tRNS":
+    if isinstance(stream.fp, _Pieces) and kind[:1].islower() and kind != b"tRNS":
         stream.crc_skip(kind, content)
     else:
         check(stream, kind, content)
 
 
 for _name in [each for each in dir(PngStream) if re.fullmatch("chunk_[a-z]...", each)]:
-    if _name in ("chunk_acTL", "chunk_fcTL", "chunk_fdAT"):
-        setattr(PngStream, _name, _unread)
-    elif _name != "chunk_tRNS":  # which is of the pixels
+    if _name != "chunk_tRNS":  # which is of the pixels
         setattr(PngStream, _name, partialmethod(_passed_over, _name[6:].encode(), getattr(PngStream, _name)))
 setattr(PngStream, "crc", partialmethod(_crc, PngStream.crc))  # noqa: B010 - mypy takes no method for it
 

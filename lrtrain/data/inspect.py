@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from lrtrain.data.decode import EMPTY, MAX_BYTES, TooManyPieces, decoded, header, why_unreadable
+from lrtrain.data.decode import ANIMATED, EMPTY, MAX_BYTES, TooManyPieces, decoded, header, why_unreadable
 from lrtrain.data.files import FileSplit
 from lrtrain.data.jpeg import sound_out
 from lrtrain.data.loader import by_workers
@@ -189,7 +189,7 @@ def _of_header(found: Look, content: bytes, suffix: str, channels: int) -> Look:
 
 def _is_animated(image: Image.Image) -> bool:
     try:
-        return bool(getattr(image, "is_animated", False))
+        return getattr(image, "is_animated", False) or getattr(image, "custom_mimetype", None) == ANIMATED
     except TooManyPieces:  # behind a GIF's first frame, which is all that is read of it; 25 MB are as many pieces
         return False
 

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import glob
 import multiprocessing
+import multiprocessing.process
 import multiprocessing.queues
 import os
 import signal
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -197,6 +198,20 @@ class _Watch(threading.Thread):
         self.received, self.waiting, self.hung = 0, False, False
         self.done = threading.Event()
 
+    def refusing(self, get: Callable[..., tuple[bool, Any]]) -> Callable[..., tuple[bool, Any]]:
+        """What torch calls every few seconds while nothing comes; it would for ever where a worker cannot be killed.
+
+        Such a worker waits in the kernel, for a file system that does not answer.
+        """
+
+        def got(*args: Any, **named: Any) -> tuple[bool, Any]:
+            success, data = get(*args, **named)
+            if self.hung and not success:
+                raise _Hung
+            return success, data
+
+        return got
+
     def run(self) -> None:
         at, rounds = 0, 0
         while not self.done.wait(self.patience_s / 10):
@@ -214,6 +229,7 @@ def _received(made: Any, patience_s: float) -> Iterator[Any]:
     One that dies while its images are fetched from it shows as a broken connection only, and so do those that hang.
     """
     watch = _Watch(made, patience_s)
+    made._try_get_data = watch.refusing(made._try_get_data)
     watch.start()
     try:
         while True:
@@ -237,6 +253,7 @@ def _received(made: Any, patience_s: float) -> Iterator[Any]:
         raise RuntimeError(f"DataLoader worker (pid {', '.join(dead)}) exited unexpectedly") from error
     finally:
         watch.done.set()
+        del made._try_get_data  # it holds what it is part of
 
 
 @contextmanager
@@ -340,8 +357,8 @@ def _end_begun_workers(made: Any) -> None:
 def _kill(made: Any) -> None:
     """Kill an iterator's workers, however far it came, without that torch speaks of their death."""
     if vars(made).get("_worker_pids_set"):
-        torch._C._remove_worker_pids(id(made))
         made._worker_pids_set = False
+        torch._C._remove_worker_pids(id(made))
     for worker in vars(made).get("_workers", ()):
         worker.kill()
 
@@ -349,12 +366,20 @@ def _kill(made: Any) -> None:
 def _end_workers(made: Any) -> None:
     # Left to the garbage collector, workers would outlive an error that is still being reported; and at exit
     # multiprocessing waits for those that ignore SIGTERM.
+    late = threading.Timer(_DYING_S, _kill, [made])  # torch waits ten seconds for each that is busy, or hangs
+    late.daemon = True
+    with suppress(RuntimeError):  # no further thread is allowed
+        late.start()
     try:
         made._shutdown_workers()
     finally:
+        late.cancel()
         for worker in made._workers:
             if worker.is_alive():
                 worker.kill()
+                worker.join(_DYING_S)
+            if worker.is_alive():  # in the kernel; multiprocessing would wait for it at exit
+                multiprocessing.process._children.discard(worker)  # type: ignore[attr-defined]
 
 
 def _as_it_is(made: Any) -> Any:
