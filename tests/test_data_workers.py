@@ -96,6 +96,19 @@ def test_a_worker_that_hangs_with_images_in_its_hands_is_not_waited_for_for_ever
     assert not multiprocessing.active_children()
 
 
+class Computes(list):
+    def __getitem__(self, i):
+        began = time.monotonic()
+        while time.monotonic() < began + 4:
+            pass
+        return torch.zeros(3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not known what workers do")
+def test_a_worker_that_computes_for_long_does_not_hang():
+    assert len(list(by_workers(Computes(), [0], workers=1, patience_s=1.0))) == 1
+
+
 class Sleeps(list):
     def __getitem__(self, i):
         if i:

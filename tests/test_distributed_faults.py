@@ -413,6 +413,8 @@ def test_a_place_that_is_refused_is_told_by_the_command(folder: Path) -> None:
 def test_what_code_of_the_users_says_of_a_server_is_no_lost_peer() -> None:
     with pytest.raises(RuntimeError, match="timed out"), needing_peers(World(size=2)):
         raise RuntimeError("request timed out")
+    with pytest.raises(DistributedError, match="lost its connection"), needing_peers(World(size=2)):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")  # from an own .wait()
 
 
 def test_a_store_that_blocks_for_ever_counts_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:

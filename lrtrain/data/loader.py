@@ -34,7 +34,7 @@ from lrtrain.data.transforms import Moment, Stages
 from lrtrain.errors import LACKING, DataError, EnvironmentFault, LrtrainError, Problem, printable
 
 PATIENCE_S = 120.0
-"""How long a worker may take for what it is asked for."""
+"""How long a worker may take for what it is asked for, and do nothing."""
 _DYING_S = 2.0  # for the end of a worker to be seen, once its connection is broken
 _PR_SET_PDEATHSIG = 1
 _SOCKETS_FOLDER = 71
@@ -148,7 +148,7 @@ def fulfilled(
         orders: what is asked for; read ahead by the workers.
         workers: processes; with 0, each order is fulfilled here when it is asked for.
         pin: page-locked memory, for copies to a GPU that do not wait.
-        patience_s: seconds that a worker may take for an order.
+        patience_s: seconds that a worker may take for an order, and do nothing; ten times as many if it computes.
 
     Raises:
         DataError: an image cannot be read or transformed; it is named.
@@ -189,7 +189,8 @@ class _Hung(RuntimeError):
 class _Watch(threading.Thread):
     """Kills workers that hang, be it in the midst of handing over images, which torch's own time-out does not cover.
 
-    It counts rounds, not time as that does: all processes may have been stopped for a while (Ctrl-Z, Slurm).
+    It counts rounds, not time as that does: all processes may have been stopped for a while (Ctrl-Z, Slurm). Workers
+    that compute meanwhile have ten times as long.
     """
 
     def __init__(self, made: Any, patience_s: float):
@@ -213,14 +214,27 @@ class _Watch(threading.Thread):
         return got
 
     def run(self) -> None:
-        at, rounds = 0, 0
-        while not self.done.wait(self.patience_s / 10):
-            rounds = rounds + 1 if self.waiting and self.received == at else 0
+        at, rounds, spent = 0, 0.0, 0.0
+        every_s = self.patience_s / 10
+        while not self.done.wait(every_s):
+            before, spent = spent, sum(_cpu_s(worker.pid) for worker in self.made._workers)
+            busy = spent - before > every_s / 20  # large images take their time
+            rounds = rounds + (0.1 if busy else 1) if self.waiting and self.received == at else 0
             at = self.received
             if rounds > 10:  # the first may be short
                 self.hung = True
                 _kill(self.made)
                 return
+
+
+def _cpu_s(pid: int) -> float:
+    """Seconds that a process has computed so far; 0 where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            user, system = file.read().rpartition(b")")[2].split()[11:13]
+    except OSError:
+        return 0.0
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _received(made: Any, patience_s: float) -> Iterator[Any]:
@@ -242,7 +256,7 @@ def _received(made: Any, patience_s: float) -> Iterator[Any]:
             yield images
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
         if watch.hung:
-            raise _Hung(f"no images came for {patience_s:g} s") from error
+            raise _Hung(f"no images came for {patience_s:g} s or more") from error
         if isinstance(error, RuntimeError):  # torch has found it out
             raise
         for worker in made._workers:

@@ -30,7 +30,8 @@ TIMEOUT = timedelta(hours=6)
 _SENT = {torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64}
 _SENT |= {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
 # How gloo, NCCL and torch's store begin to say that a peer is gone; they raise nothing but RuntimeError.
-_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out", "nccl", "gloo", "socket")
+_BACKENDS = ("nccl", "gloo")
+_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out", "socket", *_BACKENDS)
 
 
 @contextmanager
@@ -132,10 +133,15 @@ def needing_peers(world: World) -> Iterator[None]:
 
 
 def _says_lost(error: RuntimeError) -> bool:
-    """Whether torch says so; code of the user's own may ask a server, say, and raise the like."""
+    """Whether torch says so; code of the user's own may ask a server, say, and raise the like.
+
+    Such code may also wait by itself for what the processes exchange, and then the backend's name is in the text.
+    """
+    said = str(error).lower()
     *_, (raised, _) = traceback.walk_tb(error.__traceback__)
     package, _, _ = raised.f_globals.get("__name__", "torch").partition(".")  # code that torch writes may have none
-    return package in ("torch", "lrtrain") and any(sign in str(error).lower() for sign in _LOST)
+    signs = _LOST if package in ("torch", "lrtrain") else _BACKENDS
+    return any(sign in said for sign in signs)
 
 
 def replicated(module: nn.Module, world: World, device: torch.device) -> nn.Module:
