@@ -21,22 +21,9 @@ from numpy.typing import NDArray
 from PIL import EpsImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngImageFile, PngStream
-from PIL.TiffImagePlugin import (
-    BITSPERSAMPLE,
-    COLORMAP,
-    COMPRESSION,
-    EXTRASAMPLES,
-    FILLORDER,
-    PHOTOMETRIC_INTERPRETATION,
-    PLANAR_CONFIGURATION,
-    PREFIXES,
-    SAMPLEFORMAT,
-    SAMPLESPERPIXEL,
-    YCBCRSUBSAMPLING,
-)
 
 from lrtrain import foreign
-from lrtrain.data import jpeg, jpeg2000
+from lrtrain.data import jpeg, jpeg2000, tiff
 from lrtrain.errors import BEYOND_FILES, DataError, printable
 
 EMPTY = "it is empty (0 bytes)"
@@ -52,10 +39,6 @@ _MOST_READS = 200_000  # of a file: a PNG of 200 MB in chunks of 8 KB takes 75,0
 _SLOW = {"bmp_rle": (10_000_000, "run-length coded BMP"), "ppm_plain": (3_000_000, "PPM in plain text")}
 _DECODER = {"WEBP": 12, "JPEG2000": 16}  # bytes a pixel that the decoder keeps besides what Pillow does
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
-_RGB, _PALETTE, _CMYK, _YCBCR = 2, 3, 5, 6  # a TIFF's colours
-_SIGNED = 2  # a TIFF's numbers
-_PLACES = (273, 279, 324, 325)  # where a TIFF's strips or tiles are, and their bytes
-_MOST_PLACES = 2**16
 ANIMATED = "image/apng"  # of a PNG, whose later frames are not even looked at
 _FRAMES = (b"acTL", b"fcTL", b"fdAT")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -156,7 +139,7 @@ def _by_pillow(file: IO[bytes], channels: int) -> torch.Tensor:
         warnings.simplefilter("ignore")
         with header(file) as image:
             _refuse_large(image, channels)
-            _refuse_misread(image)
+            tiff.refuse_misread(image)
             return from_pil(image, channels)
 
 
@@ -188,36 +171,9 @@ def _refuse_large(image: Image.Image, channels: int) -> None:
         )
 
 
-def _refuse_misread(image: Image.Image) -> None:
-    """Refuse a TIFF that Pillow reads wrong, such as one with its colours in planes, which become noise.
-
-    Raises:
-        ValueError: it is one.
-    """
-    tags = getattr(image, "tag_v2", None) or {}
-    bits = tags.get(BITSPERSAMPLE, (1,))
-    bits = bits * tags.get(SAMPLESPERPIXEL, 1) if len(bits) == 1 else bits  # as Pillow repeats it
-    kind, compressed = tags.get(PHOTOMETRIC_INTERPRETATION), tags.get(COMPRESSION, 1) != 1
-    if _SIGNED in tags.get(SAMPLEFORMAT, ()) and set(bits) == {8}:
-        raise ValueError("its 8-bit numbers have a sign; save it with numbers from 0 to 255")
-    if kind == _PALETTE and max(tags.get(COLORMAP, (65535,))) < 256:
-        raise ValueError("its palette has values up to 255, where a TIFF's have 16 bits; save it without a palette")
-    if kind == _YCBCR and not compressed and tags.get(YCBCRSUBSAMPLING, (2, 2)) != (1, 1):
-        raise ValueError("its colours are uncompressed YCbCr of which some are left out; save it as RGB")
-    if tags.get(PLANAR_CONFIGURATION, 1) == 1 or len(bits) == 1:
-        return
-    colours = (kind, len(bits))
-    if set(bits) == {8}:
-        right = colours in ((_RGB, 3), (_CMYK, 4)) or (colours == (_RGB, 4) and EXTRASAMPLES in tags)
-    else:
-        right = set(bits) == {16} and colours == (_RGB, 3) and compressed
-    if not right or tags.get(FILLORDER, 1) != 1:
-        raise ValueError("its colours lie in planes, which are read of 8-bit RGB, RGBA and CMYK; save it interleaved")
-
-
 def header(file: IO[bytes]) -> Image.Image:
     """An image file as Pillow opens it, not decoded; any exception where it cannot be read."""
-    _refuse_many_places(file)
+    tiff.refuse_many_places(file)
     file.seek(0)
     return Image.open(cast(IO[bytes], _Pieces(file)), formats=FORMATS)
 
@@ -239,7 +195,7 @@ def _bounded(opener: Callable[[IO[bytes], str | bytes], ImageFile], file: IO[byt
     image = opener(file, name)
     if not isinstance(file, _Pieces):  # `decode` asks itself, with the channels that it makes
         _refuse_large(image, 3)
-        _refuse_misread(image)
+        tiff.refuse_misread(image)
     return image
 
 
@@ -312,34 +268,6 @@ class _Pieces:
         return getattr(self._file, name)  # libtiff reads by fileno() or getvalue(), where the file has it
 
 
-def _refuse_many_places(file: IO[bytes]) -> None:
-    """Refuse a TIFF of more strips or tiles than images have: the time that Pillow takes goes by their square.
-
-    Raises:
-        ValueError: the first directory counts more than `_MOST_PLACES` of them.
-    """
-    file.seek(0)
-    start = file.read(16)
-    if len(start) < 16 or start[:4] not in PREFIXES:
-        return
-    order = "<" if start.startswith(b"II") else ">"
-    # As Pillow tells BigTIFF: where the version's first byte is 43.
-    big = start[2] == 43
-    number, entry = (f"{order}Q", f"{order}HHQ8x") if big else (f"{order}H", f"{order}HHL4x")
-    (first,) = struct.unpack(f"{order}Q", start[8:]) if big else struct.unpack(f"{order}L", start[4:8])
-    if first > MOST_FILE_BYTES:
-        return
-    file.seek(first)
-    found = file.read(struct.calcsize(number))
-    if len(found) < struct.calcsize(number):
-        return
-    size = struct.calcsize(entry)
-    entries = file.read(min(struct.unpack(number, found)[0], _MOST_READS) * size)
-    for tag, _, count in struct.iter_unpack(entry, entries[: len(entries) // size * size]):
-        if tag in _PLACES and count > _MOST_PLACES:
-            raise ValueError(f"it has {count:,} strips or tiles; at most {_MOST_PLACES:,} are read")
-
-
 def from_pil(image: Image.Image, channels: int) -> torch.Tensor:
     """The pixels of an opened image by the rule of `decode`, uint8 (channels, height, width).
 
@@ -348,7 +276,7 @@ def from_pil(image: Image.Image, channels: int) -> torch.Tensor:
     """
     coded = _coding(image)
     image.load()
-    greatest, inverted = _gray_scale(image)
+    greatest, inverted = tiff.gray_scale(image)
     _unpack_transparent(image, coded)
     _turn_upright(image)
     width, height = image.size
@@ -370,14 +298,6 @@ def _coding(image: Image.Image) -> str:
     """How a file's pixels are packed, as Pillow names it before it unpacks them; empty where no file is behind them."""
     tiles = getattr(image, "tile", ())
     return tiles[0][3] if tiles and isinstance(tiles[0][3], str) else ""
-
-
-def _gray_scale(image: Image.Image) -> tuple[int, bool]:
-    """The greatest value of gray that has more than 8 bits, and whether white is 0: a TIFF's tags alone say it."""
-    tags = getattr(image, "tag_v2", None) or {}
-    if image.mode != "I;16":
-        return 65535, False
-    return 4095 if tags.get(BITSPERSAMPLE) == (12,) else 65535, tags.get(PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _unpack_transparent(image: Image.Image, coded: str) -> None:
