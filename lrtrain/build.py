@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lrtrain.config.schema import RunConfig
 from lrtrain.config.yaml import UNWRITABLE
 from lrtrain.data.batches import Batches
 from lrtrain.data.build import Pipeline, channels_seen, make_pipeline
+from lrtrain.data.cache import refuse_sizes
 from lrtrain.data.default_transforms import PHOTO
 from lrtrain.data.open import epoch_steps, open_source
 from lrtrain.data.order import smallest_part
@@ -34,12 +35,13 @@ from lrtrain.engine.state import LossSums, TrainState, tensors_as_built
 from lrtrain.engine.train import Recipe
 from lrtrain.engine.trial import try_forward
 from lrtrain.errors import ConfigError, about, out_of_memory, quoted
-from lrtrain.models.build import BuiltModel, build_model
+from lrtrain.models.build import BuiltModel, build_model, published
 from lrtrain.models.infinite import infinite_buffers
 from lrtrain.models.small_maps import multiply_small_maps
 from lrtrain.models.stem_pool import pool_before_relu
 from lrtrain.optim.build import build_optimizer, momentum_of
 from lrtrain.optim.groups import ParamGroup, make_groups
+from lrtrain.schedule.curve import NEVER
 from lrtrain.schedule.extend import former_ends
 from lrtrain.schedule.plan import GroupLR, Plan, make_plan, run_steps
 from lrtrain.world import ALONE, World
@@ -63,12 +65,20 @@ class Job:
     """Whether the bits are those of a run that was never interrupted."""
 
 
-def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, world: World = ALONE) -> Job:
+def build(
+    config: RunConfig,
+    *,
+    load_weights: bool = True,
+    trained_with: Mapping[str, Any] | None = None,
+    trains: bool = True,
+    world: World = ALONE,
+) -> Job:
     """Open the data, build model, optimizer and plan.
 
     Args:
         config: the run.
         load_weights: False where the model's state comes from a checkpoint.
+        trained_with: `mean`, `std` and `input_size` of `BuiltModel`, where these weights are not loaded.
         trains: False where it is only evaluated, for which neither the training batches nor the schedule matter.
         world: the processes that train together, joined already.
 
@@ -84,15 +94,8 @@ def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, 
     per_epoch = epoch_steps(source, config.batch_size, config.drop_last, config.where)
     _refuse_sync_bn(config, device)
     built, groups, optimizer, plan = _planned(config, source, device, per_epoch, load_weights, precision, trains)
-    mean_std = None if built.mean is None or built.std is None else (built.mean, built.std)
-    pipeline = make_pipeline(
-        source,
-        config.dataset,
-        seed=config.seed,
-        where=config.where,
-        mean_std=mean_std,
-        photo_size=built.input_size or PHOTO,
-    )
+    built = replace(built, **(trained_with or {}))
+    pipeline = _pipeline(config, source, built)
     try_forward(config, built.module, pipeline, len(source.classes), device)
     if trains:
         refuse_single_images(config, built.module, len(source.train), per_epoch, world)
@@ -128,7 +131,7 @@ def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, 
     )
     recipe = _recipe(config, plan, precision, source)
     return Job(
-        _resolved(config, device, precision, pipeline),
+        _resolved(config, device, precision, pipeline, world),
         source,
         pipeline,
         batches,
@@ -139,6 +142,53 @@ def build(config: RunConfig, *, load_weights: bool = True, trains: bool = True, 
         recipe,
         device,
     )
+
+
+def _pipeline(
+    config: RunConfig, source: Source, built: BuiltModel, tried: Mapping[str, Sequence[int]] | None = None
+) -> Pipeline:
+    return make_pipeline(
+        source,
+        config.dataset,
+        seed=config.seed,
+        where=config.where,
+        mean_std=None if built.mean is None or built.std is None else (built.mean, built.std),
+        photo_size=built.input_size or PHOTO,
+        tried=tried,
+    )
+
+
+def refuse_unfit(
+    config: RunConfig, source: Source, left: Source, tried: Mapping[str, Sequence[int]], weights: bool
+) -> None:
+    """Refuse what `build` would of a config and its images, with nothing kept or downloaded, on the CPU.
+
+    Own models alone are tried on a GPU where they will be trained on it: they may have been written for one.
+
+    Args:
+        config: the run.
+        source: may have problems.
+        left: what can be read of it.
+        tried: the images of train and val of these that the transforms are tried on; without any they are not.
+        weights: whether to load the file of weights that the config names.
+
+    Raises:
+        LrtrainError: as of `build`.
+    """
+    on_gpu = ":" in config.model.name and torch.cuda.is_available()
+    device = choose_device(config.device if on_gpu else "cpu", config.where("device"), ALONE)
+    per_epoch = epoch_steps(source, config.batch_size, config.drop_last, config.where)
+    load = weights and config.model.weights is not None
+    built, _, _, plan = _planned(config, source, device, per_epoch, load_weights=load, precision="fp32")
+    if config.model.pretrained:
+        built = replace(built, **published(config.model, built.module))
+    refuse_single_images(config, built.module, len(source.train), per_epoch)
+    _recipe(config, plan, "fp32", source)
+    if all(tried.get(split) for split in ("train", "val")):
+        pipeline = _pipeline(config, left, built, tried)
+        for name, stages in {"train": pipeline.train, "val": pipeline.val}.items():
+            refuse_sizes(name, stages, config.cache, config.where)
+        try_forward(config, built.module, pipeline, len(source.classes), device)
 
 
 def replicate(job: Job) -> None:
@@ -165,11 +215,12 @@ def _planned(
     built = build_model(config.model, len(source.classes), channels, config.seed, config.where, load_weights)
     # On the CPU only the images are channels-last, which is what makes the convolutions so: oneDNN brings the weights
     # into its own layout either way, and the fused optimizers copy whatever is not contiguous (3 % of a step).
-    layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
-    built.module.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    built.module.to(device=device)
     if device.type == "cpu":
         multiply_small_maps(built.module)
         pool_before_relu(built.module)
+    else:
+        channels_last(built.module)
     groups = make_groups(built.module, config.optimizer, config.where)
     optimizer = build_optimizer(groups, config.optimizer, device, config.where, scaled=precision == "fp16")
     # A name by import path, or a class made from torch's, is known only now.
@@ -179,6 +230,17 @@ def _planned(
     # A long schedule takes minutes to plan.
     unplanned = {} if trains else {"schedule": (), "steps": 1, "epochs": None, "extended": None}
     return built, groups, optimizer, make_plan(config.model_copy(update=unplanned), lrs, per_epoch)
+
+
+def channels_last(module: torch.nn.Module) -> None:
+    """Lay out what images are multiplied with as the images are; torch fails where the module has a tensor of 5 sides.
+
+    Also of a depthwise or 1 x 1 kernel, which is contiguous in either way, the strides are those: of gray images torch
+    chooses the layout of what follows by them.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
 def model_and_plan(config: RunConfig, source: Source, per_epoch: int) -> tuple[torch.nn.Module, Plan]:
@@ -285,15 +347,16 @@ def refuse_single_images(
 
 
 def _group_lrs(config: RunConfig, groups: Sequence[ParamGroup], optimizer: Optimizer, per_epoch: int) -> list[GroupLR]:
-    # Of the run as it was first planned: a group does not freeze again because the run is made longer.
+    # A share of the run as it was first planned: a group does not freeze again because the run is made longer.
     total = run_steps(_first(config), per_epoch)
+
+    def frozen(until: Duration | None) -> int:
+        if until is None:
+            return 0
+        return NEVER if until.unit == "%" and until.value >= 100 else min(until.to_steps(per_epoch, total), NEVER)
+
     lrs = [
-        GroupLR(
-            group.name,
-            group.lr,
-            momentum_of(own),
-            0 if group.frozen_until is None else min(group.frozen_until.to_steps(per_epoch, total), total),
-        )
+        GroupLR(group.name, group.lr, momentum_of(own), frozen(group.frozen_until))
         for group, own in zip(groups, optimizer.param_groups, strict=True)
     ]
     if all(group.frozen_steps > 0 for group in lrs):
@@ -341,10 +404,13 @@ def _recipe(config: RunConfig, plan: Plan, precision: Precision, source: Source)
     )
 
 
-def _resolved(config: RunConfig, device: torch.device, precision: Precision, pipeline: Pipeline) -> RunConfig:
+def _resolved(
+    config: RunConfig, device: torch.device, precision: Precision, pipeline: Pipeline, world: World
+) -> RunConfig:
     """The config with everything decided that was automatic, and paths that hold from any folder."""
     data: dict[str, Any] = config.dump()
-    data["device"] = str(device)
+    # Of several processes each takes a GPU of its own, by the same config.
+    data["device"] = str(device) if world.size == 1 else device.type
     data["precision"] = precision
     data["deterministic"] = device.type == "cpu" or config.deterministic is True
     data["dataset"]["transforms"] = pipeline.resolved_transforms

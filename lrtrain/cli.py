@@ -112,6 +112,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _lrtrain(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
@@ -120,6 +121,9 @@ def _lrtrain(
         os.getcwd()
     except FileNotFoundError:  # torch's libraries would end the process without a word of use
         raise EnvironmentFault("the folder that this is run in was deleted", hint="cd to another one") from None
+    with suppress(DistributedError):  # which `fit` tells
+        if context.invoked_subcommand != "fit" and not from_environment().leads:
+            raise typer.Exit  # of torchrun's processes one is enough where nothing is trained
 
 
 @command("fit")
@@ -323,14 +327,17 @@ def check(
     debug: Debug = False,
 ) -> int:
     """Look at every image, and say everything that is wrong with a dataset."""
-    from lrtrain.commands.start import refuse_overwriting, start_check
+    from lrtrain.commands.start import is_from_a_run, refuse_overwriting, start_check
+    from lrtrain.sinks.run_dir import is_run
 
     started = start_check(target, set, trust=trust)
     from lrtrain.commands.check import refuse_taken, run
 
     refuse_taken(write_skip_list)
     refuse_overwriting({"--json": json, "--write-skip-list": write_skip_list}, target, started)
-    return run(started, json, write_skip_list, strict=strict)
+    # A run has weights of its own by now.
+    weights = target is None or not (is_run(target) or is_from_a_run(target))
+    return run(started, json, write_skip_list, strict=strict, weights=weights)
 
 
 @command("list")

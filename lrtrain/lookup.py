@@ -81,7 +81,9 @@ _NOT_OFFERED: dict[Kind, dict[str, str]] = {
         "SparseAdam": "it takes sparse gradients only, and these models have none",
     },
     "model": {},
-    "dataset": {"LSUN": "torchvision executes a file of the working folder when it opens it; export its images"},
+    "dataset": dict.fromkeys(
+        ("LSUN", "LSUNClass"), "torchvision executes a file of the working folder when it opens it; export its images"
+    ),
     "transform": {"Transform": "it is the base class"},
 }
 

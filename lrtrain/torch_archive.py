@@ -8,10 +8,12 @@ lets it ask for any number of bytes, or for a tuple of itself 45 times over, whi
 from __future__ import annotations
 
 import errno
+import io
 import os
 import pickletools
 import struct
 import zipfile
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,8 @@ MAX_DIRECTORY = 16_000_000  # bytes: a hundred thousand entries
 MAX_PICKLE = 4_000_000  # bytes: names and shapes of ten thousand tensors
 MAX_OPCODES = 1_000_000
 MAX_IN_TUPLE = 10_000  # all that a tuple holds, counted as often as it holds it
+
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.serialization.MAGIC_NUMBER, pickled
 
 _CALLED = (
     "collections OrderedDict",
@@ -54,6 +58,32 @@ def refuse_other_archives(file: Path) -> None:
         wrong = "its table of contents lies outside of it"
     if wrong:
         raise CheckpointError(f"{str(file)!r} is damaged, or not a file of torch.save: {wrong}", hint=_AGAIN)
+
+
+def refuse_other_legacy(file: Path) -> None:
+    """Refuse everything but plain values as torch.save wrote them before torch 1.6, in pickles one after the other.
+
+    Raises:
+        CheckpointError: damaged, long, with tensors, or with more than plain values.
+        OSError: it cannot be read.
+    """
+    try:
+        with opened(file, links=True) as content:
+            data = content.read(MAX_PICKLE + 1)
+        if len(data) > MAX_PICKLE:
+            raise ValueError(f"it has more than {MAX_PICKLE:,} bytes, as with tensors")
+        if not data.startswith(_LEGACY):
+            raise ValueError("it does not begin as they do")
+        stream = io.BytesIO(data)
+        start = stream.seek(len(_LEGACY))
+        for _ in range(4):  # its protocol, the machine, the object, and the names of tensors
+            deque(pickletools.genops(stream), maxlen=0)
+            _refuse_other_pickles(data[start : stream.tell()], file)
+            start = stream.tell()
+        if start < len(data):
+            raise ValueError("it has more than plain values")
+    except (ValueError, LookupError, struct.error) as error:
+        raise CheckpointError(f"{str(file)!r} is damaged, or not a file of torch.save: {error}", hint=_AGAIN) from error
 
 
 def _wrong(file: Path) -> Iterator[str]:

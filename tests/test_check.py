@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from lrtrain.data.survey import KINDS, survey
 from lrtrain.errors import ConfigError, DataError
 from tests.folders import image, opened, tree
 from tests.folders import noise as noisy
+from tests.hostile import Typed
 
 CONFIG = """epochs: 1
 batch_size: 4
@@ -225,6 +227,78 @@ def test_what_fit_refuses_of_the_groups_check_refuses(lrtrain, tmp_path):
         assert "no trainable parameter matches '^backbone'" in ended.out + ended.err
 
 
+CROP = "transforms: {train: [{name: RandomCrop, size: 12}], val: [{name: CenterCrop, size: 12}]}"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("lists", "more", "words"),
+    [
+        (CROP, "", "a crop of 12x12 does not fit into 16x10 pixels"),
+        ("transforms: {train: [RandomHorizontalFlip], val: []}", "", "images of different sizes, which make no batch"),
+        (CROP.replace("RandomCrop", "RandomResizedCrop"), "cache: memory", "cache: memory needs images of one size"),
+        ("transforms: {train: ['mine:nothing'], val: []}", "", "cannot import 'mine:nothing'"),
+        ("color: gray, transforms: {val: [{name: Normalize, mean: [0, 0], std: [1, 1]}]}", "", "2 means for images of"),
+        (CROP.replace("12", "9"), "model: squeezenet1_1", "squeezenet1_1 cannot take images of 3x9x9"),
+        ("", "eval_every: 0.01ep", "eval_every: 0.01ep is less than half a step"),
+        ("", "model: {name: small_cnn, weights: gone.safetensors}", "gone.safetensors"),
+        (CROP.replace("12", "9"), "model: {name: small_cnn, weights: gone.safetensors}", "gone.safetensors"),
+        ("transforms: {train: [{name: RandomCrop, size: 9}], val: []}", "", "the val transforms leave"),
+        ("transforms: {train: [{name: RandomCrop, size: 9}], val: [{name: CenterCrop, size: 12}]}", "", ""),
+    ],
+)
+def test_what_fit_would_refuse_of_the_images_check_refuses(monkeypatch, capfd, tmp_path, lists, more, words):
+    """Of the least and the greatest of them: one in forty is small, and none of those that `fit` tries."""
+    root = noisy(tmp_path / "photos", {"train": 20, "val": 6})
+    for name in ("train/a/4", "val/b/3"):
+        pixels(1, (10, 16)).save(root / f"{name}.png")
+    config = CONFIG.replace(", skip_list: skip.txt", f", {lists}" * bool(lists))
+    if more.startswith("model"):
+        config = config.replace("model: small_cnn\n", "")
+    (tmp_path / "c.yaml").write_text(config + more)
+    monkeypatch.chdir(tmp_path)
+    typed = Typed(monkeypatch, capfd)
+    ended = typed("check", "c.yaml")
+    assert ended.code == (2 if words else 0), ended.out + ended.err
+    assert words in " ".join(ended.out.split())
+    refused = typed("fit", "c.yaml")
+    assert (refused.code != 0) == bool(words), refused.err
+
+
+@pytest.mark.parametrize(
+    ("lists", "words"),
+    [
+        (CROP, "a crop of 12x12 does not fit into 16x10 pixels"),
+        (CROP.replace("12", "9"), ""),
+        ("transforms: {train: [{name: RandomCrop, size: 9}], val: []}", ""),
+    ],
+)
+def test_images_that_cannot_be_read_hide_nothing_of_the_others(lrtrain, tmp_path, lists, words):
+    root = noisy(tmp_path / "photos", {"train": 20, "val": 6})
+    pixels(1, (10, 16)).save(root / "train/a/4.png")
+    for name in ("train/a/0.png", "train/b/19.png", "val/a/0.png"):
+        (root / name).write_bytes(b"no image")
+    (tmp_path / "c.yaml").write_text(CONFIG.replace("skip_list: skip.txt", lists))
+    ended = lrtrain("check", "c.yaml")
+    assert ended.code == 3
+    assert ended.out.count("error: ") == 1 + bool(words), ended.out
+    assert words in " ".join(ended.out.split())
+
+
+def test_images_that_exif_turns_are_of_another_size(lrtrain, tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    for i in range(40):
+        for split in ("train/a", "train/b", "val/a", "val/b"):
+            (folder := tmp_path / "photos" / split).mkdir(parents=True, exist_ok=True)
+            pixels(i, (24, 16)).save(folder / f"{i}.jpg", **({"exif": exif} if i == 7 else {}))
+    lists = "transforms: {train: [{name: Resize, size: 9}], val: [{name: Resize, size: 9}]}"
+    (tmp_path / "c.yaml").write_text(CONFIG.replace("skip_list: skip.txt", lists))
+    ended = lrtrain("check", "c.yaml")
+    assert ended.code == 2, ended.out
+    assert "train transforms leave images of different sizes, which make no batch" in " ".join(ended.out.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -271,3 +345,18 @@ def test_a_folder_is_looked_at_without_saying_what_to_evaluate_on(tmp_path):
     assert ["is not UTF-8" in problem.what for problem in unsplit(tmp_path).problems] == [True]
     with pytest.raises(DataError):
         unsplit(tmp_path / "b" / "0.png")
+
+
+def test_a_config_may_come_from_a_pipe_that_its_writer_opens_late(tmp_path):
+    os.mkfifo(tmp_path / "c")
+    config = {
+        "model": "small_cnn",
+        "dataset": "digits",
+        "batch_size": 8,
+        "epochs": 1,
+        "optimizer": {"name": "SGD", "lr": 1},
+    }
+    writer = threading.Timer(0.3, lambda: (tmp_path / "c").write_text(json.dumps(config)))
+    writer.start()
+    assert start_check(tmp_path / "c", None, trust=False).batch_size == 8
+    writer.join()

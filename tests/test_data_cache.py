@@ -271,6 +271,12 @@ def test_nothing_is_written_through_a_link_that_others_put_in_the_folder(folder,
         batches(folder)
     assert not (tmp_path / "made").exists()
     assert digest(batches(folder, cache="auto")) == reference
+    for lock in files(kept, "lock"):
+        lock.unlink()
+        lock.hardlink_to(tmp_path / "precious")  # versions of filelock empty what they lock
+    with pytest.raises(EnvironmentFault, match="it is no lock, but a file of 4 bytes"):
+        batches(folder)
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o755])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from io import BytesIO
 
 import numpy as np
@@ -12,7 +10,7 @@ import torch
 from PIL import Image
 
 from lrtrain.data import decode as decoding
-from lrtrain.data.decode import TooManyPieces, decode, decode_bytes, decoded, from_pil, header, upright_size
+from lrtrain.data.decode import decode, decode_bytes, decoded, from_pil, header, upright_size
 from lrtrain.data.files import FileSplit
 from lrtrain.data.inspect import look
 from lrtrain.errors import DataError
@@ -223,31 +221,6 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, suffix):
     assert pixels(path)[0, :, 0].tolist() == [0, 1, 1, 156, 255]
 
 
-def test_a_transparent_value_of_sixteen_bits_is_white(tmp_path):
-    image = Image.fromarray(np.array([[300, 40_000]], dtype=np.uint16))
-    image.save(tmp_path / "a.png", transparency=300)
-    assert pixels(tmp_path / "a.png")[0, :, 0].tolist() == [255, 156]
-
-
-def coded_png(bits, kind, row, clear):
-    """A PNG of one row of two pixels with a transparent colour."""
-    start = struct.pack(">IIBBBBB", 2, 1, bits, kind, 0, 0, 0)
-    chunks = [(b"IHDR", start), (b"tRNS", clear), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
-
-
-@pytest.mark.parametrize(("bits", "row", "other"), [(2, 0x60, 170), (4, 0x12, 34), (8, 0x0102, 2)])
-def test_a_transparent_gray_of_few_bits_is_white(bits, row, other):
-    content = coded_png(bits, 0, row.to_bytes(max(bits // 4, 1)), b"\0\1")
-    assert decode_bytes(content, "a.png", 1).flatten().tolist() == [255, other]
-
-
-def test_a_transparent_colour_of_sixteen_bits_is_refused():
-    content = coded_png(16, 2, bytes(range(12)), bytes(range(6)))
-    with pytest.raises(DataError, match="its transparent colour has 16 bits a channel, of which 8 are read"):
-        decode_bytes(content, "a.png", 3)
-
-
 def test_float_pixels_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"a\.tif: float pixels"):
         decode(saved(tmp_path / "a.tif", np.array([[0.5]], dtype=np.float32)), 3)
@@ -285,148 +258,6 @@ def test_an_unreadable_file_is_named_and_the_reason_said(tmp_path, content, why)
         decode(path, 3)
     assert str(path) in caught.value.problems[0].what
     assert caught.value.problems[0].hint
-
-
-# files that Pillow reads in many small pieces
-
-
-def png_of(before=b"", after=b""):
-    """A gray PNG of 8 x 8 pixels with further chunks."""
-    start, pixels, end = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0), zlib.compress(bytes(72)), b""
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", start) + before + chunk(b"IDAT", pixels) + after + chunk(b"IEND", end)
-
-
-def chunk(name, content=b""):
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-
-def encoded(kind):
-    file = BytesIO()
-    Image.new("L", (8, 8)).save(file, kind)
-    return file.getvalue()
-
-
-GIF = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0)
-BOXES = encoded("JPEG2000")
-PIECES = {
-    "JPEG: a marker without length, then zeros": b"\xff\xd8\xff\xd0\xff\xfe\xff\xff"
-    + bytes(65530)
-    + b"\xff\xda\0"
-    + bytes(300_000),
-    "JPEG: zeros behind 196 KB of segments": b"\xff\xd8" + 3 * (b"\xff\xe1\xff\xff" + bytes(65533)) + bytes(300_000),
-    "JPEG: empty comments": b"\xff\xd8" + b"\xff\xfe\0\2" * 100_000,
-    "GIF: zeros": GIF + bytes(300_000),
-    "GIF: comments": GIF + b"!\xfe\x01a\0" * 100_000,
-    "PPM: a long comment": b"P6 #" + b"a" * 300_000 + b"\n8 8 255\n" + bytes(192),
-    "PPM: blanks": b"P6 " + b" " * 300_000 + b"\n8 8 255\n" + bytes(192),
-    **{
-        f"PNG: {name} {where}": png_of(**{where: chunk(name.encode()) * 100_000})
-        for name in ("tEXt", "prIv", "IDAT")
-        for where in ("before", "after")
-    },
-    "JPEG 2000: empty boxes": BOXES[:32] + struct.pack(">I4s", 8, b"free") * 300_000 + BOXES[32:],
-}
-
-
-class Counting(BytesIO):
-    """A file that counts how often it is read."""
-
-    reads = 0
-
-    def read(self, size=-1):
-        self.reads += 1
-        return super().read(size)
-
-
-@pytest.mark.parametrize("content", PIECES.values(), ids=PIECES)
-def test_a_file_of_very_many_pieces_is_refused_before_all_are_read(tmp_path, content):
-    file = Counting(content)
-    with pytest.raises(TooManyPieces, match="more than 200,000 pieces"):
-        decoded(file, 3)
-    assert file.reads <= 200_010
-    (tmp_path / "a").write_bytes(content)
-    files = FileSplit(tmp_path, ["a"], np.zeros(1, np.int64), 3)
-    assert "more than 200,000 pieces" in look(files, 0, 3).why
-    if not content.startswith(b"\x89PNG") or b"tEXt" in content[:60] or b"prIv" in content[:60]:
-        with pytest.raises(TooManyPieces):
-            files.size_of(0)
-
-
-def test_what_follows_the_first_frame_is_looked_through_up_to_as_many_pieces(tmp_path):
-    (tmp_path / "a.gif").write_bytes(encoded("GIF")[:-1] + b"!\xfe\x01a\0" * 100_000)
-    files = FileSplit(tmp_path, ["a.gif"], np.zeros(1, np.int64), 1)
-    assert files.read(0).shape == (1, 8, 8)
-    found = look(files, 0, 1)
-    assert not found.why
-    assert "frames" not in found.remarks
-
-
-def test_a_png_of_as_many_chunks_as_there_are_in_200_MB_is_read():
-    chunks = b"".join(chunk(b"IDAT", part) for part in (zlib.compress(bytes(72)), *[b""] * 25_000))
-    content = png_of().replace(chunk(b"IDAT", zlib.compress(bytes(72))), chunks)
-    assert decode_bytes(content, "a.png", 1).shape == (1, 8, 8)
-
-
-LONG = zlib.compress(bytes(2**20 + 1))  # more than Pillow unpacks
-
-
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        chunk(b"iCCP", b"a\0\0" + LONG),
-        chunk(b"iCCP", b"a\0\1unknown method"),
-        chunk(b"zTXt", b"Raw profile type exif\0\0" + LONG),
-        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG),
-        chunk(b"pHYs", b"\0\0"),
-    ],
-)
-@pytest.mark.parametrize("where", ["before", "after"])
-def test_a_png_with_long_or_damaged_metadata_is_read(metadata, where):
-    content = png_of(**{where: metadata})
-    assert decode_bytes(content, "a.png", 1).shape == (1, 8, 8)
-    with pytest.raises(DataError, match="Too much memory used in text chunks"):
-        decode_bytes(png_of(**{where: metadata * 70}), "a.png", 1)
-
-
-@pytest.mark.parametrize(("name", "at"), [(b"fcTL", 11), (b"fcTL", 7), (b"acTL", 3), (b"eXIf", 15)])
-def test_damaged_metadata_of_an_animated_png_changes_no_pixel(tmp_path, name, at):
-    exif = Image.Exif()
-    exif[274] = 1
-    frames = [Image.fromarray(PIXELS), Image.fromarray(PIXELS[::-1].copy())]
-    path = tmp_path / "a.png"
-    frames[0].save(path, save_all=True, append_images=frames[1:], exif=exif)
-    assert np.array_equal(pixels(path), PIXELS)
-    assert "frames" in look(FileSplit(tmp_path, ["a.png"], np.zeros(1, dtype=np.int64), 3), 0, 3).remarks
-    with Image.open(path) as own:  # by code of one's own
-        assert own.n_frames == 2
-    content = bytearray(path.read_bytes())
-    start = content.index(name) + 4
-    for bit in range(8):
-        content[start + at] ^= 1 << bit
-        assert np.array_equal(decode_bytes(bytes(content), "a.png", 3).permute(1, 2, 0).numpy(), PIXELS)
-        content[start + at] ^= 1 << bit
-
-
-@pytest.mark.parametrize("name", [b"tEXt", b"gAMA", b"tIME", b"abCd"])
-def test_a_wrong_checksum_of_what_a_png_does_not_need_is_no_hindrance(name):
-    wrong = chunk(name, b"\0" * 4)[:-4] + b"\0\0\0\1"
-    assert decode_bytes(png_of(wrong), "a.png", 1).shape == (1, 8, 8)
-    with pytest.raises(DataError, match="no image format"):
-        decode_bytes(png_of(chunk(b"tRNS", b"\0\0")[:-4] + b"\0\0\0\1"), "a.png", 1)
-
-
-@pytest.mark.parametrize("keyword", [b"transparency", b"interlace", b"bbox", b"icc_profile", b"gamma", b"exif"])
-@pytest.mark.parametrize("where", ["before", "after"])
-def test_texts_of_a_png_that_are_called_as_what_pillow_keeps_there_are_not_read(keyword, where):
-    for text in (chunk(b"tEXt", keyword + b"\0a"), chunk(b"iTXt", keyword + b"\0\0\0\0\0a")):
-        assert torch.equal(decode_bytes(png_of(**{where: text}), "a.png", 3), decode_bytes(png_of(), "a.png", 3))
-
-
-@pytest.mark.parametrize(("name", "sort"), [(b"iCCP", b"a\0\0"), (b"zTXt", b"XML:com.adobe.xmp\0\0")])
-def test_a_png_of_very_many_profiles_is_refused(name, sort):
-    chunks = b"".join(chunk(name, sort + zlib.compress(bytes([i]) * 2**20)) for i in range(70))
-    with pytest.raises(DataError, match="Too much memory used in text chunks"):
-        decode_bytes(png_of(chunks), "a.png", 1)
 
 
 @pytest.mark.parametrize("progressive", [False, True])

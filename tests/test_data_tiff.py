@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lrtrain.data.decode import decode_bytes, header
+from lrtrain.data.decode import decode_bytes, header, upright_size
 from lrtrain.errors import DataError
 
 
@@ -40,6 +40,55 @@ def test_a_tiffs_gray_is_scaled_by_its_bits_and_white_may_be_zero():
         for kind in ((16, False, wide), (16, True, wide), (12, False, packed))
     ]
     assert found == [[0, 1, 156, 255], [255, 254, 99, 0], [0, 255, 128, 1]]
+
+
+def striped(order="<", deflate=False, offsets=lambda places: places, signed=False):
+    """A gray TIFF of 8 x 8 pixels of 16 bits in four strips, 0 to 63."""
+    rows = np.arange(64, dtype=f"{order}{'i' if signed else 'u'}2").reshape(4, 16)
+    strips = [zlib.compress(row.tobytes()) if deflate else row.tobytes() for row in rows]
+    places = [8 + sum(map(len, strips[:i])) for i in range(4)]
+    start = 8 + sum(map(len, strips))
+    values = {256: [8], 257: [8], 258: [16], 259: [8 if deflate else 1], 262: [1], 273: offsets(places), 277: [1]}
+    values |= {278: [2], 279: [len(strip) for strip in strips], 339: [2 if signed else 1]}
+    behind = start + 2 + 12 * len(values) + 4
+    directory, more = struct.pack(f"{order}H", len(values)), b""
+    for tag, value in values.items():
+        packed = struct.pack(f"{order}{len(value)}L", *value)
+        at = packed if len(value) == 1 else struct.pack(f"{order}L", behind + len(more))
+        directory += struct.pack(f"{order}HHL", tag, 4, len(value)) + at
+        more += packed if len(value) > 1 else b""
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    return head + struct.pack(f"{order}L", start) + b"".join(strips) + directory + bytes(4) + more
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+def test_strips_of_a_tiff_that_were_never_written_are_not_made_of_whatever_is_there(deflate):
+    right = [round(value / 257) for value in range(64)]
+    assert decode_bytes(striped(deflate=deflate), "a.tif", 1).flatten().tolist() == right
+    for offsets in (lambda places: [*places[:3], 0], lambda places: [0, *places[1:]], lambda places: places[:3]):
+        with pytest.raises(DataError, match="decoder error" if deflate else "were never written"):
+            decode_bytes(striped(deflate=deflate, offsets=offsets), "a.tif", 1)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("signed", [False, True])
+def test_signed_numbers_of_a_tiff_are_not_read_backwards(order, deflate, signed):
+    content = striped(order, deflate, signed=signed)
+    if (order, deflate, signed) == (">", True, True):
+        with pytest.raises(DataError, match="big-endian and compressed"):
+            decode_bytes(content, "a.tif", 1)
+        return
+    assert decode_bytes(content, "a.tif", 1).flatten().tolist() == [round(value / 257) for value in range(64)]
+
+
+@pytest.mark.parametrize("by_tag", [False, True])
+def test_a_tiff_is_measured_as_it_is_read_however_it_says_that_it_is_turned(by_tag):
+    said = {274: 6} if by_tag else {700: b'<x:xmpmeta><rdf:RDF tiff:Orientation="6"/></x:xmpmeta>'}
+    Image.new("L", (12, 8)).save(content := BytesIO(), "TIFF", tiffinfo=said)
+    with header(content) as image:
+        assert upright_size(image) == (8, 12)
+    assert decode_bytes(content.getvalue(), "a.tif", 1).shape == (1, 12, 8)
 
 
 def test_signed_bytes_of_a_tiff_are_refused():

@@ -19,8 +19,8 @@ import torch
 
 from lrtrain.commands.faults import no_bug
 from lrtrain.data.inspect import look
-from lrtrain.data.loader import by_workers
-from lrtrain.errors import EnvironmentFault
+from lrtrain.data.workers import by_workers, one_made
+from lrtrain.errors import AtOnce, EnvironmentFault
 from tests.folders import files_of_at_most, noise
 from tests.test_data_batches import batches
 
@@ -69,7 +69,7 @@ def test_workers_that_were_stopped_with_the_main_process_do_not_hang():
     """As Ctrl-Z and fg, or a cluster that suspends a job: the clock goes on, and nobody had any time."""
     script = """
 import time, torch
-from lrtrain.data.loader import by_workers
+from lrtrain.data.workers import by_workers
 class Slow(list):
     def __getitem__(self, i):
         time.sleep(1)
@@ -109,6 +109,83 @@ def test_a_worker_that_computes_for_long_does_not_hang():
     assert len(list(by_workers(Computes(), [0], workers=1, patience_s=1.0))) == 1
 
 
+class Waits(list):
+    def __getitem__(self, i):
+        for _ in range(16):
+            time.sleep(0.3)
+            one_made()
+        return torch.zeros(3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are not forked")
+def test_a_worker_that_makes_image_after_image_does_not_hang_however_slowly():
+    assert len(list(by_workers(Waits(), [0], workers=1, patience_s=1.0))) == 1
+
+
+BEGINS = """
+import multiprocessing, sys, torch
+from lrtrain.data.workers import by_workers, one_made
+from lrtrain.errors import LrtrainError
+class Own(list):
+    made = lambda self, i: torch.full((1,), i)
+    def __getitem__(self, i):
+        return self.made(i)
+own = Own()
+if sys.argv[2:]:
+    own.how = lambda: None
+if __name__ == "__main__":
+    if sys.argv[1] != "-":
+        multiprocessing.set_start_method(sys.argv[1])
+    try:
+        print([images.item() for images in by_workers(own, range(3), workers=2)])
+    except LrtrainError as error:
+        print(type(error).__name__, error)
+    print(multiprocessing.active_children())
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "said"),
+    [
+        ("-", ["lambda"], "[0, 1, 2]"),
+        ("forkserver", [], "[0, 1, 2]"),
+        ("forkserver", ["lambda"], "ConfigError error: data workers cannot be sent what they need"),
+        ("spawn", ["lambda"], "ConfigError error: data workers cannot be sent what they need"),
+    ],
+)
+def test_workers_are_forked_unless_own_code_has_chosen_and_what_cannot_be_sent_is_named(tmp_path, method, own, said):
+    (tmp_path / "own.py").write_text(BEGINS)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "multiprocessing.py").write_text("print('of the working folder')")
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [*sys.path[:1], *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+        ),
+    }
+    ended = subprocess.run(
+        [sys.executable, "../own.py", method, *own],
+        cwd=tmp_path / "here",
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert said in ended.stdout, ended.stderr
+    assert "of the working folder" not in ended.stdout
+    assert ended.stdout.endswith("[]\n")
+    assert ("workers: 0" in ended.stdout) == ("ConfigError" in said)
+
+
+def test_a_worker_that_dies_before_it_has_all_that_it_is_given_is_told_as_dead(monkeypatch):
+    def broken(made, loader):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter.__init__", broken)
+    with pytest.raises(EnvironmentFault, match="a data worker died: DataLoader worker exited as it began"):
+        next(by_workers(Sleeps(), range(3), workers=1))
+
+
 class Sleeps(list):
     def __getitem__(self, i):
         if i:
@@ -123,6 +200,18 @@ def test_workers_that_are_busy_are_not_waited_for_at_the_end():
     made.close()
     assert time.monotonic() - began < 8  # torch would wait ten seconds for each
     assert not multiprocessing.active_children()
+
+
+def test_a_second_signal_while_workers_are_ended_is_no_traceback(monkeypatch, capfd):
+    def interrupted(made):
+        raise AtOnce(143)
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._shutdown_workers", interrupted)
+    made = by_workers(Sleeps(), range(9), workers=2)
+    next(made)
+    del made
+    assert not multiprocessing.active_children()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_worker_that_cannot_be_killed_is_not_waited_for(monkeypatch):
@@ -259,10 +348,17 @@ def test_workers_send_images_where_the_folder_for_temporary_files_has_a_long_pat
 
 @pytest.mark.parametrize(("error", "told"), [("BrokenPipeError", False), ("ValueError", True)])
 def test_a_worker_says_nothing_of_a_main_process_that_ends(error, told):
-    code = f"from lrtrain.data import loader; loader._start_worker(0); raise {error}"
+    code = f"from lrtrain.data import workers; workers._start_worker(None, None, 0); raise {error}"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert ("Traceback" in ended.stderr) == told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's own watch ends it")
+@pytest.mark.parametrize(("parent", "code"), [("os.getppid()", 0), ("1", 1), ("None", 0)])
+def test_a_worker_whose_main_process_was_killed_as_it_began_ends(parent, code):
+    begins = f"import os; from lrtrain.data import workers; workers._start_worker(None, {parent}, 0)"
+    assert subprocess.run([sys.executable, "-c", begins], check=False).returncode == code
 
 
 class Dies:

@@ -35,7 +35,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tm
 
 # the section, the exit code, words of the error
 CASES: list[tuple[str, int, tuple[str, ...]]] = [
-    (FOLDER + "skip_list: 3", 2, ("skip_list must be text; got 3", "c.yaml:10 dataset.skip_list")),
+    (FOLDER + "skip_list: 3", 2, ("skip_list must be text; got 3", "c.yaml:10 dataset.skip_list", "put it in quotes")),
     (FOLDER + "skip_list: [a.txt]", 2, ("skip_list must be text; got ['a.txt']",)),
     (FOLDER + "skip_list: {a: 1}", 2, ("skip_list must be text",)),
     (FOLDER + "color: 3", 2, ("color must be rgb or gray; got 3", "c.yaml:10 dataset.color")),
@@ -100,6 +100,19 @@ def test_of_names_that_are_not_there_only_those_shown_are_compared(typed: Typed,
         chosen, problems = named(str(tmp_path / "s.txt"), ["a/0.png"], lambda i: "a/0.png")
     assert not chosen.any()
     assert len(problems) == 1000
+
+
+def test_a_bare_file_name_is_not_that_of_an_image_in_a_folder_with_invisible_letters(tmp_path: Path) -> None:
+    names = ["cats\u200d/1.png", "dogs\u200d/1.png"]
+
+    def chosen(text: str) -> tuple[list[bool], int]:
+        (tmp_path / "s.txt").write_text(text, encoding="utf-8")
+        found, problems = named(str(tmp_path / "s.txt"), names, lambda i: f"/data/pets/{names[i]}")
+        return found.tolist(), len(problems)
+
+    assert chosen("1.png") == ([False, False], 1)
+    for text in ("/data/pets/cats\u200d/1.png", "pets/cats\\u200d/1.png", "cats\\u200d/1.png", names[0]):
+        assert chosen(text) == ([True, False], 0)
 
 
 def test_a_class_file_without_end_is_not_read(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

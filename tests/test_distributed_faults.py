@@ -365,6 +365,25 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def test_a_process_that_waits_for_the_others_to_come_heeds_a_signal(folder: Path) -> None:
+    (folder / "c.yaml").write_text(CONFIG)
+    (folder / "faulty.py").write_text(NET)
+    here = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "LRTRAIN_JOIN_S": "60"}
+    port = free_port()
+    launch = {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "0", "MASTER_PORT": str(port)}
+    env = {**environment(folder), **here, **launch}
+    process = forked.Forked(["fit", "c.yaml", "--out", "run"], folder, env)
+    listens = f":{port:04X} "
+    sockets = [file for file in map(Path, ("/proc/net/tcp", "/proc/net/tcp6")) if file.exists()]
+    assert forked.until(lambda: any(listens in file.read_text() for file in sockets), process)
+    time.sleep(0.5)
+    at = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert time.monotonic() - at < PROMISED_S
+
+
 def test_processes_that_cannot_meet_are_told_which_variable_to_look_at(folder: Path) -> None:
     import socket
 

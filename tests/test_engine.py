@@ -491,6 +491,19 @@ def test_a_range_test_keeps_the_ratio_of_groups(monkeypatch: pytest.MonkeyPatch)
         assert lr["conv1"] / lr["default"] == pytest.approx(3.0)
 
 
+def test_a_range_test_trains_what_is_frozen_for_a_time_and_not_what_never_trains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lrtrain.range_test.sweep._copy", lambda state: state)  # to see what it trains
+    for until, trains in (("6step", True), ("100%", False), ("99ep", False)):
+        groups = [{"params": "^conv1", "frozen_until": until}]
+        made = job(optimizer={"name": "SGD", "lr": 0.1, "groups": groups})
+        sweep(made, sweep_lrs(1e-3, 1e-1, 20, "exp"))
+        assert made.state.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 if trains else 0.0)
+        moved = weights(made)["conv1.weight"]
+        assert torch.equal(moved, weights(job())["conv1.weight"]) == (not trains)
+
+
 GOLDEN = Path(__file__).with_name("golden_curves.json")
 
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -139,6 +140,15 @@ def test_a_folder_that_does_not_exist_is_a_fault_of_the_environment(tmp_path):
     with pytest.raises(EnvironmentFault, match="cannot write the picture") as fault:
         save_curve(tmp_path / "nowhere" / "c.png", {"default": [0.1]}, 1, title="t")
     assert fault.value.exit_code == 5
+
+
+def test_of_a_full_disk_the_fix_is_room(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("lrtrain.schedule.figure.replacing", full)
+    with pytest.raises(EnvironmentFault, match="make room, then try again"):
+        save_curve(tmp_path / "c.png", {"default": [0.1]}, 1, title="t")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

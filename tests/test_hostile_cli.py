@@ -314,6 +314,13 @@ def test_code_that_a_run_directory_names_is_not_run(typed: Typed, elsewhere: Pat
     assert_clear(typed("preview", "link.yaml"), 2, "names code outside lrtrain: 'canary:", "say --trust")
     assert_clear(typed("fit", "sent/config.yaml", "--resume"), 2, "names code outside lrtrain", "say --trust")
     assert_clear(typed("evaluate", "sent"), 2, "names code outside lrtrain: 'canary:", "say --trust")
+    (elsewhere / "checkpoints" / "step-00000001").mkdir()
+    shutil.copy(elsewhere / "config.yaml", elsewhere / "checkpoints" / "step-00000001" / "c.yaml")
+    assert_clear(typed("preview", "sent/checkpoints/step-00000001/c.yaml"), 2, "names code outside", "say --trust")
+    shutil.rmtree(elsewhere / "checkpoints")
+    (elsewhere / "metrics.jsonl").unlink()
+    (elsewhere / "checkpoints").symlink_to("gone")  # as an archive may hold it
+    assert_clear(typed("preview", "sent/config.yaml"), 2, "names code outside", "say --trust")
     assert not (tmp_path / "canary").exists()
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import socket
 import sys
 import types
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,8 +17,11 @@ from torch import nn
 from torchvision import models as tv
 
 from lrtrain import lookup
+from lrtrain.build import channels_last
+from lrtrain.checkpoint import format
 from lrtrain.config.schema import Model
 from lrtrain.config.yaml import dotted
+from lrtrain.engine.state import load_module
 from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault
 from lrtrain.models import build
 from lrtrain.models.build import BuiltModel, build_model
@@ -90,6 +98,51 @@ def test_every_family_takes_colour_and_gray_images(name: str, in_channels: int) 
     assert logits_shape(model.module, in_channels, 224) == (2, 7)
     assert [note for note in model.notes if "3 -> 1 channels" in note] == list(model.notes)
     assert len(model.notes) == (in_channels == 1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "densenet121",
+        "efficientnet_b0",
+        "googlenet",
+        "mnasnet0_5",
+        "mobilenet_v3_small",
+        "regnet_y_400mf",
+        "shufflenet_v2_x0_5",
+        "squeezenet1_1",
+    ],
+)
+def test_a_network_takes_its_own_checkpoint(name: str, tmp_path: Path) -> None:
+    """Some read their tensors by the version of their layers, which is beside these in a state dict."""
+    state = built(name, seed=1).module.state_dict()
+    step = format.write(tmp_path, 0, {"model": dict(state)}, {})
+    other = built(name, seed=2).module
+    load_module(other, format.open_checkpoint(step), "model")
+    assert all(torch.equal(value, state[key]) for key, value in other.state_dict().items())
+
+
+def test_on_a_gpu_what_multiplies_images_is_laid_out_as_they_are_and_the_rest_stays() -> None:
+    """Where `torch.nn.Module.to` fails of a network that has a Conv3d, too."""
+    module = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv3d(3, 4, 3), nn.Linear(2, 2)])
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    channels_last(module)
+    assert module[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    for layer in (nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1), nn.Conv2d(1, 4, 3)):
+        torchs: Any = copy.deepcopy(layer)
+        channels_last(layer)
+        assert layer.weight.stride() == torchs.to(memory_format=torch.channels_last).weight.stride()
+
+
+def test_a_network_may_say_its_state_as_a_plain_dict(tmp_path: Path) -> None:
+    class Own(nn.Linear):
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return dict(super().state_dict(*args, **kwargs))
+
+    step = format.write(tmp_path, 0, {"model": (one := Own(2, 2)).state_dict()}, {})
+    load_module(other := Own(2, 2), format.open_checkpoint(step), "model")
+    assert torch.equal(one.weight, other.weight)
 
 
 @pytest.mark.parametrize("name", SMALLEST)
@@ -372,6 +425,50 @@ def test_timms_pretrained_weights_come_with_their_normalisation(tmp_path: Any, m
     overlay["file"] = str(tmp_path / "missing.pth")
     with pytest.raises(EnvironmentFault, match="cannot download the weights of timm/test_efficientnet"):
         built("timm/test_efficientnet", pretrained=True, pretrained_cfg_overlay=overlay)
+    no_home = Mock(side_effect=RuntimeError("Could not determine home directory."))  # as pathlib says it
+    monkeypatch.setattr(timm, "create_model", no_home)
+    with pytest.raises(EnvironmentFault, match="Could not determine home directory"):
+        built("timm/test_efficientnet", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("mobilenet_v2", {"inverted_residual_setting": [[1, 16, 10**9, 1]]}),
+        ("timm/mobilenetv2_100", {"depth_multiplier": 100.0}),
+    ],
+)
+def test_a_network_of_layers_without_end_is_refused(
+    name: str, args: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    monkeypatch.setattr(build, "_MOST_PARAMETERS", 500)
+    with pytest.raises(ConfigError, match="more than 500 weights and biases"):
+        built(name, **args)
+
+
+@pytest.mark.parametrize("args", [{"depth": 10**9}, {"depth_multiplier": -1e6}, {"depths": [2, [10**9]]}])
+def test_what_timm_would_make_long_lists_of_is_refused(args: dict[str, Any]) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match="at most 50,000"):
+        built("timm/vit_tiny_patch16_224", **args)
+
+
+@pytest.mark.parametrize(
+    ("there", "proxies", "said", "offline"),
+    [(False, {}, None, "1"), (True, {}, None, None), (False, {"https": "p:1"}, None, None), (False, {}, "0", "0")],
+)
+def test_where_there_is_no_network_timm_is_not_to_try_for_a_minute(
+    there: bool, proxies: dict[str, str], said: str | None, offline: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", said or "")
+    if said is None:
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(build, "getproxies", lambda: proxies)
+    monkeypatch.setattr("socket.getaddrinfo", Mock(side_effect=None if there else socket.gaierror(-2, "unknown")))
+    build._spare_retries()
+    assert os.environ.get("HF_HUB_OFFLINE") == offline
 
 
 def test_weights_for_another_network_are_refused_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:

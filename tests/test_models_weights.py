@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
+from torchvision import models as tv
 
 from lrtrain.config.schema import Model
 from lrtrain.config.yaml import dotted
 from lrtrain.errors import CheckpointError, EnvironmentFault
 from lrtrain.models.build import BuiltModel, build_model
 from lrtrain.models.small_cnn import small_cnn
-from lrtrain.models.weights import load_into, load_weights_file
+from lrtrain.models.weights import load_into, load_weights_file, trained_with
 from tests.nets import masked
 
 LITE0 = Path(__file__).parents[2] / "shared" / "data" / "tf_efficientnet_lite0.safetensors"
@@ -42,7 +45,9 @@ def state_of(num_classes: int, in_channels: int = 3) -> dict[str, Tensor]:
         dict,
         lambda s: {"state_dict": s, "epoch": 3},
         lambda s: {"model": s},
+        lambda s: {"epoch": 3, "model_state_dict": s, "optimizer_state_dict": {"state": {}}},
         lambda s: {"state_dict": s, "model": {"name": "small_cnn"}},
+        lambda s: {"model_state_dict": s, "model": {"name": "small_cnn"}, "state_dict": {"step": 3}},
         lambda s: {f"module.{k}": v for k, v in s.items()},
         lambda s: {"model": {f"module._orig_mod.{k}": v for k, v in s.items()}},
     ],
@@ -211,6 +216,121 @@ def test_densenets_old_names_load(tmp_path: Path) -> None:
     assert built("densenet121", tmp_path / "w.pth").notes[0] == "head classifier: 5 -> 7 classes, new"
 
 
+def test_a_network_that_is_all_in_a_module_of_its_own_takes_its_weights(tmp_path: Path) -> None:
+    def made() -> nn.Module:
+        wrapped = nn.Module()
+        wrapped.module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        return wrapped
+
+    state, module = made().state_dict(), made()
+    for name in ("w.pth", "w.safetensors"):
+        save_file(state, tmp_path / name) if name.endswith("rs") else torch.save(state, tmp_path / name)
+        load_into(module, load_weights_file(tmp_path / name)[0], 7, name)
+        assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+
+
+def test_of_shared_tensors_one_name_is_enough(tmp_path: Path) -> None:
+    """As safetensors' own save_model writes."""
+
+    def made() -> nn.Module:
+        module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+        module[1].weight = module[0].weight
+        return module
+
+    one, other = made(), made()
+    save_model(one, str(tmp_path / "w.safetensors"))
+    read = load_weights_file(tmp_path / "w.safetensors")[0]
+    assert len(read) == 5
+    load_into(other, read, 7, "w")
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
+    read.pop("2.weight")
+    with pytest.raises(CheckpointError, match=r"missing are 2\.weight"):
+        load_into(other, read, 7, "w")
+
+
+def test_every_convolution_that_sees_gray_images_takes_weights_for_colour() -> None:
+    SpaceToDepth: Any = pytest.importorskip("timm.layers").SpaceToDepth
+
+    class Branches(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.wide, self.narrow = nn.Conv2d(channels, 4, 3, padding=1), nn.Conv2d(channels, 4, 1)
+            self.space = SpaceToDepth(4)
+            self.deep = nn.Conv2d(16 * channels, 4, 1)
+            self.depthwise = nn.Conv2d(4, 4, 3, groups=4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            seen = self.wide(images) + self.narrow(images), self.deep(self.space(images))
+            return seen[0].mean((2, 3)) + seen[1].mean((2, 3))
+
+    colour, gray = Branches(3), Branches(1)
+    loaded = load_into(gray, colour.state_dict(), 7, "w.pth")
+    assert loaded.notes[:3] == (
+        "first convolution wide: 3 -> 1 channels, weights summed",
+        "convolution narrow: 3 -> 1 channels, weights summed",
+        "convolution deep: 48 -> 16 channels, weights summed",
+    )
+    images = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(gray(images), colour(images.expand(-1, 3, -1, -1)))
+    # Elsewhere sixteen pixels of one colour may be side by side.
+    other = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 8, 3)).state_dict()
+    with pytest.raises(CheckpointError, match="shapes differ"):
+        load_into(nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(16, 8, 3)), other, 7, "w.pth")
+
+
+def test_no_tensor_of_a_file_takes_the_place_of_another() -> None:
+    one = nn.Module()
+    one.module = nn.Linear(2, 2)
+    with pytest.raises(CheckpointError, match=r"have two tensors for 'module\.weight'"):
+        load_into(one, {**one.state_dict(), "weight": torch.ones(2, 2)}, 7, "w.pth")
+    two = nn.Module()
+    two.module = one
+    state = {name.removeprefix("module.module."): torch.ones_like(value) for name, value in two.state_dict().items()}
+    load_into(two, state, 7, "w.pth")
+    assert torch.equal(one.module.weight, torch.ones(2, 2))
+
+
+def test_a_network_that_answers_with_copies_of_its_state_is_loaded_too() -> None:
+    class Own(nn.Linear):
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return {name: value.clone() for name, value in super().state_dict(*args, **kwargs).items()}
+
+    own = Own(2, 2)
+    load_into(own, {"weight": torch.ones(2, 2), "bias": torch.zeros(2)}, 2, "w.pth")
+    assert torch.equal(own.weight, torch.ones(2, 2))
+
+
+def test_a_head_of_two_names_is_replaced_where_the_file_has_one() -> None:
+    def made(classes: int) -> nn.Module:
+        module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, classes))
+        module.head = module[1]
+        return module
+
+    state = {name: value for name, value in made(10).state_dict().items() if not name.startswith("head")}
+    assert load_into(made(5), state, 5, "w.pth").head == ("1.weight", "1.bias")
+
+
+def test_the_names_in_vits_published_files_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchvision renames them as it loads; its own file of vit_b_16 has linear_1 and linear_2."""
+    small = {"image_size": 32, "num_layers": 2, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 16}
+    monkeypatch.setitem(
+        vars(tv),
+        "vit_b_16",
+        lambda **kwargs: tv.VisionTransformer(patch_size=16, **small, num_classes=kwargs["num_classes"]),
+    )
+    state = tv.vit_b_16(num_classes=5).state_dict()
+    old = {k.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): v for k, v in state.items()}
+    assert old.keys() != state.keys()
+    theirs = tv.vit_b_16(num_classes=5)
+    theirs.load_state_dict(old)
+    torch.save(old, tmp_path / "w.pth")
+    module = tv.vit_b_16(num_classes=7)
+    read, _ = load_weights_file(tmp_path / "w.pth")
+    assert load_into(module, read, 7, "w.pth").head == ("heads.head.weight", "heads.head.bias")
+    ours = module.state_dict()
+    assert all(torch.equal(ours[k], v) for k, v in theirs.state_dict().items() if not k.startswith("heads"))
+
+
 def test_the_normalisation_is_the_files_else_the_published_one(tmp_path: Path) -> None:
     state = build_model(Model(name="squeezenet1_1"), 5, 3, 0, where).module.state_dict()
     file = tmp_path / "w.safetensors"
@@ -222,6 +342,70 @@ def test_the_normalisation_is_the_files_else_the_published_one(tmp_path: Path) -
     own = built("squeezenet1_1", file)
     assert (own.mean, own.std, own.input_size) == ((0.1, 0.2, 0.3), (1, 2, 4.5), 96)
     assert built("squeezenet1_1", file, in_channels=1).std == (2.5,)
+
+
+def test_the_normalisation_of_a_runs_weights_is_the_runs(tmp_path: Path) -> None:
+    state = build_model(Model(name="squeezenet1_1"), 5, 3, 0, where).module.state_dict()
+    file = tmp_path / "model.safetensors"
+    save_file(state, file)
+
+    def beside(*val: object) -> object:
+        manifest = {"config": {"dataset": {"transforms": {"val": val}}}}
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        return built("squeezenet1_1", file)
+
+    scaled = {"name": "ToDtype", "dtype": "float32", "scale": True}
+    normalize = {"name": "Normalize", "mean": [0.49, 0.48, 1e-05], "std": [0.25, 0.24, 0.26]}
+    of_a_run = beside({"name": "Resize", "size": 9}, scaled, normalize)
+    assert (of_a_run.mean, of_a_run.std, of_a_run.input_size) == ((0.49, 0.48, 1e-05), (0.25, 0.24, 0.26), 224)
+    crop, resize, pad = ({"name": name, "size": 96} for name in ("CenterCrop", "Resize", "Pad"))
+    for sized, size in (
+        ([crop], 96),
+        ([{**crop, "size": [96]}], 96),
+        ([{**crop, "size": [96, 96]}], 96),
+        ([{**crop, "size": [96, 97]}], 224),  # the published one
+        ([resize], 224),
+        ([{**resize, "size": [96, 96]}], 96),
+        ([crop, {**resize, "size": 32}], 32),
+        ([crop, {**resize, "size": [32, 32]}], 32),
+        ([resize, {**crop, "size": 64}, {"name": "Grayscale"}], 64),
+        ([crop, pad], 224),
+        ([crop, {"name": "Resize", "size": None, "max_size": 40}], 224),
+    ):
+        found = beside(*sized, scaled, normalize)
+        assert (found.mean, found.input_size) == (of_a_run.mean, size), sized
+    val, train = [scaled, normalize], [{"name": "RandomResizedCrop", "size": [64, 64]}, scaled, normalize]
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"config": {"dataset": {"transforms": {"val": val, "train": train}}}})
+    )
+    assert built("squeezenet1_1", file).input_size == 224  # it may have been trained on images as they came
+    config = json.loads((tmp_path / "manifest.json").read_text())["config"]
+    assert trained_with(config, ("val", "train"))["input"] == "64"
+    assert of_a_run.notes[-1] == "normalisation: that of the run that the weights are of"
+    published = (0.485, 0.456, 0.406)
+    assert beside(scaled, {"name": "Resize", "size": 9}, normalize).mean == of_a_run.mean
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "best.safetensors").symlink_to(file)
+    assert built("squeezenet1_1", tmp_path / "link" / "best.safetensors").mean == of_a_run.mean
+    (tmp_path / "store" / "snapshot").mkdir(parents=True)  # as a hub's cache: named by what is in them
+    for name in ("model.safetensors", "manifest.json"):
+        shutil.copy(tmp_path / name, tmp_path / "store" / f"{len(name)}")
+        (tmp_path / "store" / "snapshot" / name).symlink_to(f"../{len(name)}")
+    assert built("squeezenet1_1", tmp_path / "store" / "snapshot" / "model.safetensors").mean == of_a_run.mean
+    endless = {**normalize, "mean": [10**400]}
+    for val in ((), (scaled,), ({**scaled, "scale": False}, normalize), (scaled, "Normalize"), (scaled, endless)):
+        assert beside(*val).mean == published
+    (tmp_path / "manifest.json").write_text("{")
+    assert built("squeezenet1_1", file).mean == published
+    save_file(state, file, {"mean": "0.1 0.2 0.3", "std": "1 2 3"})
+    beside(scaled, normalize)
+    assert built("squeezenet1_1", file).mean == (0.1, 0.2, 0.3)
+
+
+def test_a_small_stem_has_no_published_normalisation(tmp_path: Path) -> None:
+    state = build_model(Model(name="resnet18", stem="small"), 5, 3, 0, where).module.state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    assert built("resnet18", tmp_path / "w.safetensors", stem="small").mean is None
 
 
 @pytest.mark.parametrize("metadata", [{"mean": "0.5"}, {"mean": "0.5 0.5", "std": "1"}, {"mean": "0", "std": "0"}])

@@ -14,6 +14,7 @@ import torch
 
 from lrtrain.build import Job
 from lrtrain.checkpoint import format
+from lrtrain.commands.origin import free_to_change
 from lrtrain.engine.events import Event, SaveDue, Stepped
 from lrtrain.engine.finite import Gate, NotFinite, culprit
 from lrtrain.engine.state import restore, snapshot
@@ -310,3 +311,15 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning_and_set_aside(tmp_pa
     assert "step-00000008 is damaged" not in said
     assert "went back to step-00000000" in said
     assert (checkpoints / ".bad-step-00000006" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("precision", "policy", "free"),
+    [("fp16", "rollback", False), ("bf16", "rollback", True), ("fp16", "stop", True)],
+)
+def test_how_often_fp16_is_logged_may_not_change_where_training_goes_back_by_it(
+    precision: str, policy: str, free: bool
+) -> None:
+    section = {"precision": precision, "on_nonfinite": policy}
+    config = job(model="small_cnn", **section).config
+    assert ("log_every" in free_to_change(config)) == free

@@ -18,14 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lrtrain.checkpoint import folder, format
-from lrtrain.commands import resume
-from lrtrain.config.schema import Extension, RunConfig
+from lrtrain.commands import changes
+from lrtrain.config.schema import RunConfig
 from lrtrain.errors import ConfigError, EnvironmentFault
-from lrtrain.schedule.extend import extended
 from lrtrain.sinks.jsonl import append
 from lrtrain.sinks.patience import Patience
 from tests import forked
@@ -141,62 +139,6 @@ def test_a_longer_run_without_a_policy_is_refused_with_all_three(done: Path) -> 
     assert (done / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_plateau_goes_on_only_with_hold() -> None:
-    from lrtrain.errors import ConfigError
-    from tests.schedules import config_of
-
-    schedule = "[{name: LinearLR, for: 20%}, {name: ReduceLROnPlateau}]"
-    plan = plan_of(schedule)
-    longer = {policy: Extension(policy=policy, at=300, steps=900) for policy in ("hold", "rescale", "restart")}
-    for policy, extension in longer.items():
-        config = config_of(schedule).model_copy(update={"extended": (extension,)})
-
-        def planned(changed: object, frozen: bool) -> object:
-            return plan if changed.steps == 500 else plan_of(schedule, length=f"steps: {changed.steps}")  # type: ignore[attr-defined]
-
-        if policy == "hold":
-            found = extended(config, planned)  # type: ignore[arg-type]
-            assert (found.total_steps, found.live_from) == (900, 100)
-        else:
-            with pytest.raises(ConfigError, match="ReduceLROnPlateau"):
-                extended(config, planned)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("policy", ["rescale", "restart"])
-@pytest.mark.parametrize(("before", "after"), [(1, 40), (40, 41)])
-def test_a_momentum_cycle_of_one_tick_goes_on_as_a_longer_one(policy: Any, before: int, after: int) -> None:
-    """Of one tick the cycle is the optimizer's own momentum, which the table would leave alone."""
-    from tests.schedules import config_of
-
-    def planned(changed: Any, frozen: bool) -> Any:
-        return plan_of(schedule, lrs=(0.1, 0.2), steps_per_epoch=1, length=f"steps: {changed.steps}")
-
-    schedule = "{name: CyclicLR, base_lr: 0.001, step_size_up: 3, every: step}"
-    extension = Extension(policy=policy, at=before, steps=after)
-    config = config_of(schedule, length=f"steps: {before}").model_copy(update={"extended": (extension,)})
-    found, begun = extended(config, planned).curve, planned(config, True).curve
-    own = np.full((before, 1), 0.9)
-    then = planned(config.model_copy(update={"steps": after if policy == "rescale" else after - before}), True).curve
-    expected = np.full((len(then), 1), 0.9) if then.momentum is None else then.momentum[:, :1]
-    assert found.momentum is not None
-    assert np.array_equal(found.momentum[:before, :1], own if begun.momentum is None else begun.momentum[:, :1])
-    assert np.array_equal(found.momentum[before:, :1], expected[before if policy == "rescale" else 0 :])
-
-
-def test_groups_that_only_frozen_until_tells_apart_begin_again_together() -> None:
-    from tests.schedules import config_of
-
-    def planned(changed: Any, frozen: bool) -> Any:
-        return plan_of(schedule, lrs=(0.1, 0.1, 0.2), frozen_steps=(50,) * frozen, length=f"steps: {changed.steps}")
-
-    schedule = "{name: CosineAnnealingLR}"
-    config = config_of(schedule).model_copy(update={"extended": (Extension(policy="restart", at=500, steps=800),)})
-    found, again = extended(config, planned), planned(config_of(schedule, length="steps: 300"), False)
-    for g in range(3):
-        assert np.array_equal(found.curve.of_group(g)[500:], again.curve.of_group(g))
-        assert np.array_equal(found.curve.of_group(g)[:500], planned(config_of(schedule), True).curve.of_group(g))
-
-
 def test_a_second_process_in_the_same_directory_is_refused_and_a_kill_frees_it(done: Path) -> None:
     (done / "c.yaml").write_text(RICH.replace("epochs: 3", "epochs: 200"))
     command = ["fit", "c.yaml", "--out", "busy"]
@@ -288,6 +230,24 @@ def test_other_threads_are_refused_and_said_for_ever_where_allowed(done: Path) -
     assert allowed.returncode == 0, allowed.stderr
     checkpoint, _ = format.newest(done / "threads" / "checkpoints")
     assert checkpoint.manifest["exact"] is False
+
+
+def test_a_schedule_that_gives_another_lr_than_was_trained_with_is_refused(tmp_path: Path) -> None:
+    code = "from torch.optim.lr_scheduler import ExponentialLR\ndef half(optimizer):\n    return ExponentialLR(optimizer, 0.9)\n"
+    (tmp_path / "own.py").write_text(code)
+    config = QUICK.replace("OneCycleLR", '"own:half", every: epoch')
+    env = environment(PYTHONPATH=f"{environment()['PYTHONPATH']}{os.pathsep}{tmp_path}")
+    assert fit(tmp_path, config, "--out", "run", env=env).returncode == 0
+    longer = (config, "--resume", "--out", "run", "--extend", "hold", "--set", "epochs=4")
+    (tmp_path / "own.py").write_text(code.replace("0.9", "0.8"))
+    refused = fit(tmp_path, *longer, env=env)
+    assert refused.returncode == 4
+    for words in ("LR of 'default' in step 69: 0.0405", " then, 0.032", "undo what was changed", "--allow-inexact"):
+        assert words in refused.stderr
+    allowed = fit(tmp_path, *longer, "--allow-inexact", env=env)
+    assert allowed.returncode == 0, allowed.stderr
+    assert "note: not exact" in allowed.stdout
+    assert format.newest(tmp_path / "run" / "checkpoints")[0].manifest["exact"] is False
 
 
 def test_verify_tells_whole_from_damaged(done: Path) -> None:
@@ -582,4 +542,4 @@ def test_where_images_lie_may_change(name: str, key: str, may: bool) -> None:
         return RunConfig.model_validate({**data, "dataset": {"name": name, **inner}})
 
     with nullcontext() if may else pytest.raises(ConfigError, match=f"dataset.{key}"):
-        resume._refuse_differences(config("here"), config("there"), (), "{key}: {old} {new}", "hint")
+        changes.refuse_differences(config("here"), config("there"), (), "{key}: {old} {new}", "hint")

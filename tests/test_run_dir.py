@@ -33,9 +33,9 @@ from lrtrain.sinks.console import Screen
 from lrtrain.sinks.jsonl import Metrics, Timing, rows
 from lrtrain.sinks.lock import locked
 from lrtrain.sinks.patience import Patience
-from lrtrain.sinks.run_dir import ORIGIN, RunDir, check_free, latest, mark_begun, refuse_other_files
+from lrtrain.sinks.run_dir import RunDir, check_free, refuse_other_files
 from lrtrain.sinks.status import Status
-from lrtrain.world import World, from_environment
+from lrtrain.world import World
 from lrtrain.writing import write_atomically
 from tests.test_engine import job
 
@@ -241,40 +241,6 @@ def test_going_back_to_the_beginning_leaves_no_best(tmp_path: Path) -> None:
     assert not (tmp_path / "best.json").exists()
 
 
-def test_what_torchrun_starts_again_goes_on_with_its_own_run_alone(tmp_path: Path) -> None:
-    config = "{epochs: 1, batch_size: 8, model: small_cnn, optimizer: {name: SGD, lr: 0.1}, dataset: digits}"
-    (tmp_path / "c.yaml").write_text(config)
-    run = RunDir(tmp_path / "run")
-    run.checkpoints.mkdir(parents=True)
-    begun, again = World(0, 2, 0, 0, "x"), World(0, 2, 0, 1, "x")
-
-    def resumed() -> RunDir | None:
-        return start_fit(tmp_path / "c.yaml", None, run.path, resume=False, world=again)[1]
-
-    mark_begun(run, begun, [begun.launch])
-    assert resumed() is None  # it was killed before it wrote its config, and begins
-    run.config.write_text(config)
-    assert resumed() == run
-    for other in (World(0, 2, 0, 0, "y"), again):  # another torchrun's, and what this start has just begun itself
-        mark_begun(run, other, [other.launch])
-        with pytest.raises(RunDirError, match="is not empty"):
-            resumed()
-
-
-def test_launches_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RESTART_COUNT": "0"}
-    for name, value in {**numbers, "TORCHELASTIC_RUN_ID": "job7"}.items():
-        monkeypatch.setenv(name, value)
-    for file, launch in {
-        "/tmp/torchelastic_a/job7_b/attempt_0/0/error.json": "job7_b",
-        "/tmp/torchelastic_a/job7_b/attempt_1/3/error.json": "job7_b",
-        "/tmp/torchelastic_c/job7_d/attempt_0/0/error.json": "job7_d",
-        "/elsewhere/error.json": str(os.getppid()),
-    }.items():
-        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", file)
-        assert from_environment().launch == f"{HERE} {launch}"
-
-
 def test_an_evaluation_is_looked_for_in_what_was_logged_before_the_checkpoint(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"event": "eval", "step": 3, "loss": 1.0}\n')
@@ -396,27 +362,6 @@ def test_a_planted_link_or_pipe_in_a_temporary_files_place_is_replaced(tmp_path:
     (tmp_path / ".c.json.tmp").mkdir()
     with pytest.raises(EnvironmentFault, match=r"c\.json could not be written(.|\n)*at +.*/\.c\.json\.tmp"):
         write_atomically(tmp_path / "c.json", "new")
-
-
-def test_the_newest_run_of_a_config_is_not_that_of_another_whose_name_ends_in_a_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    others = [(name, f"{name}.yaml") for name in ("b", "b-1", "b-01", "a-02", "a-002")]
-    for run, config in (("a", "a.yaml"), ("a-2", "sub/a.yaml"), ("a-3", "a-2.yaml"), ("a-2-2", "a-2.yaml"), *others):
-        folder = tmp_path / "runs" / run
-        folder.mkdir(parents=True)
-        (folder / "config.yaml").write_text(ORIGIN.format(config, "1.0") + "epochs: 1\n")
-    assert str(latest("a")) == "runs/a-2"
-    assert str(latest("a-2")) == "runs/a-2-2"
-    assert all(str(latest(name)) == f"runs/{name}" for name, _ in others)
-    assert latest("a-3") is None
-    (tmp_path / "runs" / "a-4").mkdir()  # killed before it wrote its config
-    assert str(latest("a")) == "runs/a-4"
-    began = World(0, 2, 0, 0, "job7")
-    mark_begun(RunDir(tmp_path / "runs" / "a"), began, [began.launch])
-    assert str(latest("a", World(0, 2, 0, 1, "job7"))) == "runs/a"
-    assert latest("a", World(0, 2, 0, 1, "job8")) is None
 
 
 def test_images_per_second_are_of_the_time_that_was_spent_on_them(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -91,3 +92,33 @@ def test_a_signal_ends_a_process_that_cannot_say_so(to: str) -> None:
         code += "os.set_blocking(2, False); os.write(2, bytes(10**6)); os.set_blocking(2, True); "
     line = f"{sys.executable} -c '{code}os.kill(os.getpid(), 15); time.sleep(5)' {to}"
     assert subprocess.run(["bash", "-c", line], env=environment(), timeout=10).returncode == 143
+
+
+def wrapped(requests: Requests) -> None:
+    """As libraries do with what their callbacks raise."""
+    try:
+        requests.on_signal(TERM, None)
+    except BaseException as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_what_comes_out_once_a_signal_was_to_end_the_process_does_that(began: bool) -> None:
+    requests = Requests(World())
+    if began:
+        requests.begin()
+        requests.on_signal(TERM, None)
+    with pytest.raises(SystemExit) as ended, requests.ending():
+        wrapped(requests)
+    assert ended.value.code == 143
+
+
+def test_a_signal_whose_exception_went_nowhere_ends_the_process_as_training_begins() -> None:
+    requests = Requests(World())
+    with suppress(ValueError), requests.ending():
+        raise ValueError  # of no signal
+    with suppress(SystemExit):
+        requests.on_signal(INT, None)
+    with pytest.raises(SystemExit) as ended:
+        requests.begin()
+    assert ended.value.code == 130

@@ -141,6 +141,23 @@ def test_one_image_without_a_batch_is_torchs_matter() -> None:
     assert torch.equal(_ours(layer)(image), layer(image))
 
 
+def test_what_follows_may_change_the_output_in_place() -> None:
+    """As a block of a pre-activation ResNet adds its shortcut."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    ours = copy.deepcopy(plain)
+    multiply_small_maps(ours)
+    gradients = []
+    for layer in (plain, ours):
+        images = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        output = layer(images)
+        output += images
+        output.relu_().sum().backward()
+        gradients.append((output.detach(), images.grad, layer.weight.grad))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_compiled_network_multiplies_them_too() -> None:
     torch._dynamo.reset()  # of sizes that it saw in other tests it would take these to be variables
     layer = _ours(nn.Conv2d(4, 4, 3, padding=1))

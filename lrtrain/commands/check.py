@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from lrtrain.build import model_and_plan, refuse_single_images
+from lrtrain.build import refuse_unfit
 from lrtrain.config.schema import RunConfig
 from lrtrain.data.files import MAX_PROBLEMS
-from lrtrain.data.open import epoch_steps, found_source
+from lrtrain.data.open import found_source
 from lrtrain.data.skip_list import written
 from lrtrain.data.source import Source, absent_note
 from lrtrain.data.sources.imagefolder import unsplit
 from lrtrain.data.survey import KINDS, Finding, Survey, survey
-from lrtrain.errors import ConfigError, LrtrainError, Problem, printable
+from lrtrain.errors import ConfigError, DataError, LrtrainError, Problem, printable
 from lrtrain.sinks.console import Screen, counted
 from lrtrain.sinks.run_dir import refuse_unwritable
 from lrtrain.writing import write_atomically
+
+Problems = tuple[Problem, ...]
 
 FOLDER_WORKERS = 2
 EXAMPLES = 5  # images of each kind that are named
@@ -41,8 +43,8 @@ class Checked:
 
     source: Source
     survey: Survey
-    problems: tuple[Problem, ...]
-    config_problems: tuple[Problem, ...]
+    problems: Problems
+    config_problems: Problems
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -52,15 +54,25 @@ class Checked:
         return own.get(level, 0) + sum(found.level == level for found in self.survey.findings)
 
 
-def run(target: RunConfig | Path, json: Path | None, skip_list: Path | None, *, strict: bool) -> int:
-    """Look at every image of a config's dataset, or of a folder, and say all that was found; the exit code."""
+def run(
+    target: RunConfig | Path, json: Path | None, skip_list: Path | None, *, strict: bool, weights: bool = True
+) -> int:
+    """Look at every image of a config's dataset, or of a folder, and say all that was found; the exit code.
+
+    Args:
+        target: what is looked at.
+        json: a file for what was found.
+        skip_list: a file for the names of images that cannot be read.
+        strict: whether warnings refuse.
+        weights: whether a file of weights that the config names is to be looked at, too.
+    """
     refuse_unwritable(json, "--json")
     refuse_unwritable(skip_list, "--write-skip-list")
     screen = Screen()
     if isinstance(target, Path):
-        checked = _checked(unsplit(target), None)
+        checked = _checked(unsplit(target), None, weights)
     else:
-        checked = _checked(found_source(target.dataset, target.seed, target.where), target)
+        checked = _checked(found_source(target.dataset, target.seed, target.where), target, weights)
     _show(checked, screen)
     code = _code(checked, strict)
     if skip_list is not None:
@@ -84,14 +96,15 @@ def refuse_taken(skip_list: Path | None) -> None:
         raise ConfigError(what, hint="name another file: --write-skip-list FILE")
 
 
-def _checked(source: Source, config: RunConfig | None) -> Checked:
+def _checked(source: Source, config: RunConfig | None, weights: bool) -> Checked:
     found = survey(source, FOLDER_WORKERS if config is None else config.workers)
     absent = _absent(source)
+    of_images, of_config = ((), ()) if config is None else _of_config(source, config, found, weights)
     return Checked(
         source,
         found,
-        source.problems,
-        () if config is None else tuple(_of_config(source, config)),
+        (*source.problems, *of_images),
+        of_config,
         tuple(absent.values()),
         tuple(note for note in source.notes if not note.startswith(tuple(f"no {name} images of" for name in absent))),
     )
@@ -109,16 +122,18 @@ def _absent(source: Source) -> dict[str, str]:
     return {split: warning for split, warning in each.items() if warning}
 
 
-def _of_config(source: Source, config: RunConfig) -> Iterator[Problem]:
-    """What is wrong with a config's model, groups, schedule and batches for these images."""
+def _of_config(source: Source, config: RunConfig, found: Survey, weights: bool) -> tuple[Problems, Problems]:
+    """What is wrong with the images for a config, and with its model, groups, schedule, batches and transforms."""
     if not len(source.train):
-        return
+        return (), ()
     try:
-        steps = epoch_steps(source, config.batch_size, config.drop_last, config.where)
-        model, _ = model_and_plan(config, source, steps)
-        refuse_single_images(config, model, len(source.train), steps)
+        left = found.without_unreadable(source)
+        refuse_unfit(config, source, left, {split: facts.telling for split, facts in found.splits.items()}, weights)
+    except DataError as error:
+        return error.problems, ()
     except LrtrainError as error:
-        yield from error.problems
+        return (), error.problems
+    return (), ()
 
 
 def _code(checked: Checked, strict: bool) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from lrtrain.build import Job, build
 from lrtrain.checkpoint import format
-from lrtrain.commands.resume import refuse_edits
+from lrtrain.commands.changes import MOST_DIFFERENCES, changes_of_data, refuse_edits
 from lrtrain.config.load import load
 from lrtrain.config.schema import RunConfig
 from lrtrain.data.batches import Batch
+from lrtrain.data.fingerprint import fingerprint
 from lrtrain.engine.evaluate import answer, evaluate
 from lrtrain.engine.events import Metrics
 from lrtrain.engine.state import load_module
@@ -36,7 +37,7 @@ def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None
     """Evaluate one split with one checkpoint; print, and write JSON where asked."""
     refuse_unwritable(json, "--json")
     screen = Screen()
-    job, checkpoint = _ready(RunDir(path), config, which, screen)
+    job, checkpoint = _ready(RunDir(path), config, which, split, screen)
     metrics, seen, right = _measure(job, split)
     screen.facts(
         [
@@ -79,7 +80,7 @@ def run(path: Path, config: RunConfig, split: str, which: str, json: Path | None
         screen.print(f"\nwrote {json}")
 
 
-def _ready(run_dir: RunDir, config: RunConfig, which: str, screen: Screen) -> tuple[Job, format.Checkpoint]:
+def _ready(run_dir: RunDir, config: RunConfig, which: str, split: str, screen: Screen) -> tuple[Job, format.Checkpoint]:
     """The network with the weights that are evaluated, and the checkpoint that has them."""
     job, tries = None, _TRIES
     while True:
@@ -89,6 +90,8 @@ def _ready(run_dir: RunDir, config: RunConfig, which: str, screen: Screen) -> tu
             refuse_edits(checkpoint, own, run_dir)
             _refuse_other_held_out(config, own)
             job = job or build(config, load_weights=False, trains=False)
+            if split != "test":
+                _refuse_moved_hold_out(job, own, checkpoint, screen)
             _load(job, checkpoint)
             return job, checkpoint
         except CheckpointError:
@@ -99,11 +102,7 @@ def _ready(run_dir: RunDir, config: RunConfig, which: str, screen: Screen) -> tu
 
 def _refuse_other_held_out(config: RunConfig, own: RunConfig) -> None:
     """Of the run's own data another seed or `val_fraction` holds out images that were trained on."""
-    mine, owns = (
-        (c.dataset.name, c.dataset.root, *(c.dataset.args.get(key) for key in ("manifest", "train")))
-        for c in (config, own)
-    )
-    if mine != owns:
+    if _data_of(config) != _data_of(own):
         return
     asked, trained = ((c.seed, c.dataset.val_fraction) for c in (config, own))
     if asked != trained and (asked[1] is not None or trained[1] is not None):
@@ -112,6 +111,46 @@ def _refuse_other_held_out(config: RunConfig, own: RunConfig) -> None:
             f"{what(*asked)} would hold out other images than were held out while training ({what(*trained)})",
             hint="leave both as they are; `--set dataset.root=FOLDER` evaluates other images",
         )
+
+
+def _data_of(config: RunConfig) -> tuple[Any, ...]:
+    """What the images are that val is held out of."""
+    dataset, others = config.dataset, ("skip_list", "classes", "test", "download")
+    return dataset.name, dataset.root, {key: value for key, value in dataset.args.items() if key not in others}
+
+
+def _refuse_moved_hold_out(job: Job, own: RunConfig, checkpoint: format.Checkpoint, screen: Screen) -> None:
+    """Which images `val_fraction` holds out of train depends on all of them: of other ones some were trained on.
+
+    Elsewhere than where the run's images were, and where there are as many as then, nobody can tell whether others are
+    held out: by their names, and their sizes may differ alone. That is said.
+
+    Raises:
+        DataError: the run's own data has other images now, or a skip list leaves others out.
+    """
+    if job.config.dataset.val_fraction is None:
+        return
+    now = fingerprint(job.source)
+    changed = changes_of_data(checkpoint, job.source, now)
+    same_classes = checkpoint.manifest["classes"] == list(job.source.classes)  # else the rest was not looked at
+    as_many = same_classes and _counts(now) == _counts(checkpoint.manifest["dataset"])
+    if changed and not as_many and _data_of(job.config) == _data_of(own):
+        raise DataError(
+            "images were added or left out since training, so that `val_fraction` now holds out some that were trained "
+            "on:\n" + "\n".join(changed[:MOST_DIFFERENCES]),
+            hint="restore the dataset and its skip list; `--set dataset.root=FOLDER` evaluates other images",
+        )
+    if changed and same_classes:
+        screen.print(
+            f"warning: these are not the run's images as they were ({changed[0]}): if some are the same, "
+            "`val_fraction` may hold out now what was trained on",
+            "yellow",
+        )
+
+
+def _counts(parts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[tuple[str, str], Any]:
+    """How many images each class of train and val has."""
+    return {(split, name): part["images"] for split in ("train", "val") for name, part in parts.get(split, {}).items()}
 
 
 def _measure(job: Job, split: str) -> tuple[Metrics, list[int], list[int]]:

@@ -91,7 +91,7 @@ def _fault(error: BaseException) -> Problem | None:
         place = None if error.filename is None else quoted(error.filename)
         return Problem(f"{error.strerror}"[:400], place, "check its name, and that you may use it")
     if "DataLoader" in what:
-        from lrtrain.data.loader import worker_fault
+        from lrtrain.data.workers import worker_fault
 
         return worker_fault(error)
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lrtrain
-from lrtrain.build import Job, build, replicate
+from lrtrain.build import Job, replicate
 from lrtrain.checkpoint import folder, format
 from lrtrain.commands import resume
+from lrtrain.commands.changes import tell_of_edits
 from lrtrain.commands.faults import no_bug
 from lrtrain.commands.kept import naming_kept, with_kept
 from lrtrain.commands.origin import facts
@@ -21,14 +22,14 @@ from lrtrain.commands.signals import EXIT_CODES, Requests
 from lrtrain.commands.start import Start, code_of
 from lrtrain.commands.together import refuse_other_config, refuse_other_start
 from lrtrain.config import yaml
-from lrtrain.data.loader import needing_workers
+from lrtrain.data.workers import needing_workers
 from lrtrain.engine.distributed import gathered, joined, needing_peers, told_by_the_leader
 from lrtrain.engine.events import Event, Finished, SaveDue, Stopped
 from lrtrain.engine.finite import NotFinite
 from lrtrain.engine.heartbeat import asked_of_any, noting
 from lrtrain.engine.precision import choose_device
 from lrtrain.engine.train import save_after_fault, train
-from lrtrain.errors import AtOnce, ConfigError, LrtrainError, Problem, printable
+from lrtrain.errors import AtOnce, LrtrainError, Problem, printable
 from lrtrain.schedule.csv import write_csv
 from lrtrain.sinks import Sink
 from lrtrain.sinks.checkpoints import Checkpoints, point_again
@@ -37,7 +38,15 @@ from lrtrain.sinks.jsonl import Metrics, Timing
 from lrtrain.sinks.lock import locked
 from lrtrain.sinks.patience import Patience
 from lrtrain.sinks.plan_view import show_plan
-from lrtrain.sinks.run_dir import ORIGIN, RunDir, begun_with, create, mark_begun, refuse_small_disk
+from lrtrain.sinks.run_dir import (
+    ORIGIN,
+    RunDir,
+    begun_with,
+    create,
+    mark_begun,
+    refuse_among_classes,
+    refuse_small_disk,
+)
 from lrtrain.sinks.status import Status
 from lrtrain.world import ALONE, World
 from lrtrain.writing import write_atomically
@@ -81,14 +90,12 @@ def run(
         screen = Screen() if world.leads else None
         found = None if resumed is None else resume.find(resumed, screen, world)
         if resumed is not None:
+            if screen is not None and out is None and start.path == resumed.config and not world.restarts:
+                tell_of_edits(resumed, screen)
             config = resume.lengthened(config, resumed, found, wishes)
-        # A checkpoint has all weights, and a run's own config all that else follows from those it began with.
-        own = found is not None and resumed is not None and start.path == resumed.config
-        try:
-            job = build(config, load_weights=not own, world=world)
-        except ConfigError:
-            resume.refuse_other_data(found, config)
-            raise
+        job = resume.built(config, found, world=world)
+        if resumed is None:
+            refuse_among_classes(out or Path("runs"), job.source.class_roots)
         known = facts(job)
         refuse_other_start(known, world)
         replicate(job)
@@ -226,6 +233,7 @@ def follow(
     with (
         noting(lambda error: with_kept(_note(error, status), run_dir)),
         _told(status, progress),
+        requests.ending(),
         naming_kept(run_dir),
         needing_workers(),
         needing_peers(state.world),

@@ -35,7 +35,10 @@ FACTS = (
 
 def free_to_change(config: RunConfig) -> tuple[str, ...]:
     """The keys that may differ between a run and its continuation."""
-    return _FREE_TO_CHANGE if config.on_nonfinite == "rollback" else (*_FREE_TO_CHANGE, *_CADENCE)
+    if config.on_nonfinite != "rollback":
+        return (*_FREE_TO_CHANGE, *_CADENCE)
+    # Where fp16 has no scale left is seen when a line is logged.
+    return tuple(key for key in _FREE_TO_CHANGE if config.precision != "fp16" or key != "log_every")
 
 
 def origin(job: Job) -> dict[str, Any]:

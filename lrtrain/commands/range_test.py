@@ -7,7 +7,7 @@ import json as json_module
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,19 @@ from tqdm import tqdm
 
 from lrtrain.build import build, refuse_single_images
 from lrtrain.commands.start import Start
-from lrtrain.config.schema import Optimizer
+from lrtrain.config.schema import RunConfig
 from lrtrain.errors import ConfigError, EnvironmentFault
 from lrtrain.range_test.figure import draw_range_test, save_range_test
 from lrtrain.range_test.suggest import Suggestions, smooth, suggest
 from lrtrain.range_test.sweep import Sweep, sweep
 from lrtrain.schedule.figure import import_matplotlib
 from lrtrain.sinks.console import Screen, number
-from lrtrain.sinks.run_dir import refuse_unwritable
+from lrtrain.sinks.run_dir import refuse_among_classes, refuse_unmakable, refuse_unwritable
 from lrtrain.writing import write_atomically
 
 # fastai's default. Where the curve gives no confident answer, none is chosen.
 CHOSEN = "valley"
+_LRS = ("base_lr", "eta_min", "max_lr", "min_lr")  # of torch's schedulers, the arguments that are LRs and no factors
 WORDS = {
     "valley": "in the longest fall of the loss",
     "steepest": "where the loss falls fastest",
@@ -43,14 +44,16 @@ def run(start: Start, lrs: NDArray[np.float64], mode: str, folder: Path, json: P
     """Run the test; write range-test.png and range-test.json into `folder`."""
     refuse_unwritable(json, "--json")
     config, steps = start.config, len(lrs)
+    refuse_unmakable(folder, "cannot make the folder")
+    for name in ("range-test.json", "range-test.png") if folder.exists() else ():
+        refuse_unwritable(folder / name, "--out")
+    import_matplotlib()  # not only after the sweep
+    job = build(config)
+    refuse_among_classes(folder, job.source.class_roots)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(f"cannot make the folder: {error.strerror}", str(folder)) from error
-    for name in ("range-test.json", "range-test.png"):
-        refuse_unwritable(folder / name, "--out")
-    import_matplotlib()  # not only after the sweep
-    job = build(config)
     if isinstance(job.state.optimizer, Rprop):
         raise ConfigError(
             f"{config.optimizer.name} reads its LR at the first step alone, so that a range test shows nothing",
@@ -99,15 +102,15 @@ def _tell(screen: Screen, result: Sweep, suggestions: Suggestions, start: Start)
     )
     optimizer = start.config.optimizer
     if optimizer.groups or optimizer.layer_decay is not None:
-        screen.print("the LR above is `optimizer.lr`; every group was swept with it, in the config's ratio")
+        screen.print("the LR above is `optimizer.lr`; every group that trains was swept with it, in the config's ratio")
     chosen = getattr(suggestions, CHOSEN)
     command = shlex.join(["lrtrain", "fit", *([str(start.path)] if start.path else []), *_kept(start.overrides)]) + " "
     if suggestions.caution:
         screen.print(f"caution: {suggestions.caution}", "yellow")
         screen.print("next: no LR stands out; look at the plot, then", "bold")
-        screen.print(f"      {command}{_setting(optimizer, None)}", "bold", whole=True)
+        screen.print(f"      {command}{settings(start.config, None)}", "bold", whole=True)
     elif chosen is not None:
-        screen.print(f"next: {command}{_setting(optimizer, float(f'{chosen:.2g}'))}", "bold", whole=True)
+        screen.print(f"next: {command}{settings(start.config, float(f'{chosen:.2g}'))}", "bold", whole=True)
 
 
 def _kept(overrides: Sequence[str]) -> list[str]:
@@ -116,14 +119,33 @@ def _kept(overrides: Sequence[str]) -> list[str]:
     return [word for text in kept for word in ("--set", text)]
 
 
-def _setting(optimizer: Optimizer, lr: float | None) -> str:
-    """The overrides that train with `lr`: groups with an LR of their own keep their ratio to it."""
-    own = [(i, group.lr / optimizer.lr) for i, group in enumerate(optimizer.groups) if group.lr is not None]
-    parts = [("optimizer.lr", 1.0), *((f"optimizer.groups.{i}.lr", ratio) for i, ratio in own)]
-    return " ".join(
-        f"--set {name}=" + ("..." if lr is None else f"{lr * ratio:.3g}" if ratio != 1 else f"{lr:g}")
-        for name, ratio in parts
+def settings(config: RunConfig, lr: float | None) -> str:
+    """The overrides that train with `lr`: LRs of groups, and of the schedule, keep their ratio to it; None is open."""
+    optimizer = config.optimizer
+    own = {f"optimizer.groups.{i}.lr": group.lr for i, group in enumerate(optimizer.groups) if group.lr is not None}
+    own |= dict(_lrs_in(config.written("schedule"), "schedule"))
+
+    def scaled(value: Any) -> str:
+        if lr is None:
+            return "..."
+        if isinstance(value, list):
+            return shlex.quote(f"[{', '.join(map(scaled, value))}]")
+        ratio = value / optimizer.lr
+        return f"{lr * ratio:.3g}" if ratio != 1 else f"{lr:g}"
+
+    return " ".join(f"--set {name}={scaled(value)}" for name, value in {"optimizer.lr": optimizer.lr, **own}.items())
+
+
+def _lrs_in(schedule: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The LRs that a schedule says itself, wherever in it, by the key of `--set`."""
+    items = (
+        schedule.items() if isinstance(schedule, dict) else enumerate(schedule) if isinstance(schedule, list) else ()
     )
+    for key, value in items:
+        if key in _LRS and value:
+            yield f"{name}.{key}", value
+        elif key not in _LRS:
+            yield from _lrs_in(value, f"{name}.{key}")
 
 
 def _table(suggestions: Suggestions) -> Table:

@@ -7,22 +7,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from lrtrain import lookup
-from lrtrain.build import Job
+from lrtrain.build import Job, build
 from lrtrain.checkpoint import folder, format
 from lrtrain.checkpoint.format import Checkpoint
 from lrtrain.checkpoint.manifest import COPY
-from lrtrain.commands.origin import FACTS, flat, free_to_change
+from lrtrain.commands.changes import refuse_differences, refuse_edits, refuse_other_data, weights_moved
+from lrtrain.commands.origin import FACTS, free_to_change
 from lrtrain.commands.together import the_leaders
-from lrtrain.config.load import load, resolve
+from lrtrain.config.load import load
 from lrtrain.config.schema import Extension, RunConfig
-from lrtrain.config.yaml import Document
-from lrtrain.data.fingerprint import differences, fingerprint
+from lrtrain.data.fingerprint import fingerprint
 from lrtrain.data.open import open_source
-from lrtrain.data.source import Source
 from lrtrain.engine.consistent import refuse_contradictions, refuse_other_story
 from lrtrain.engine.state import ROLLBACK_FACTOR, TrainState, restore
-from lrtrain.errors import CheckpointError, ConfigError, Problem, quoted
+from lrtrain.errors import CheckpointError, ConfigError, quoted
+from lrtrain.models.weights import normalisation_of, trained_with
 from lrtrain.schedule.plan import Plan, make_plan, run_steps
 from lrtrain.sinks.console import Screen
 from lrtrain.sinks.jsonl import refuse_other_log, rows
@@ -30,13 +29,7 @@ from lrtrain.sinks.plan_view import show_extension
 from lrtrain.sinks.run_dir import RunDir
 from lrtrain.world import World
 
-MOST_DIFFERENCES = 10
 _LENGTH = ("epochs", "steps", "extended")
-# Where our own datasets take their images, and the lists of them, from.
-_PLACES = tuple(f"dataset.{key}" for key in ("root", "manifest", "skip_list", "classes", "train", "val", "test"))
-
-# Where torchvision's do; what the arguments of one's own mean, nobody knows.
-_ROOTS = ("dataset.root", *(f"dataset.splits.{split}.root" for split in ("train", "val", "test")))
 
 Policy = Literal["hold", "rescale", "restart"]
 
@@ -122,6 +115,10 @@ def lengthened(config: RunConfig, run_dir: RunDir, found: Checkpoint | None, wis
             raise ConfigError(what, hint=hint)
         return config
     made = refuse_edits(found, began, run_dir)
+    if weights_moved(
+        began.model.weights, config.model.weights
+    ):  # they are not looked at: the run says what it began with
+        config = config.model_copy(update={"model": config.model.model_copy(update={"weights": began.model.weights})})
     per_epoch, total = found.manifest["steps_per_epoch"], found.manifest["total_steps"]
     if (planned := run_steps(made, per_epoch)) != total:
         what = f"the manifest's total_steps is {total:,}, and by its config the run has {planned:,} steps"
@@ -158,31 +155,23 @@ def lengthened(config: RunConfig, run_dir: RunDir, found: Checkpoint | None, wis
     return config
 
 
-def refuse_edits(found: Checkpoint, began: RunConfig, run_dir: RunDir) -> RunConfig:
-    """The config that a checkpoint was made with; refused where config.yaml says something else.
+def built(config: RunConfig, found: Checkpoint | None, *, world: World) -> Job:
+    """The job of a config, which is the run's own or one that a person wrote.
 
-    Between them may lie an extension that no checkpoint has been saved in yet.
+    A checkpoint has all weights. Those that the run started from are not looked at: they may be gone, or others now.
 
     Raises:
-        ConfigError: config.yaml was edited.
-        CheckpointError: the manifest's config is none.
+        LrtrainError: see `build`; of a checkpoint, that its dataset is another one.
     """
+    known = None
+    if found is not None and (config.model.weights is not None or config.model.pretrained):
+        # Numbers alone: lists of transforms of a foreign run may name code.
+        known = normalisation_of(trained_with(found.manifest["config"], ("val", "train")), str(found.path))
     try:
-        made = resolve(Document(str(found.path / "manifest.json"), found.manifest["config"]))
-    except ConfigError as error:
-        what = f"the manifest's config is not one: {error.problems[0].what}"
-        raise CheckpointError(what, str(found.path), COPY) from error
-    earlier, later = made.extended or (), (began.extended or ())[len(made.extended or ()) :]
-    is_longer = (began.extended or ())[: len(earlier)] == earlier and all(e.at >= found.step for e in later)
-    _refuse_differences(
-        made,
-        began,
-        ("extended",) if is_longer else (),
-        f"{{key}} is {{new}} in config.yaml, and was {{old}} when {found.path.name} was saved",
-        "config.yaml is written by lrtrain: put the value back; to train otherwise, begin another run: "
-        f"lrtrain fit {run_dir.config} --out DIR",
-    )
-    return made
+        return build(config, load_weights=found is None, trained_with=known, world=world)
+    except ConfigError:
+        _refuse_moved_on(found, config)
+        raise
 
 
 def continued(
@@ -205,18 +194,20 @@ def continued(
     began = load(run_dir.config)
     free = ", ".join(free_to_change(began))
     extended = job.config.extended if wishes.extend else began.extended
-    _refuse_differences(
+    refuse_differences(
         began,
         job.config,
-        _LENGTH if wishes.extend else (),
+        (
+            *(_LENGTH if wishes.extend else ()),
+            *["model.weights"] * weights_moved(began.model.weights, job.config.model.weights),
+        ),
         "{key} was {old} when the run began and is {new} now",
         f"a run is continued as it began (only {free} and where its images lie may change): "
         f"lrtrain fit --resume --out {run_dir.typed}",
     )
     if found is None:
         return job
-    exact = _compared(found, job, known, allowed=wishes.allow_inexact)
-    job = replace(job, exact=exact)
+    job = replace(job, exact=_compared(found, job, known, wishes))
     restore(job.state, job.plan, found)
     factor = ROLLBACK_FACTOR if job.config.on_nonfinite == "rollback" else None
     refuse_contradictions(job.state, job.recipe, job.config.batch_size, factor, found)
@@ -229,11 +220,14 @@ def continued(
             f"begin another run with more patience than {rule.patience if rule else 0}, or without early_stop",
         )
     job = replace(job, plan=_lowered(job.plan, job.state))
+    if other := _other_lr(job.plan, next(rows(run_dir.metrics, found, "train"), None), found):
+        _refuse_inexact(found, [other], "undo what was changed, such as a scheduler of your own; or", wishes)
+        job = replace(job, exact=False)
     if screen is not None:
         if wishes.extend:
             show_extension(_before(job), job.plan, wishes.extend or "", screen)
         screen.print(f"resuming {run_dir} at step {job.state.step:,} of {job.recipe.total_steps:,}")
-        if not exact:
+        if not job.exact:
             screen.print("note: not exact: the bits are not those of an uninterrupted run", "yellow")
     return job
 
@@ -262,34 +256,7 @@ def _stopped_early(job: Job) -> bool:
     return rule is not None and job.state.early.stale >= rule.patience
 
 
-def _refuse_differences(before: RunConfig, now: RunConfig, free: Sequence[str], what: str, hint: str) -> None:
-    """Refuse configs that differ in more than what may change always, and what is `free` now.
-
-    Args:
-        before: the earlier config.
-        now: the later one, whose lines errors point to.
-        free: further keys.
-        what: the error, with places for `key`, `old` and `new`.
-        hint: how to mend it.
-    """
-    old, new = flat(before.dump()), flat(now.dump())
-    # The images are held against those of then by their names and sizes, wherever they lie.
-    name = before.dataset.name
-    moved = _PLACES if name in lookup.ours("dataset") else () if lookup.is_path(name) else _ROOTS
-    free = (*free_to_change(before), *free, *moved)
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in free]
-    if changed:
-        raise ConfigError(
-            Problem(
-                what.format(key=key, old=quoted(old.get(key, "absent")), new=quoted(new.get(key, "absent"))),
-                now.where(*key.split(".")),
-                hint,
-            )
-            for key in changed
-        )
-
-
-def refuse_other_data(found: Checkpoint | None, config: RunConfig) -> None:
+def _refuse_moved_on(found: Checkpoint | None, config: RunConfig) -> None:
     """After a job could not be built: whether that is because the dataset is another one.
 
     Raises:
@@ -298,51 +265,46 @@ def refuse_other_data(found: Checkpoint | None, config: RunConfig) -> None:
     """
     if found is not None:
         source = open_source(config.dataset, config.seed, config.where)
-        _refuse_other_data(found, source, fingerprint(source))
+        refuse_other_data(found, source, fingerprint(source))
 
 
-def _refuse_other_data(found: Checkpoint, source: Source, now: Mapping[str, Any]) -> None:
-    if changed := _of_the_data(found, source, now):
-        raise CheckpointError(
-            "the dataset is not the one that the run began with:\n" + "\n".join(changed[:MOST_DIFFERENCES]),
-            str(found.path),
-            "restore the dataset, or start a new run",
-        )
+def _other_lr(plan: Plan, row: Mapping[str, Any] | None, found: Checkpoint) -> str | None:
+    """How the plan differs, in words, from the LR that a step was logged to train with; None where it does not."""
+    if row is None:
+        return None
+    step, logged = row.get("step"), row.get("lr")
+    if type(step) is not int or not 0 < step <= found.step or not isinstance(logged, dict):
+        what = f"metrics.jsonl is not this run's: it says {quoted(row)}"
+        raise CheckpointError(what, str(found.path), "restore the whole run directory from a copy")
+    if plan.live_from is not None and step > plan.live_from:
+        return None
+    named = zip((group.name for group in plan.groups), plan.lrs(step - 1, None), strict=True)
+    other = next(((name, lr) for name, lr in named if logged.get(name) != lr), None)
+    return other and f"LR of {quoted(other[0])} in step {step:,}: {logged.get(other[0])!r:.40} then, {other[1]} now"
 
 
-def _of_the_data(found: Checkpoint, source: Source, now: Mapping[str, Any]) -> list[str]:
-    before, classes = found.manifest["classes"], list(source.classes)
-    lost, new = [c for c in before if c not in classes], [c for c in classes if c not in before]
-    said = [
-        f"{len(names)} of its classes are {word}: {', '.join(map(quoted, names[:4]))}{' ...' * (len(names) > 4)}"
-        for names, word in ((lost, "gone"), (new, "new"))
-        if names
-    ]
-    if not said and before != classes:
-        said = ["the order of its classes differs"]
-    try:
-        return said or differences(found.manifest["dataset"], now)
-    except (TypeError, AttributeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"the manifest's dataset cannot be read: {error}", str(found.path), COPY) from error
-
-
-def _compared(found: Checkpoint, job: Job, known: Mapping[str, Any], *, allowed: bool) -> bool:
+def _compared(found: Checkpoint, job: Job, known: Mapping[str, Any], wishes: Wishes) -> bool:
     """Whether the same bits can come out here; refused where they cannot and nobody allowed it."""
     began, now = found.manifest["origin"], known["origin"]
     if found.manifest["seed"] != job.config.seed or found.manifest["channels"] != job.source.channels:
         raise CheckpointError(
             "the checkpoint is of another run: seed or channels differ", str(found.path), "name its own directory"
         )
-    _refuse_other_data(found, job.source, known["dataset"])
+    refuse_other_data(found, job.source, known["dataset"])
     if (said := found.manifest["steps_per_epoch"]) != job.plan.steps_per_epoch:
         what = f"the manifest's steps_per_epoch is {said:,}, and an epoch has {job.plan.steps_per_epoch:,} steps"
         raise CheckpointError(what, str(found.path), COPY)
     differ = [f"{key}: {began.get(key)!r} then, {now[key]!r} now" for key in now if began.get(key) != now[key]]
-    if differ and not allowed:
-        threads = f"set OMP_NUM_THREADS={began['threads']}; or " if began["threads"] != now["threads"] else ""
+    if differ:
+        threads = f"set OMP_NUM_THREADS={began['threads']}; or" if began["threads"] != now["threads"] else ""
+        _refuse_inexact(found, differ, threads, wishes)
+    return bool(found.manifest.get("exact", True)) and not differ
+
+
+def _refuse_inexact(found: Checkpoint, differ: Sequence[str], instead: str, wishes: Wishes) -> None:
+    if not wishes.allow_inexact:
         raise CheckpointError(
             "the results would not be the same bits as those of an uninterrupted run:\n" + "\n".join(differ),
             str(found.path),
-            f"{threads}go on all the same with --allow-inexact, which the checkpoints will say for ever",
+            f"{instead} go on all the same with --allow-inexact, which the checkpoints will say for ever".lstrip(),
         )
-    return bool(found.manifest.get("exact", True)) and not differ

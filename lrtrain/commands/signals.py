@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from lrtrain.engine.events import Event, SaveDue
 from lrtrain.errors import AtOnce
@@ -33,6 +33,7 @@ class Requests:
         self._knows_of_torchrun = False
         self._save = False
         self._heard: list[int] = []
+        self._ended: int | None = None
 
     def __call__(self) -> str | None:
         """The request to act on."""
@@ -44,6 +45,8 @@ class Requests:
 
     def begin(self) -> None:
         """Training begins: from now on a signal waits for the end of the step."""
+        if self._ended is not None:  # whatever it was raised in went on
+            raise AtOnce(self._ended)
         self._began = True
         for number in self._heard:  # while processes meet, the heartbeat hears SIGTERM
             signal.signal(number, self.on_signal)
@@ -71,14 +74,28 @@ class Requests:
             return
         now = time.monotonic()
         if not self._began:
-            raise AtOnce(EXIT_CODES[name])
+            self._end(EXIT_CODES[name])
         # torchrun sends on what it has heard itself, and where it has ended, the heartbeat sends SIGTERM, once.
         of_torchruns_end = os.getppid() != self._world.parent and not self._knows_of_torchrun
         self._knows_of_torchrun |= of_torchruns_end
         if self._stop is None:
             self._stop, self._stopped_at = name, now
         elif not self._world.launched or (now - self._stopped_at >= ECHO_S and not of_torchruns_end):
-            raise AtOnce(EXIT_CODES[self._stop])
+            self._end(EXIT_CODES[self._stop])
+
+    def _end(self, code: int) -> NoReturn:
+        self._ended = code
+        raise AtOnce(code)
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """What comes out, once a signal was to end the process at once, does just that: code may wrap any exception."""
+        try:
+            yield
+        except BaseException as error:
+            if self._ended is None or isinstance(error, AtOnce):
+                raise
+            raise AtOnce(self._ended) from error
 
 
 @contextmanager
@@ -92,7 +109,8 @@ def stop_requests(world: World = ALONE) -> Iterator[Requests]:
     requests = Requests(world)
     before = requests.hear()
     try:
-        yield requests
+        with requests.ending():
+            yield requests
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) == requests.on_signal:  # the heartbeat has had a process ignore SIGTERM

@@ -62,12 +62,12 @@ class _Few:
         self._batches = job.batches
         self._most = max(IMAGES, 2 * job.recipe.accumulate)
 
-    def train(self, start: int, stop: int) -> Iterator[Batch]:
+    def train(self, start: int, stop: int, **_: object) -> Iterator[Batch]:
         for batch in self._batches.train(start, stop):
             few = batch.labels[: self._most]
             yield Batch(batch.images[: self._most], few, batch.index[: self._most], len(few))
 
-    def evaluate(self, split: str) -> Iterator[Batch]:
+    def evaluate(self, split: str, **_: object) -> Iterator[Batch]:
         yield from itertools.islice(self._batches.evaluate(split, batch_size=IMAGES), EVAL_BATCHES)
 
 

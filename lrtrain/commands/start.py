@@ -9,17 +9,21 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lrtrain.config.load import DEFAULT, load
 from lrtrain.config.schema import RunConfig
-from lrtrain.errors import CheckpointError, ConfigError, quoted
+from lrtrain.errors import CheckpointError, ConfigError, LrtrainError, quoted
 from lrtrain.lookup import is_path
 from lrtrain.sinks.run_dir import RunDir, check_free, is_run, latest, refuse_lost_link, refuse_other_files, was_begun
 from lrtrain.world import ALONE, World
 from lrtrain.writing import is_of_the_system
+
+# Each machine may have its images where it likes, and prepare them as it can.
+OWN_OF_A_MACHINE = ("workers", "cache", "dataset.root", "dataset.download")
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,18 @@ def start(config_path: Path | None, overrides: Sequence[str] | None, *, trust: b
     """
     path = config_path or DEFAULT
     config = load(config_path, overrides or ())
-    if is_run(path.parent) or is_run(Path(os.path.realpath(path)).parent):
+    if is_from_a_run(path):
         config = _without_downloads(config)
         if not trust:
             own = f"name your own config in place of {path}, or if you know the code, say --trust"
             _refuse_foreign_code(config, own)
     return Start(config, str(path), path.stem, config_path, tuple(overrides or ()))
+
+
+def is_from_a_run(path: Path) -> bool:
+    """Whether a config lies in a run directory, by any of its names."""
+    places = (path, Path(os.path.abspath(path)), Path(os.path.realpath(path)))
+    return any(is_run(place.parent) or _is_of_a_run(place) for place in places)
 
 
 def start_fit(
@@ -60,16 +70,25 @@ def start_fit(
 ) -> tuple[Start, RunDir | None]:
     """Read and check a config to train, and find the run to go on with where `resume` says so.
 
-    Processes that torchrun has started again go on with the run that they began, by the config that they began with.
+    Processes that torchrun has started again go on with the run that they began, by the config that they began with,
+    whatever was begun or edited since.
     """
     if world.restarts:
         began = RunDir(out) if out is not None else latest((config_path or DEFAULT).stem, world)
         if began is not None and was_begun(began, world) and began.config.exists():
-            config_path, resume = config_path if resume else config_path or DEFAULT, True
-    if not resume and world.leads:  # by the time that the others look, it may have begun to write
+            if not resume:
+                refuse_lost_link(began)
+                refuse_other_files(began)
+                config = _begun_here(began, config_path or DEFAULT, overrides or ())
+                return Start(config, str(began.config), began.config.stem, began.config), began
+            out = began.path
+    if not resume and world.leads and out is not None:  # by the time that the others look, it may have begun to write
         check_free(out, "`--resume` continues the run in it")
     if not resume:
-        return start(config_path, overrides, trust=trust), None
+        started = start(config_path, overrides, trust=trust)
+        if out is None and world.leads:
+            check_free(None, "")
+        return started, None
     if out is None and config_path is not None and config_path.name == "config.yaml" and is_run(config_path.parent):
         out = config_path.parent
     name = (config_path or DEFAULT).stem
@@ -93,6 +112,18 @@ def start_fit(
         own = f"name your own config: `{again}`; or if you know the code, say --trust"
         _refuse_foreign_code(config, own)
     return Start(config, str(run_dir.config), run_dir.config.stem, run_dir.config), run_dir
+
+
+def _begun_here(run: RunDir, config_path: Path, overrides: Sequence[str]) -> RunConfig:
+    """The config that a run began with, as it is on this machine, whose images may lie elsewhere."""
+    own = [override for override in overrides if override.partition("=")[0] in OWN_OF_A_MACHINE]
+    config = load(run.config, own)
+    root = config.dataset.root
+    if root is not None and not config.overridden("dataset", "root") and not os.path.exists(root):
+        with suppress(LrtrainError):  # it may be being edited
+            moved = load(config_path, overrides).dataset.root
+            config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"root": moved})})
+    return config
 
 
 def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool) -> RunConfig:
@@ -203,7 +234,8 @@ def _files_of(config: RunConfig) -> list[str]:
 def _is_folder(path: Path) -> bool:
     """Whether `path` is meant as a folder: it is one, or an archive of one, or nothing that a config is called."""
     archives = tuple(ending for _, endings, _ in shutil.get_unpack_formats() for ending in endings)
-    is_config = path.suffix in (".yaml", ".yml") or (path.is_file() and not path.name.lower().endswith(archives))
+    is_file = path.is_file() or path.is_fifo()
+    is_config = path.suffix in (".yaml", ".yml") or (is_file and not path.name.lower().endswith(archives))
     return path.is_dir() or not is_config
 
 

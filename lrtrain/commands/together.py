@@ -8,13 +8,12 @@ from typing import Any
 
 from lrtrain.checkpoint.format import Checkpoint, open_checkpoint
 from lrtrain.commands.origin import flat
+from lrtrain.commands.start import OWN_OF_A_MACHINE
 from lrtrain.config.schema import RunConfig
 from lrtrain.engine.distributed import other_than_the_leader, told_by_the_leader
 from lrtrain.errors import CheckpointError, ConfigError, DataError, DistributedError, Problem, printable, quoted
 from lrtrain.world import World
 
-# Each machine may have its images where it likes, and prepare them as it can.
-_OWN = ("workers", "cache", "dataset.root", "dataset.download")
 _MOST = 10
 
 
@@ -29,7 +28,7 @@ def refuse_other_config(config: RunConfig, options: Mapping[str, Any], world: Wo
     Raises:
         ConfigError: it differs.
     """
-    own = {key: value for key, value in flat(config.dump()).items() if key not in _OWN}
+    own = {key: value for key, value in flat(config.dump()).items() if key not in OWN_OF_A_MACHINE}
     differ = other_than_the_leader({**options, **own}, world)
     if differ:
         raise ConfigError(

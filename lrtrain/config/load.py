@@ -6,6 +6,8 @@ import difflib
 import errno
 import os
 import re
+import select
+import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from lrtrain.errors import ConfigError, EnvironmentFault, Problem, quoted
 
 DEFAULT = Path("lrtrain.yaml")
 _OF_ITS_NAME = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO)
+_WRITER_MS = 3000  # to wait for whoever writes to a config that is a pipe
 _KEYS = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[[^.\[\]]+\])*")  # optimizer.groups[0].lr
 
 
@@ -121,9 +124,13 @@ def _read(path: Path, *, given: bool) -> str:
 
 
 def _content(path: Path) -> bytes:
-    """At most what a config may have, from a file or a pipe, and without waiting for a pipe that nobody writes to."""
+    """At most what a config may have, from a file or a pipe, without waiting long for a pipe that nobody writes to."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb", buffering=0) as file:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):  # until its writer has opened it, reading finds its end
+            waiting = select.poll()
+            waiting.register(file, select.POLLIN)
+            waiting.poll(_WRITER_MS)
         os.set_blocking(descriptor, True)
         data = b""
         while len(data) <= yaml.MAX_BYTES and (more := file.read(65536)):

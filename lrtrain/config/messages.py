@@ -146,6 +146,8 @@ def _problem(item: Any, loc: Loc, document: Document, *, compare: bool) -> Probl
         hint = (f"did you mean {guess!r}? " if guess else "") + f"allowed: {', '.join(allowed)}"
         return Problem(f"{name} cannot be {quoted(value)}", where, hint)
     fix = number_hint(value) or such_as(loc[-1] if loc else "", _default(loc))
+    if kind == "string_type" and type(value) in (int, float):  # a folder that is called by its year
+        fix = IN_QUOTES
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
         return Problem(f"{name} must be {words} {context[key]}; got {quoted(value)}", where, fix)
@@ -226,6 +228,9 @@ def _section(parents: Loc) -> type[BaseModel]:
         **SECTIONS,
     }
     return nested.get(names[-1], RunConfig) if names else RunConfig
+
+
+IN_QUOTES = """if that is its name, put it in quotes (with --set in two kinds: "KEY='2024'")"""
 
 
 def such_as(key: str | int, default: str | None = None) -> str | None:

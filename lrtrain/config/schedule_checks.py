@@ -284,8 +284,9 @@ def _check_lengths(config: RunConfig, found: list[tuple[Loc, Phase]]) -> Iterato
         warmup = config.schedule[0].warmup if len(config.schedule) == 1 else None
         what = f"the warm-up lasts {sums}" if warmup is not None else f"the phases last {sums}"
         loc = found[0][0] if warmup is not None else ("schedule",)
+        has = f"{run} {word.removesuffix('s') if run == 1 else word}"
         yield Problem(
-            f"{what}{total_words}, but the run has {run} {word}{leaves}",
+            f"{what}{total_words}, but the run has {has}{leaves}",
             config.where(*loc, "warmup") if warmup is not None else config.where(*loc),
             "the phases must fill the run exactly; `for: rest` takes what the others leave"
             if too_short

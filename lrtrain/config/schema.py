@@ -222,6 +222,10 @@ class RunConfig(_Section):
         """Whether a `--set` gave this value, or something that holds it."""
         return self._document.overridden(*loc)
 
+    def written(self, key: str) -> Any:
+        """What the file, or `--set`, says of a key, as plain data; None where it says nothing."""
+        return self._document.data.get(key) if isinstance(self._document.data, dict) else None
+
     def dump(self) -> dict[str, Any]:
         """The config as plain data that reads back as the same config."""
         return self.model_dump(mode="json", by_alias=True)

@@ -103,6 +103,7 @@ _HINTS = {
     "more than": "name a file that lists them, or use a pattern",
     "mapping values": "text with a colon and a space needs quotes; keys of one section start at the same column",
     "flow": "inside {...} and [...], text with any of { } [ ] , needs quotes; and every bracket must be closed",
+    "escape": r"in double quotes write \\ for \; or take single quotes, such as '^fc\.'",
     "scalar": "close the quotes",
     "document": "a config is one document: leave out the --- between",
     "acceptable character": "remove it, or write it as an escape in double quotes",

@@ -17,6 +17,7 @@ from lrtrain.data.moved import moved
 from lrtrain.data.order import batch_of_step, steps_per_epoch
 from lrtrain.data.source import Split
 from lrtrain.data.transforms import Moment
+from lrtrain.data.workers import never
 from lrtrain.errors import ConfigError, about
 from lrtrain.world import ALONE, World
 
@@ -113,10 +114,13 @@ class Batches:
             found = kept(workshop, cache, self.workers, where, self.world.local_size)
         return replace(workshop, ready=found.images), found
 
-    def train(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of optimizer steps start .. stop - 1, counted from 0 over all epochs."""
+    def train(self, start: int, stop: int, *, asked: Callable[[], object] = never) -> Iterator[Batch]:
+        """The batches of optimizer steps start .. stop - 1, counted from 0 over all epochs.
+
+        No more come once `asked` answers while workers keep one waiting.
+        """
         orders = (self._order(step) for step in range(start, stop))
-        return self._batches(self._train, orders)
+        return self._batches(self._train, orders, asked)
 
     def _order(self, step: int) -> Order:
         seed, n = self.pipeline.seed, len(self._train.split)
@@ -124,12 +128,15 @@ class Batches:
         own = np.array_split(index, self.world.size)[self.world.rank]
         return Order(own, Moment(seed, step // self.steps_per_epoch), len(index))
 
-    def evaluate(self, split: Split | str = "val", batch_size: int | None = None) -> Iterator[Batch]:
+    def evaluate(
+        self, split: Split | str = "val", batch_size: int | None = None, *, asked: Callable[[], object] = never
+    ) -> Iterator[Batch]:
         """Every image of a split exactly once over all processes, in order, with the transforms of val.
 
         Args:
             split: train, val or test, or a split of one's own.
             batch_size: images at a time; the training batch's when absent.
+            asked: as in `train`.
 
         Raises:
             ConfigError: the dataset has no such split.
@@ -142,7 +149,7 @@ class Batches:
             Order(np.arange(start + first, min(start + first + size, n)), moment, min(together, n - start))
             for start in range(0, n - first, together)
         )
-        return self._batches(workshop, orders)
+        return self._batches(workshop, orders, asked)
 
     def _for_evaluation(self, split: Split | str) -> Workshop:
         if not isinstance(split, str):
@@ -154,23 +161,23 @@ class Batches:
             raise ConfigError(f"the dataset has no split {split!r}", hint=f"it has {', '.join(splits)}")
         return Workshop("val", splits[split], self.pipeline.val)
 
-    def _batches(self, workshop: Workshop, orders: Iterator[Order]) -> Iterator[Batch]:
+    def _batches(self, workshop: Workshop, orders: Iterator[Order], asked: Callable[[], object]) -> Iterator[Batch]:
         if isinstance(workshop.ready, torch.Tensor) and not workshop.stages.per_sample:
             # On the CPU a thread would take its time from the training. Nothing here draws from torch's generators.
             yield from self._ahead(workshop, orders) if self._on_gpu else self._ready(workshop, orders)
             return
         # The loader reads orders ahead of the images that it returns.
-        asked: list[Order] = []
+        begun: list[Order] = []
 
         def noted() -> Iterator[Order]:
             for order in orders:
-                asked.append(order)
+                begun.append(order)
                 yield order
 
         first = None
         with about(self.pipeline.where):
-            for images in fulfilled(workshop, noted(), self.workers, pin=self._on_gpu):
-                order = asked.pop(0)
+            for images in fulfilled(workshop, noted(), self.workers, pin=self._on_gpu, asked=asked):
+                order = begun.pop(0)
                 one = order.index[0], images.shape[1:]
                 first = first or one
                 workshop.refuse_other_size(first, one)  # a batch of one size by chance

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,7 @@ def make_pipeline(
     where: Where,
     mean_std: tuple[Sequence[float], Sequence[float]] | None = None,
     photo_size: int = PHOTO,
+    tried: Mapping[str, Sequence[int]] | None = None,
 ) -> Pipeline:
     """Complete the transform lists, part them into stages and try them on a few images.
 
@@ -78,6 +79,7 @@ def make_pipeline(
         where: `RunConfig.where`.
         mean_std: what the pretrained weights were trained with, per channel; the dataset's own when absent.
         photo_size: side in pixels that photos are brought to, where no list says otherwise.
+        tried: the images of train and val to try them on, in place of some.
 
     Raises:
         ConfigError: a list cannot be built, or fails on the dataset's images.
@@ -115,8 +117,9 @@ def make_pipeline(
     with about(place):
         for name, (_, steps) in {"train": train, "val": val}.items():
             _refuse_huge(name, steps, size)
-        shape = _tried(source.train, "train", train[1], seed, where)
-        val_shape = _tried(source.val, "val", val[1], seed, where)
+        on = {name: some(len(split)) for name, split in source.splits().items()} if tried is None else tried
+        shape = _tried(source.train, "train", train[1], on["train"], seed, where)
+        val_shape = _tried(source.val, "val", val[1], on["val"], seed, where)
     if shape[0] != val_shape[0]:
         raise ConfigError(
             f"the train transforms leave images of {shape[0]} channels, and those of val of {val_shape[0]}",
@@ -231,13 +234,20 @@ def _refuse_huge(name: str, steps: Sequence[Step], size: Size | None) -> None:
         size = size_after(step.transform, step.name, size)
 
 
-def _tried(split: Split, name: str, steps: Sequence[Step], seed: int, where: Where) -> tuple[int, int, int]:
+def some(n: int) -> list[int]:
+    """A few of n things, from the first to the last."""
+    return np.unique(np.linspace(0, n - 1, _TRIED).astype(int)).tolist() if n else []
+
+
+def _tried(
+    split: Split, name: str, steps: Sequence[Step], on: Sequence[int], seed: int, where: Where
+) -> tuple[int, int, int]:
     """Run a list on a few images, so that what fails is known before training; the shape they end with."""
     if len(split) == 0:
         raise DataError(f"the {name} split has no images")
     shapes: dict[tuple[int, ...], int] = {}
     moment = Moment(seed, "try")
-    for i in np.unique(np.linspace(0, len(split) - 1, _TRIED).astype(int)).tolist():
+    for i in on:
         image: Any = split.read(i)
         with moment.seeded(i):
             for step in steps:

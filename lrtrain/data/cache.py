@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lrtrain.data.disk_cache import Shape, StoredImages, cache_folder, file_for, stored
 from lrtrain.data.loader import Order, Workshop, fulfilled
 from lrtrain.data.memory import available_bytes
+from lrtrain.data.transforms import Stages
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 
 Mode = Literal["auto", "memory", "disk", "off"]
@@ -57,16 +58,10 @@ def kept(workshop: Workshop, mode: Mode, workers: int, where: Callable[..., str]
     """
     if mode == "off":
         return Kept(None, "off")
+    refuse_sizes(workshop.name, workshop.stages, mode, where)
     if workshop.stages.size is None:
-        if mode == "auto":
-            why = "it is not known that the images are of one size before anything random is done to them"
-            return Kept(None, f"off, since {why}")
-        raise ConfigError(
-            f"cache: {mode} needs images of one size before anything random is done to them; those of "
-            f"{workshop.name} are not known to be",
-            where("cache"),
-            f"{_ONE_SIZE}, or write `cache: auto`",
-        )
+        why = "it is not known that the images are of one size before anything random is done to them"
+        return Kept(None, f"off, since {why}")
     raw = workshop.split.read(0)
     n, shape = len(workshop.split), tuple(workshop.stages.prepare(raw).shape)
     making = _Making(workshop, (n, *shape), int(raw.shape[0]), workers if n * raw[0].numel() > _FEW_PIXELS else 0)
@@ -75,6 +70,21 @@ def kept(workshop: Workshop, mode: Mode, workers: int, where: Callable[..., str]
     if mode == "auto" and making.size * processes > available_bytes() // AUTO_SHARE:
         return _on_disk_if_it_can_be(making, processes)
     return _in_memory(making, where, processes)
+
+
+def refuse_sizes(name: str, stages: Stages, mode: Mode, where: Callable[..., str]) -> None:
+    """Refuse to keep images of several sizes where that is asked for.
+
+    Raises:
+        ConfigError: those of the split `name` are not known to be of one.
+    """
+    if mode in ("memory", "disk") and stages.size is None:
+        raise ConfigError(
+            f"cache: {mode} needs images of one size before anything random is done to them; those of "
+            f"{name} are not known to be",
+            where("cache"),
+            f"{_ONE_SIZE}, or write `cache: auto`",
+        )
 
 
 def kept_words(splits: dict[str, Kept]) -> list[str]:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
-import struct
 import warnings
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, partial, partialmethod
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import EpsImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
-from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngImageFile, PngStream
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from lrtrain import foreign
-from lrtrain.data import jpeg, jpeg2000, tiff
+from lrtrain.data import jpeg, jpeg2000, pixmaps, tiff
+from lrtrain.data.pieces import MOST_FILE_BYTES, Pieces
+from lrtrain.data.png import turned_later
 from lrtrain.errors import BEYOND_FILES, DataError, printable
 
 EMPTY = "it is empty (0 bytes)"
@@ -32,17 +34,11 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
 # Nor may a dataset of the user's, which opens what it likes, start one: EPS is a program for Ghostscript.
 EpsImagePlugin.gs_binary = False
 MAX_BYTES = 490_000_000  # that decoding an image takes
-MOST_FILE_BYTES = 200_000_000  # of an image file: 61 million pixels of colour, uncompressed
-_STRIP = 1_000_000  # pixels that are converted at a time
-_MOST_READS = 200_000  # of a file: a PNG of 200 MB in chunks of 8 KB takes 75,000
 # By Pillow's name of a decoder that is written in Python: of how many numbers an image may consist, for 3 s at most.
 _SLOW = {"bmp_rle": (10_000_000, "run-length coded BMP"), "ppm_plain": (3_000_000, "PPM in plain text")}
 _DECODER = {"WEBP": 12, "JPEG2000": 16}  # bytes a pixel that the decoder keeps besides what Pillow does
+_STRIP = 1_000_000  # pixels that are converted at a time
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
-ANIMATED = "image/apng"  # of a PNG, whose later frames are not even looked at
-_FRAMES = (b"acTL", b"fcTL", b"fdAT")
-_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-_TURNING = (b"XML:com.adobe.xmp", b"Raw profile type exif")  # texts of a PNG that Pillow finds an orientation in
 
 
 def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
@@ -60,13 +56,18 @@ def decode(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
         beyond 65535 and floats are refused, since their scale is not known, and so are a TIFF's
         signed bytes, palettes of 8 bits, and uncompressed YCbCr of which some is left out;
       - a TIFF's colours may lie in planes where they are 8-bit RGB, RGBA or CMYK, or 16-bit RGB that is compressed;
-        others are refused, since Pillow makes noise of them;
+        others are refused, since Pillow makes noise of them, and so are strips or tiles that were never written, and
+        signed numbers that are big-endian and compressed;
+      - a JPEG 2000 has 8 bits a channel, or up to 16 of gray, says whether its last one is transparency, has sizes that
+        are multiples of what its colours leave out, and no colour of its palette twice; others are refused, since
+        Pillow makes black of white, transparency of whatever is there, and other colours;
+      - a PPM's values are scaled by the greatest that it names, v becomes round(v / greatest * 255);
       - an image whose decoding would take more than `MAX_BYTES` is refused before memory is taken for it: at 8 bytes
         a pixel of colour that is 61 million pixels, fewer where the decoder keeps more (progressive JPEG 35, WebP 24,
         JPEG 2000 20, fewer still where its tiles, precincts or code blocks are small), and 179 million, where Pillow
         ends, for 8-bit gray. One image can thus not end the process;
       - nor may one take minutes: a JPEG of more than 500 scans is refused, a run-length coded BMP of more than 10
-        million pixels, and a PPM in plain text of more than 3 million numbers.
+        million pixels or a million runs, and a PPM in plain text of more than 3 million numbers.
 
     Args:
         path: the file.
@@ -139,7 +140,7 @@ def _by_pillow(file: IO[bytes], channels: int) -> torch.Tensor:
         warnings.simplefilter("ignore")
         with header(file) as image:
             _refuse_large(image, channels)
-            tiff.refuse_misread(image)
+            _refuse_misread(image)
             return from_pil(image, channels)
 
 
@@ -156,13 +157,14 @@ def _refuse_large(image: Image.Image, channels: int) -> None:
     progressive = 2 * len(image.getbands()) if image.info.get("progressive") else 0
     # Turning it makes a second image, and what a TIFF holds in one strip is there beside it.
     each = own + max(own, channels) + _DECODER.get(image.format or "", 0) + progressive
+    each += 12 if any(tile[0] == "ppm" for tile in getattr(image, "tile", ())) else 0  # as read, scaled, and copied
     # Decoders keep a row or two besides, which matters where it is the whole image.
     needed = image.width * (image.height * each + 3 * own)
     tags = getattr(image, "tag_v2", None) or {}
     needed += 8 * int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))  # a TIFF's tile is there as a whole
     if isinstance(image, ImageFile) and image.format == "JPEG2000" and image.fp is not None:
         # What one tile takes does not count, and what tiles of 256 and code blocks of 32 do is in the bytes a pixel.
-        kept = jpeg2000.kept(cast(IO[bytes], _Pieces(image.fp)))
+        kept = jpeg2000.kept(cast(IO[bytes], Pieces(image.fp)))
         needed += max(0, kept - 1_000_000 - 2 * image.width * image.height)
     if needed > MAX_BYTES:
         raise TooLarge(
@@ -171,11 +173,25 @@ def _refuse_large(image: Image.Image, channels: int) -> None:
         )
 
 
+def _refuse_misread(image: Image.Image) -> None:
+    """Refuse what Pillow would read wrong without a word: an error for a file is better than noise.
+
+    Raises:
+        ValueError: it is such an image.
+    """
+    if isinstance(image, TiffImageFile):
+        tiff.refuse_misread(image)
+    elif isinstance(image, BmpImageFile):
+        pixmaps.refuse_misread(image)
+    elif isinstance(image, Jpeg2KImageFile) and image.fp is not None:
+        jpeg2000.refuse_misread(image.fp, image.mode)
+
+
 def header(file: IO[bytes]) -> Image.Image:
     """An image file as Pillow opens it, not decoded; any exception where it cannot be read."""
     tiff.refuse_many_places(file)
     file.seek(0)
-    return Image.open(cast(IO[bytes], _Pieces(file)), formats=FORMATS)
+    return Image.open(cast(IO[bytes], Pieces(file)), formats=FORMATS)
 
 
 @cache
@@ -193,79 +209,10 @@ def only_formats() -> None:
 
 def _bounded(opener: Callable[[IO[bytes], str | bytes], ImageFile], file: IO[bytes], name: str | bytes) -> ImageFile:
     image = opener(file, name)
-    if not isinstance(file, _Pieces):  # `decode` asks itself, with the channels that it makes
+    if not isinstance(file, Pieces):  # `decode` asks itself, with the channels that it makes
         _refuse_large(image, 3)
-        tiff.refuse_misread(image)
+        _refuse_misread(image)
     return image
-
-
-_Read = Callable[[PngStream, int, int], bytes]
-
-
-def _passed_over(stream: PngStream, kind: bytes, read: _Read, position: int, length: int) -> bytes:
-    """Read a PNG's chunk of metadata; one that is damaged, or too much for Pillow, is passed over, up to 64 of them.
-
-    Later frames are not read, since the first is a PNG by itself, nor are texts that say nothing of the pixels, since
-    Pillow would take some keywords for its own. What is not opened by `header` is read as Pillow does.
-    """
-    if not isinstance(stream.fp, _Pieces):
-        return read(stream, position, length)
-    content = stream.fp.read(min(length, MOST_FILE_BYTES))
-    whole = struct.pack(">I", zlib.crc32(kind + content)) == stream.fp.read(4)
-    if kind == b"acTL" and whole and content[:4] > b"\0\0\0\1":
-        stream.im_custom_mimetype = ANIMATED
-    if kind not in _FRAMES and (kind not in _TEXTS or content.startswith(_TURNING)):
-        profile = stream.im_info.get("icc_profile")
-        if whole:
-            stream.fp.seek(position)
-            try:
-                read(stream, position, length)
-            except (ValueError, SyntaxError, LookupError, struct.error):
-                whole = False
-        if stream.im_info.get("icc_profile") is not profile:  # Pillow counts texts alone
-            stream.check_text_memory(len(stream.im_info["icc_profile"] or b""))
-        if not whole:
-            stream.check_text_memory(MAX_TEXT_CHUNK)  # raises, too, where all of a file's texts are too much
-    stream.fp.seek(position + length)
-    return content
-
-
-def _crc(stream: PngStream, check: Callable[[PngStream, bytes, bytes], None], kind: bytes, content: bytes) -> None:
-    """Check a PNG's chunk, unless it is one that the pixels do not need, whose name begins with a small letter."""
-    if isinstance(stream.fp, _Pieces) and kind[:1].islower() and kind != b"tRNS":
-        stream.crc_skip(kind, content)
-    else:
-        check(stream, kind, content)
-
-
-for _name in [each for each in dir(PngStream) if re.fullmatch("chunk_[a-z]...", each)]:
-    if _name != "chunk_tRNS":  # which is of the pixels
-        setattr(PngStream, _name, partialmethod(_passed_over, _name[6:].encode(), getattr(PngStream, _name)))
-setattr(PngStream, "crc", partialmethod(_crc, PngStream.crc))  # noqa: B010 - mypy takes no method for it
-
-
-class TooManyPieces(ValueError):
-    """A file is read in more than `_MOST_READS` pieces."""
-
-
-class _Pieces:
-    """A file as Pillow reads it, up to a number of reads: what is walked through bit by bit would not end in time.
-
-    Pillow walks through chunks, segments, boxes, comments and junk, in whichever format; the count goes on from one
-    format that it tries to the next, and while it decodes.
-    """
-
-    def __init__(self, file: IO[bytes]):
-        self._file, self._reads = file, 0
-
-    def read(self, size: int = -1) -> bytes:
-        self._reads += 1
-        if self._reads > _MOST_READS:
-            raise TooManyPieces(f"it is made of more than {_MOST_READS:,} pieces, and no image needs so many")
-        return self._file.read(size)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)  # libtiff reads by fileno() or getvalue(), where the file has it
 
 
 def from_pil(image: Image.Image, channels: int) -> torch.Tensor:
@@ -327,33 +274,16 @@ def _turn_upright(image: Image.Image) -> None:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height that an opened image will have when it is decoded and upright."""
     width, height = image.size
-    if width != height and image.format != "TIFF":  # Pillow has turned a TIFF's
+    tag = ExifTags.Base.Orientation in getattr(image, "tag_v2", ())  # by a TIFF's tag Pillow has turned it already
+    if width != height and not tag:
         with suppress(Exception):  # damaged EXIF, as above
-            if isinstance(image, PngImageFile) and _turned_later(image):
+            if isinstance(image, PngImageFile) and turned_later(image):
                 _refuse_large(image, 3)
                 image.load()
             # Not a PNG's own getexif, which decodes it whenever nothing stands before the pixels.
             if Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
                 return height, width
     return width, height
-
-
-def _turned_later(image: PngImageFile) -> bool:
-    """Whether an opened PNG may say behind its pixels how it is turned, where some programs write it."""
-    file = image.fp
-    assert file is not None
-    was, at, pixels = file.tell(), 8, False
-    found = False
-    while not found:
-        file.seek(at)
-        start = file.read(40)
-        if len(start) < 12 or start[4:8] == b"IEND":
-            break
-        found = pixels and (start[4:8] == b"eXIf" or start.startswith(_TURNING, 8))
-        pixels = pixels or start[4:8] == b"IDAT"
-        at += 12 + int.from_bytes(start[:4], "big")
-    file.seek(was)
-    return found
 
 
 def _gray_or_rgb(image: Image.Image, channels: int, greatest: int) -> NDArray[np.uint8]:

@@ -226,8 +226,23 @@ def completed(path: Path) -> Iterator[IO[bytes]]:
 def _remove_abandoned(folder: Path) -> None:
     """Remove what builders left that were killed: nobody holds the lock."""
     for left in folder.glob(f"*-{'[0-9a-f]' * 32}.partial"):  # the folder may be another program's too
-        with suppress(OSError, Timeout), _kernels_lock(left.with_suffix(".lock"), timeout=0):
-            left.unlink(missing_ok=True)
+        with suppress(OSError, Timeout):
+            _refuse_content(left.with_suffix(".lock"))
+            with _kernels_lock(left.with_suffix(".lock"), timeout=0):
+                left.unlink(missing_ok=True)
+
+
+def _refuse_content(name: Path) -> None:
+    """Refuse a lock that is a link, or not empty: versions of filelock empty what they lock, and it may be another's.
+
+    Raises:
+        OSError: it is one, or not there.
+    """
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    size = os.fstat(descriptor).st_size
+    os.close(descriptor)
+    if size:
+        raise OSError(errno.EEXIST, f"it is no lock, but a file of {size:,} bytes: remove it", str(name))
 
 
 def _kernels_lock(name: Path, timeout: float = -1) -> BaseFileLock:
@@ -254,6 +269,7 @@ def locked(path: Path) -> Iterator[None]:
     try:
         made = os.open(name, flags | os.O_EXCL, 0o666)
     except FileExistsError:
+        _refuse_content(name)
         os.close(os.open(name, flags, 0o666))
     else:
         # It holds nothing: whoever may write in the folder may wait for it, whatever the umask.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lrtrain import foreign
-from lrtrain.data.decode import TooLarge, decode, header, refuse_long, upright_size
+from lrtrain.data.decode import decode, header, refuse_long, upright_size
 from lrtrain.data.default_transforms import SMALL, Size
 from lrtrain.data.source import Split
 from lrtrain.errors import BEYOND_FILES, ConfigError, DataError, Problem, printable
@@ -87,7 +87,7 @@ class FileSplit:
             with foreign.opened(Path(path), links=True) as file:
                 refuse_long(os.fstat(file.fileno()).st_size)
                 return file.read()
-        except TooLarge as error:
+        except ValueError as error:  # too large, or its name holds what no path can, from a list of torchvision's
             raise DataError(f"cannot read the image {printable(path)}: {error}", hint="remove it") from error
         except OSError as error:
             if error.errno in BEYOND_FILES:
@@ -101,7 +101,7 @@ class FileSplit:
         real = os.path.realpath(self.path(i))
         # What is written with its whole path, or with `..` in it, lies elsewhere on purpose.
         meant = os.path.isabs(self.names[i]) or ".." in self.names[i].split("/")
-        return not meant and not real.startswith(os.path.join(_real(self.root), ""))
+        return not meant and not real.startswith(os.path.join(_real(os.path.abspath(self.root)), ""))
 
     def size_of(self, i: int) -> tuple[int, int]:
         """Width and height, by the file's header."""
@@ -124,14 +124,13 @@ class FileSplit:
         path = self.path(i)
         try:
             return os.stat(path)
-        except OSError as error:
-            raise DataError(
-                f"cannot read the image {printable(path)}: {error.strerror}", hint="restore the file"
-            ) from error
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise DataError(f"cannot read the image {printable(path)}: {why}", hint="restore the file") from error
 
 
 @cache
-def _real(folder: Path) -> str:
+def _real(folder: str) -> str:
     return os.path.realpath(folder)
 
 

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from lrtrain.data.decode import ANIMATED, EMPTY, MAX_BYTES, TooManyPieces, decoded, header, why_unreadable
+from lrtrain.data.decode import EMPTY, MAX_BYTES, decoded, header, why_unreadable
 from lrtrain.data.files import FileSplit
 from lrtrain.data.jpeg import sound_out
-from lrtrain.data.loader import by_workers
+from lrtrain.data.pieces import TooManyPieces
+from lrtrain.data.png import ANIMATED
 from lrtrain.data.source import InFiles, Split, unwrapped
+from lrtrain.data.workers import by_workers, one_made
 from lrtrain.errors import DataError
 
 DIGEST_BYTES = 16  # of sha256: two of a thousand million images agree by chance once in 10^20 datasets
@@ -57,6 +59,7 @@ class Look:
     Attributes:
         digest: of its bytes, or of its pixels where it is no file of its own.
         size: width and height in px as it is stored.
+        upright: the same as it is read, which EXIF may turn.
         format: as Pillow names it; empty where there is no file.
         why: it cannot be read; empty where it can.
         remarks: what is odd, by the names in `survey.KINDS`.
@@ -65,6 +68,7 @@ class Look:
 
     digest: bytes
     size: tuple[int, int] = (0, 0)
+    upright: tuple[int, int] = (0, 0)
     format: str = ""
     why: str = ""
     remarks: tuple[str, ...] = ()
@@ -113,6 +117,7 @@ def look(images: Split, i: int, channels: int) -> Look:
     Raises:
         OSError: the machine lacks what it takes to open it.
     """
+    one_made()
     if not isinstance(images, InFiles):
         return _looked_at_pixels(images, i)
     try:
@@ -129,7 +134,8 @@ def look(images: Split, i: int, channels: int) -> Look:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 found = _of_header(found, content, os.path.splitext(images.name(i))[1].lower(), channels)
-            of_pixels = _of_pixels(decoded(BytesIO(content), channels))
+            pixels = decoded(BytesIO(content), channels)
+            found, of_pixels = replace(found, upright=_size(pixels)), _of_pixels(pixels)
             sound_out(content, channels, MAX_BYTES)
             complaint = said()
         except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, struct.error ...
@@ -162,7 +168,7 @@ def _looked_at_pixels(images: Split, i: int) -> Look:
         return Look(b"", why=error.problems[0].what.removeprefix(f"cannot read {images.path(i)}: "))
     content = f"{tuple(pixels.shape)}".encode() + pixels.contiguous().numpy().tobytes()
     digest = hashlib.sha256(content).digest()[:DIGEST_BYTES]
-    return Look(digest, (pixels.shape[2], pixels.shape[1]), remarks=_of_pixels(pixels))
+    return Look(digest, _size(pixels), _size(pixels), remarks=_of_pixels(pixels))
 
 
 def _of_header(found: Look, content: bytes, suffix: str, channels: int) -> Look:
@@ -199,6 +205,10 @@ def _is_turned(image: Image.Image) -> bool:
         return image.getexif().get(0x0112, 1) in range(2, 9)
     except Exception:  # damaged EXIF is passed over when the image is read, too
         return False
+
+
+def _size(pixels: torch.Tensor) -> tuple[int, int]:
+    return pixels.shape[2], pixels.shape[1]
 
 
 def _of_pixels(pixels: torch.Tensor) -> tuple[str, ...]:

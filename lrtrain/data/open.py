@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lrtrain import lookup, random
-from lrtrain.config.messages import such_as
+from lrtrain.config.messages import IN_QUOTES, such_as
 from lrtrain.config.schema import Dataset
 from lrtrain.data.classes import unfit
 from lrtrain.data.files import shortened
@@ -98,7 +98,8 @@ def _wrong_kinds(arguments: dict[str, Any], hints: dict[str, Any]) -> Iterator[P
         kinds = [kind for kind in get_args(hints[key]) or (hints[key],) if kind is not type(None)]
         allowed = get_args(hints[key]) if get_origin(hints[key]) is Literal else ()
         if kinds == [str] and not isinstance(value, str) and not (value is None and len(get_args(hints[key])) > 1):
-            yield Problem(f"{key} must be text; got {quoted(value)}", Key(key), such_as(key) or "name a file")
+            hint = IN_QUOTES if type(value) in (int, float) else such_as(key) or "name a file"
+            yield Problem(f"{key} must be text; got {quoted(value)}", Key(key), hint)
         elif allowed and value not in allowed:
             what = f"{key} must be {' or '.join(allowed)}; got {quoted(value)}"
             yield Problem(what, Key(key), f"such as {key}: {allowed[0]}")

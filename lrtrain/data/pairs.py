@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lrtrain.data.decode import from_pil, only_formats
 from lrtrain.data.default_transforms import SMALL, Size
+from lrtrain.data.opening import only_whole_files
 from lrtrain.errors import BEYOND_FILES, DataError, LrtrainError
 from lrtrain.random import seeded
 
@@ -91,9 +92,11 @@ def _is_torchvisions(pairs: Any) -> bool:
 
 def _item(pairs: Any, i: int) -> Any:
     """Item i; torchvision's datasets open whatever Pillow can, in whichever process reads them."""
-    if _is_torchvisions(pairs):
-        only_formats()
-    return pairs[i]
+    if not _is_torchvisions(pairs):
+        return pairs[i]
+    only_formats()
+    with only_whole_files():
+        return pairs[i]
 
 
 def _some(pairs: Any) -> Iterator[tuple[int, Any]]:
@@ -124,6 +127,8 @@ def usable(name: str) -> Iterator[None]:
     except LrtrainError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in BEYOND_FILES:
+            raise
         why = f"{type(error).__name__}: {error}"
         hint = "correct its arguments under dataset, or its files"
         raise DataError(f"{name} was opened, but cannot be used: {why}", hint=hint) from error
@@ -199,12 +204,7 @@ def _listed(name: str, pairs: Any) -> tuple[NDArray[np.int64], str]:
     target = next(_some(pairs))[1][1]
     if target is None:
         raise DataError(f"{name} has no labels", hint="hold images out of train instead: `val_fraction: 0.1`")
-    if not _is_index(target):
-        raise DataError(
-            f"{name} is no classification dataset: a target must be one integer, not "
-            f"{type(target).__name__} {str(target)[:60]!r}",
-            hint="`lrtrain list datasets` shows what can be used",
-        )
+    _refuse_no_index(target, f"{name} is no classification dataset")
     others = False
     for attribute, names in _LISTS.items():
         listed = _as_labels(getattr(pairs, attribute, None), len(pairs))
@@ -222,9 +222,19 @@ def _listed(name: str, pairs: Any) -> tuple[NDArray[np.int64], str]:
 
 def _target(name: str, pairs: Any, i: int) -> int:
     try:
-        return int(_item(pairs, i)[1])
+        target = _item(pairs, i)[1]
     except Exception as error:
         raise _unread(_called(i, name), error) from error
+    _refuse_no_index(target, f"{_called(i, name)} has no class")
+    return int(target)
+
+
+def _refuse_no_index(target: Any, what: str) -> None:
+    if not _is_index(target):
+        raise DataError(
+            f"{what}: a target must be one integer, not {type(target).__name__} {str(target)[:60]!r}",
+            hint="`lrtrain list datasets` shows what can be used",
+        )
 
 
 def _with_progress(name: str, n: int) -> Iterable[int]:

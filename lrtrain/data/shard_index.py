@@ -23,7 +23,7 @@ from lrtrain.data.shards import Shard, Texts
 from lrtrain.errors import EnvironmentFault, Problem
 from lrtrain.foreign import opened
 
-_FORMAT = 1  # goes up when what `_samples` takes for a sample, an image or a label changes
+_FORMAT = 2  # goes up when what `_samples` takes for a sample, an image or a label changes
 _LABEL_BYTES = 2**20  # more is no label
 _BLOCK = 512  # bytes: tar files consist of these
 _EXTENDING = (
@@ -351,7 +351,7 @@ def _label(sample: str, file: IO[bytes], parts: dict[str, tuple[str, int, int]])
         raise _Wrong(f"{sample}: .{suffix} has {size:,} bytes, which is no label", _AGAIN)
     content = os.pread(file.fileno(), size, offset)  # it leaves tarfile's place in the file alone
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
         label = _json_label(json.loads(text)) if suffix == "json" else text.strip()
         label.encode("utf-8")  # JSON can spell half a character
     except (ValueError, RecursionError) as error:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lrtrain.data.decode import MOST_FILE_BYTES, decode_bytes, header, upright_size
+from lrtrain.data.decode import decode_bytes, header, upright_size
+from lrtrain.data.pieces import MOST_FILE_BYTES
 from lrtrain.errors import BEYOND_FILES, DataError
 
 # Files that a process keeps open: a quarter of what it may, which is most often 1024.
@@ -192,12 +193,12 @@ class ShardSplit:
     def size_of(self, i: int) -> tuple[int, int]:
         """Width and height, by the image's header."""
         shard, j = self._place(i)
-        try:
-            with header(BytesIO(shard.content(j, _HEADER_BYTES))) as image:
-                return upright_size(image)
-        except Exception:  # what tells the size may lie further on
-            with header(BytesIO(shard.content(j))) as image:
-                return upright_size(image)
+        if shard.sizes[j] > _HEADER_BYTES:
+            with suppress(Exception), header(BytesIO(shard.content(j, _HEADER_BYTES))) as image:
+                if image.format not in ("PNG", "TIFF"):  # which may say at their end how they are turned
+                    return upright_size(image)
+        with header(BytesIO(shard.content(j))) as image:
+            return upright_size(image)
 
     def stamp(self, i: int) -> str:
         """Where the image lies, its bytes, and when the shard was written; of the rest see `FileSplit.stamp`.

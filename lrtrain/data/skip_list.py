@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -26,7 +26,7 @@ def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[
     """Which images a skip list names, shape (n,), and what is wrong with the list.
 
     Blank lines and lines that start with `#` are passed over. A name is what `lrtrain check` and errors print: the
-    path from the dataset's root, or with the root before it, escaped or not.
+    path from the dataset's root, or with the root or the last of its folders before it, escaped or not.
 
     Args:
         file: the list, UTF-8; `~` is expanded.
@@ -46,7 +46,8 @@ def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[
             for alias in (text, text.strip(), os.path.normpath(text.strip())):
                 meant.setdefault(alias, set()).add(text)
         for i, name in enumerate(names):
-            for alias in (name, path(i), printable(name), printable(path(i))):
+            shown = printable(name)
+            for alias in (name, shown, *_from_roots(path(i), name), *_from_roots(printable(path(i)), shown)):
                 if alias in meant:
                     chosen[i] = True
                     missing -= meant[alias]
@@ -70,6 +71,19 @@ def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[
         if (shown := printable(name)) in both and shown != name
     ]
     return chosen, problems
+
+
+def _from_roots(path: str, name: str) -> Iterator[str]:
+    """A path as one may write it from any folder above the root: a run's own root is written from / on.
+
+    >>> list(_from_roots("/data/pets/cats/1.png", "cats/1.png"))
+    ['/data/pets/cats/1.png', 'data/pets/cats/1.png', 'pets/cats/1.png']
+    """
+    yield path
+    root = path.removesuffix(name) if path.endswith(name) else ""
+    for at, letter in enumerate(root[:-1]):
+        if letter == "/":
+            yield path[at + 1 :]
 
 
 def without(

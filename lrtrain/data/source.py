@@ -73,6 +73,7 @@ class Source:
         mean, std: the dataset's own normalisation per channel, for pixels of 0..1, where it is known.
         measured: finds `image_size`; left until it is asked for, since it may read many files.
         mirrored_is_same: whether an image keeps its class when mirrored; not so for digits and letters.
+        class_roots: folders, without links, of which every subfolder is a class: nothing may be written among these.
         notes: what a person should know about what was found.
         problems: what is wrong with it; `open_source` refuses a source that has any.
     """
@@ -87,6 +88,7 @@ class Source:
     std: tuple[float, ...] | None = None
     measured: Callable[[], tuple[int, int] | None] = lambda: None
     mirrored_is_same: bool = True
+    class_roots: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 

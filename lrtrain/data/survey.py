@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lrtrain.data.build import some
 from lrtrain.data.inspect import DIGEST_BYTES, Look, looks
-from lrtrain.data.source import InFiles, Source, Split, unwrapped
+from lrtrain.data.source import InFiles, Part, Source, Split, unwrapped
 
 Level = Literal["problem", "warning", "note"]
 MOST_NAMED = 1000  # images of a kind that are kept by name, but for those that cannot be read
@@ -68,7 +69,11 @@ class Finding:
 
 @dataclass
 class SplitFacts:
-    """A split in numbers: images, of each class and format, and the sizes in px with fewest and most pixels."""
+    """A split in numbers: images, of each class and format, and the sizes in px with fewest and most pixels.
+
+    `able` are the numbers of the images that can be read, and `telling` which of these, counted among them, transforms
+    may be tried on: those with the least and the most height, width and width in proportion to it, and some more.
+    """
 
     images: int
     per_class: dict[str, int]
@@ -76,9 +81,12 @@ class SplitFacts:
     formats: Counter[str] = field(default_factory=Counter)
     smallest: tuple[int, int] | None = None
     largest: tuple[int, int] | None = None
+    able: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64), compare=False)
+    telling: tuple[int, ...] = ()
+    _ends: dict[tuple[str, bool], tuple[float, int]] = field(default_factory=dict)
 
-    def add(self, look: Look) -> None:
-        """One more image."""
+    def add(self, i: int, look: Look) -> None:
+        """One more image, number i."""
         if look.why:
             self.unreadable += 1
             return
@@ -90,6 +98,26 @@ class SplitFacts:
 
         self.smallest = min(self.smallest or look.size, look.size, key=pixels)
         self.largest = max(self.largest or look.size, look.size, key=pixels)
+        width, height = look.upright
+        for what, value in (("width", width), ("height", height), ("shape", width / max(1, height))):
+            for least in (True, False):
+                end = self._ends.get((what, least))
+                if end is None or (value < end[0] if least else value > end[0]):
+                    self._ends[what, least] = value, i
+
+    def finish(self, read: NDArray[np.bool_]) -> None:
+        """After all of them, of which some could be read."""
+        self.able = np.flatnonzero(read)
+        ends = np.searchsorted(self.able, [i for _, i in self._ends.values()]).tolist()
+        self.telling = tuple(sorted({*some(len(self.able)), *ends}))
+
+    @property
+    def common(self) -> tuple[int, int] | None:
+        """Height and width of all images, as they are read; None where they differ."""
+        ends = {key: value for key, (value, _) in self._ends.items()}
+        sides = [ends.get((what, True)) for what in ("height", "width")]
+        same = sides == [ends.get((what, False)) for what in ("height", "width")]
+        return (int(sides[0]), int(sides[1])) if same and sides[0] and sides[1] else None
 
 
 @dataclass
@@ -98,6 +126,15 @@ class Survey:
 
     splits: dict[str, SplitFacts]
     findings: list[Finding]
+
+    def without_unreadable(self, source: Source) -> Source:
+        """What is left of the source that was looked at; the source itself where all images can be read."""
+        if not self.unreadable():
+            return source
+        left = {name: Part(split, self.splits[name].able) for name, split in source.splits().items()}
+        sizes = {facts.common for facts in self.splits.values() if len(facts.able)}
+        size = next(iter(sizes)) if len(sizes) == 1 else None
+        return replace(source, train=left["train"], val=left["val"], test=left.get("test"), measured=lambda: size)
 
     def unreadable(self) -> list[tuple[str, str]]:
         """The images that cannot be read, by name, and why."""
@@ -123,10 +160,12 @@ def survey(source: Source, workers: int) -> Survey:
     read = np.zeros(len(called), dtype=np.bool_)
     by_split = np.repeat(np.arange(len(splits)), [len(split) for split in splits.values()])
     of_split = list(facts.values())
+    firsts = np.cumsum([0, *map(len, splits.values())]).tolist()
     found = looks(list(splits.values()), source.channels, workers)
     with tqdm(total=len(called), desc="checking", unit=" images", disable=None, leave=False, dynamic_ncols=True) as bar:
         for i, look in enumerate(found):
-            of_split[by_split[i]].add(look)
+            at = int(by_split[i])
+            of_split[at].add(i - firsts[at], look)
             if look.why:
                 findings["unreadable"].add(called[i], look.why)
             else:
@@ -134,6 +173,8 @@ def survey(source: Source, workers: int) -> Survey:
             for remark in look.remarks:
                 findings[remark].add(called[i], {"extension": look.format, "damaged": look.complaint}.get(remark, ""))
             bar.update()
+    for at, one in enumerate(of_split):
+        one.finish(read[firsts[at] : firsts[at + 1]])
     labels = np.concatenate([split.labels for split in splits.values()])
     for group in _equal(digests, np.flatnonzero(read)):
         _same(group, by_split[group], labels[group], called, findings)

@@ -19,11 +19,13 @@ from PIL.TiffImagePlugin import (
     SAMPLEFORMAT,
     SAMPLESPERPIXEL,
     YCBCRSUBSAMPLING,
+    TiffImageFile,
 )
 
 _RGB, _PALETTE, _CMYK, _YCBCR = 2, 3, 5, 6  # a TIFF's colours
 _SIGNED = 2  # a TIFF's numbers
 _PLACES = (273, 279, 324, 325)  # where a TIFF's strips or tiles are, and their bytes
+_OFFSETS = (273, 324)
 _MOST_PLACES = 2**16
 _MOST_ENTRIES = 200_000  # that are looked at
 
@@ -56,13 +58,13 @@ def refuse_many_places(file: IO[bytes]) -> None:
             raise ValueError(f"it has {count:,} strips or tiles; at most {_MOST_PLACES:,} are read")
 
 
-def refuse_misread(image: Image.Image) -> None:
+def refuse_misread(image: TiffImageFile) -> None:
     """Refuse a TIFF that Pillow reads wrong, such as one with its colours in planes, which become noise.
 
     Raises:
         ValueError: it is one.
     """
-    tags = getattr(image, "tag_v2", None) or {}
+    tags = image.tag_v2
     bits = tags.get(BITSPERSAMPLE, (1,))
     bits = bits * tags.get(SAMPLESPERPIXEL, 1) if len(bits) == 1 else bits  # as Pillow repeats it
     kind, compressed = tags.get(PHOTOMETRIC_INTERPRETATION), tags.get(COMPRESSION, 1) != 1
@@ -72,7 +74,16 @@ def refuse_misread(image: Image.Image) -> None:
         raise ValueError("its palette has values up to 255, where a TIFF's have 16 bits; save it without a palette")
     if kind == _YCBCR and not compressed and tags.get(YCBCRSUBSAMPLING, (2, 2)) != (1, 1):
         raise ValueError("its colours are uncompressed YCbCr of which some are left out; save it as RGB")
-    if tags.get(PLANAR_CONFIGURATION, 1) == 1 or len(bits) == 1:
+    if _SIGNED in tags.get(SAMPLEFORMAT, ()) and compressed and tags.prefix == b"MM":
+        raise ValueError("its numbers have a sign, and are big-endian and compressed; save it uncompressed")
+    planes = len(bits) if tags.get(PLANAR_CONFIGURATION, 1) != 1 else 1
+    if image.tile[0][0] == "raw":  # others' decoder tells
+        places = [place for tag in _OFFSETS for place in tags.get(tag, ())]
+        boxes = [tile[1] or (0, 0, 0, 0) for tile in image.tile]
+        covered = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
+        if 0 in places or covered < image.width * image.height * planes:
+            raise ValueError("some of its strips or tiles were never written; restore it, or save all of it")
+    if planes == 1:
         return
     colours = (kind, len(bits))
     if set(bits) == {8}:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import itertools
+import math
 import os
 import re
 import struct
+import subprocess
+import sys
 import traceback
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from lrtrain import foreign
 from lrtrain.config.messages import shortened
 from lrtrain.data import files as image_files
 from lrtrain.data.default_transforms import Size
+from lrtrain.data.opening import only_whole_files
 from lrtrain.data.pairs import PairSplit, channels_of, common_size, labels_of, numbered, usable
 from lrtrain.data.source import InFiles, Source, Split, with_notes
 from lrtrain.data.stratify import hold_out
 from lrtrain.data.torchvision_files import Listing, as_files, path_itself
-from lrtrain.errors import ConfigError, DataError, EnvironmentFault, Key, LrtrainError, Problem
+from lrtrain.errors import BEYOND_FILES, ConfigError, DataError, EnvironmentFault, Key, LrtrainError, Problem
 
 # What torchvision keeps in these files is no classification of single images.
 _OTHER_TASKS = {
@@ -53,9 +55,25 @@ _VAL_NAMES = ("val", "valid", "validation")
 # Where arguments are checked, and what is said of them there; whatever else goes wrong is in the files.
 _CHECKS = ("__init__", "verify_str_arg", "_verify_folds")
 _ABOUT_ARGUMENTS = re.compile(r"argument|alid values|xpected type|must be|should be|nknown", re.IGNORECASE)
-_LARGE = 2**29  # bytes: from here on it takes seconds to read a file
-_LOOKED_AT = 10_000  # files and folders near the root, where packed files are
-_MOST_MATLAB = 32_000_000  # bytes, some ten times what the lists of 8,144 cars take
+_MOST_MATLAB = 8_000_000  # bytes, some three times what the lists of 8,144 cars take
+_MOST_LABELS = 10_000_000
+_MATLAB_S = 20.0
+# Folders within root that torchvision makes where they are not there, before it looks for anything.
+_MADE = {"Caltech101": "caltech101", "Caltech256": "caltech256", "INaturalist": ""}
+_MATLAB = ("cars_test_annos_withlabels.mat", "devkit/cars_meta.mat", "devkit/cars_train_annos.mat")
+# What reads MATLAB files in a process of its own, of 4 GB at most; torchvision says it where there is no SciPy.
+_READ_MATLAB = """
+import contextlib, resource, sys
+try:
+    import scipy.io
+except Exception:
+    sys.exit()
+with contextlib.suppress(ValueError, OSError):  # less is allowed already, or macOS
+    resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
+for i, path in enumerate(sys.argv[1:]):
+    print(i, flush=True)
+    scipy.io.loadmat(path)
+"""
 _COMPRESSED = 15  # an element of a MATLAB file: zlib
 # Mean and standard deviation of the training images, on the scale 0..1.
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -117,9 +135,30 @@ def torchvision_source(
             f"nothing to evaluate on: {name} has no split for it, and no val_fraction is given",
             hint="add `val_fraction: 0.1`, or `splits: {train: {...}, val: {...}}`",
         )
+    from torchvision.datasets import DatasetFolder
+
+    # Not their `root`, which of some is the folder that they were downloaded into.
+    roots = {
+        os.path.realpath(os.path.commonpath({os.path.dirname(path) for path, _ in pairs.samples}))
+        for pairs in opened.values()
+        if isinstance(pairs, DatasetFolder) and len(set(pairs.targets)) > 1
+    }
     with usable(name):
+        for split, pairs in opened.items():
+            _refuse_labels_beyond(f"{name} ({split})", pairs)
         opened = {split: as_files(f"{name} ({split})", pairs) for split, pairs in opened.items()}
-    return with_notes(pairs_source(name, opened, val_fraction, seed), note)
+    return with_notes(replace(pairs_source(name, opened, val_fraction, seed), class_roots=tuple(roots)), note)
+
+
+def _refuse_labels_beyond(name: str, pairs: Any) -> None:
+    """Refuse a damaged file of labels of MNIST or its kind, which torchvision holds against no MD5."""
+    if not hasattr(pairs, "raw_folder"):
+        return
+    labels = labels_of(name, pairs)
+    i = int(labels.argmax())
+    if labels[i] >= len(pairs.classes):
+        what = f"image {i} of {name} has the label {labels[i]}, and there are {len(pairs.classes)} classes"
+        raise DataError(what, hint="its file of labels is damaged: restore it")
 
 
 def pairs_source(name: str, opened: Mapping[str, Any], val_fraction: float | None, seed: int) -> Source:
@@ -239,7 +278,8 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
 def _is_value(cls: type, arguments: Mapping[str, Any], value: str) -> bool:
     """Whether torchvision knows this value of `split`; it checks that before it looks for any file."""
     try:
-        cls(**{**arguments, "split": value, **({"download": False} if "download" in arguments else {})})
+        with only_whole_files():
+            cls(**{**arguments, "split": value, **({"download": False} if "download" in arguments else {})})
     except ValueError as error:
         return "Valid values are" not in str(error)
     except Exception:  # known, but not opened: `_open` says why
@@ -255,9 +295,13 @@ def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place
     if "loader" in _parameters(cls):
         given.setdefault("loader", path_itself)
     try:
-        if isinstance(root := given.get("root"), str):
-            _refuse_files(cls, Path(root).expanduser(), given)
-        return cls(**given)
+        with only_whole_files():
+            if isinstance(root := given.get("root"), str):
+                _refuse_files(cls, Path(root).expanduser(), given)
+            pairs = cls(**given)
+            if name == "PCAM":
+                pairs.targets = _labels_of_pcam(pairs)
+        return pairs
     except (TypeError, ValueError) as error:
         if not _of_arguments(error):
             raise _unopened(cls, given, error) from error
@@ -268,6 +312,8 @@ def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place
     except MemoryError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in BEYOND_FILES:
+            raise
         missing = error if isinstance(error, ImportError) else error.__context__  # some say in words what it is
         if not isinstance(missing, ImportError):
             raise _unopened(cls, given, error) from error
@@ -279,50 +325,43 @@ def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place
 def _refuse_files(cls: type, root: Path, given: Mapping[str, Any]) -> None:
     """Refuse packed files that torchvision would unpack whole, however large, where it holds no MD5 against them.
 
-    Where it does, it reads to the end what may say that it is endless and never was written.
-
     Raises:
-        ValueError: a file of USPS is another than the class names, one of StanfordCars unpacks to too much, or one that
-            the class names was never written.
+        ValueError: a file of USPS is another than the class names, or one of StanfordCars unpacks to too much, or ends
+            whatever reads it.
         OSError: it cannot be read.
     """
-    named = _named_by(cls)
-    packed = "loader" not in _parameters(cls)  # else its files are images, and many
-    depths = ("*", "*/*", "*/*/*") if packed else ()
-    near = itertools.chain.from_iterable(root.glob(depth) for depth in depths)
-    for path in itertools.islice(near, _LOOKED_AT):
-        if {path.name, f"{path.name}.gz"}.isdisjoint(named):
-            continue
-        with suppress(OSError), foreign.opened(path, links=True) as file:  # torchvision says which it cannot read
-            if os.fstat(file.fileno()).st_size > _LARGE:
-                try:
-                    foreign.refuse_holes(file)
-                except ValueError as error:
-                    raise ValueError(f"{path.name}: {error}") from error
     if cls.__name__ == "USPS" and not given.get("download"):  # else it makes sure itself
         from torchvision.datasets.utils import check_integrity
 
         _, name, md5 = cls.split_list["train" if given.get("train", True) else "test"]  # type: ignore[attr-defined]
         if (root / name).exists() and not check_integrity(root / name, md5):
             raise ValueError(f"{name} is not the dataset's own file, whose MD5 is {md5}: remove it")
+    made = _MADE.get(cls.__name__)
+    if made is not None and not given.get("download") and not (root / made).is_dir():
+        raise RuntimeError(f"Dataset not found: there is no folder {root / made}")
+    if cls.__name__ == "Caltech101" and given.get("target_type", "category") not in ("category", ["category"]):
+        raise ValueError("only `target_type: category` gives images classes")
     if cls.__name__ == "StanfordCars":
-        for folder in ("stanford_cars", "stanford_cars/devkit"):
-            for path in (root / folder).glob("*.mat"):
+        lists: list[tuple[Path, int, int]] = []
+        for name in _MATLAB:
+            if (path := root / "stanford_cars" / name).exists():
                 _refuse_large_matlab(path)
+                lists.append((path.resolve(), path.stat().st_size, path.stat().st_mtime_ns))
+        if lists:
+            _refuse_unreadable_matlab(tuple(lists))
 
 
-def _named_by(cls: type) -> set[str]:
-    """Names of the files that a class of torchvision's lists, with whatever other text it does."""
-    found, left = set(), [value for base in cls.__mro__ for key, value in vars(base).items() if key[:2] != "__"]
-    while left:
-        value = left.pop()
-        if isinstance(value, str):
-            found.add(value.rpartition("/")[2])
-        elif isinstance(value, Mapping):
-            left += value.values()
-        elif isinstance(value, list | tuple):
-            left += value
-    return found
+def _labels_of_pcam(pairs: Any) -> NDArray[np.int64]:
+    """Torchvision opens two files for each label: 262,144 times.
+
+    Raises:
+        ValueError: there are more than `_MOST_LABELS`; the file need not hold what it says that it has.
+    """
+    with pairs.h5py.File(pairs._base_folder / pairs._FILES[pairs._split]["targets"][0]) as file:
+        labels = file["y"]
+        if math.prod(labels.shape) > _MOST_LABELS:
+            raise ValueError(f"it has {math.prod(labels.shape):,} labels, where PCAM has 262,144")
+        return np.asarray(labels, dtype=np.int64).reshape(-1)
 
 
 def _refuse_large_matlab(path: Path) -> None:
@@ -333,9 +372,36 @@ def _refuse_large_matlab(path: Path) -> None:
             kind, size = struct.unpack(f"{order}II", tag)
             content = file.read(size)
             if kind == _COMPRESSED:
-                left -= len(zlib.decompressobj().decompress(content, left + 1))
+                try:
+                    left -= len(zlib.decompressobj().decompress(content, left + 1))
+                except zlib.error as error:
+                    raise ValueError(f"{path.name} is damaged: {error}") from error
     if left < 0:
         raise ValueError(f"{path.name} unpacks to more than {_MOST_MATLAB:,} bytes; the dataset's own is far smaller")
+
+
+@cache
+def _refuse_unreadable_matlab(files: tuple[tuple[Path, int, int], ...]) -> None:
+    """Refuse damaged MATLAB files, of which some end the process: SciPy's reader writes where it should not.
+
+    Args:
+        files: their paths, sizes and times, so that each is looked at once.
+    """
+    paths = [path for path, _, _ in files]
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-I", "-c", _READ_MATLAB, *paths],
+            capture_output=True,
+            encoding="utf-8",
+            errors="backslashreplace",
+            timeout=_MATLAB_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"its lists (*.mat) take more than {_MATLAB_S:g} s to read") from None
+    if ended.returncode:
+        *_, at = [0, *map(int, ended.stdout.split())]
+        name, why = files[at][0].name, ended.stderr.strip().rpartition("\n")[2]
+        raise ValueError(f"{name} is damaged: {why or f'SciPy crashes as it reads it, by signal {-ended.returncode}'}")
 
 
 def _of_arguments(error: Exception) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,7 +55,7 @@ def joined(
             choose()
             yield
         return
-    store = _met(world)
+    store = _heeding_signals(partial(_met, world))
     with heartbeat.ending_with_torchrun(world), heartbeat.beating(store.clone(), world, tell), needing_peers(world):
         # Tensors on the host go over gloo, so that agreeing to stop does not wait for the GPU.
         backend = "cpu:gloo,cuda:nccl" if choose().type == "cuda" else "gloo"
@@ -81,6 +83,26 @@ def _wait_for_all() -> None:
     except RuntimeError as error:
         if not _says_lost(error):
             raise
+
+
+def _heeding_signals(wait: Callable[[], Store]) -> Store:
+    """Wait in a thread of its own: in the midst of torch no signal handler of Python's would run, Ctrl-C's neither."""
+    came: list[Store] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            came.append(wait())
+        except BaseException as error:
+            failed.append(error)
+
+    waiting = threading.Thread(target=run, name="lrtrain-join", daemon=True)
+    waiting.start()
+    while waiting.is_alive():
+        waiting.join(0.1)
+    if failed:
+        raise failed[0]
+    return came[0]
 
 
 def _met(world: World) -> Store:

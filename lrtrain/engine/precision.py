@@ -17,6 +17,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def choose_device(name: str, where: str, world: World = ALONE) -> torch.device:
     """The device that `device:` names; auto takes CUDA, then MPS, then the CPU; several processes a GPU each.
 
+    A GPU by number is torch's current one from then on: its generators, streams and graphs are the current one's.
+
     Raises:
         ConfigError: it is not there. Nothing else is taken instead.
     """
@@ -38,6 +40,8 @@ def choose_device(name: str, where: str, world: World = ALONE) -> torch.device:
             where,
             f"available: {found}; `device: auto` takes the best of them",
         )
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

@@ -291,7 +291,10 @@ def load_module(module: nn.Module, checkpoint: Checkpoint, part: str) -> None:
     refuse_other_module(module, checkpoint, part)
     tensors, infinite = checkpoint.tensors(part), infinite_buffers(module)
     refuse_not_finite({name: t for name, t in tensors.items() if name not in infinite}, checkpoint, part)
-    module.load_state_dict(tensors)
+    # Its own dict says the versions of its layers, by which some read their tensors: MNASNet takes none without.
+    state = module.state_dict()
+    state.update(tensors)
+    module.load_state_dict(state)
 
 
 def _load_optimizer(state: TrainState, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:

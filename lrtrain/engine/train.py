@@ -51,6 +51,7 @@ from lrtrain.engine.state import Best, TrainState, refuse_lost
 from lrtrain.models.infinite import first_bad_tensor
 from lrtrain.random import key, seed_model
 from lrtrain.schedule.plan import Plan
+from lrtrain.world import World
 
 # Why training may be asked to stop; several processes must agree on one.
 REASONS = ("SIGUSR2", "SIGUSR1", "SIGHUP", "SIGINT", "SIGTERM")
@@ -60,12 +61,12 @@ SAVE_ONLY = "SIGUSR2"  # the one that asks for the state to be saved, and for no
 class Images(Protocol):
     """Where batches come from; `lrtrain.data.batches.Batches` is one."""
 
-    def train(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps `start` to `stop - 1`."""
+    def train(self, start: int, stop: int, *, asked: Callable[[], object]) -> Iterator[Batch]:
+        """The batches of steps `start` to `stop - 1`; no more where `asked` answers while one is awaited."""
         ...
 
-    def evaluate(self, split: str) -> Iterator[Batch]:
-        """A split's images in order."""
+    def evaluate(self, split: str, *, asked: Callable[[], object]) -> Iterator[Batch]:
+        """A split's images in order; likewise."""
         ...
 
 
@@ -105,7 +106,8 @@ def train(
         plan: the LR of every step.
         batches: the images of every step.
         recipe: everything else.
-        stop: asked after every step and evaluation batch; a reason ends training with the state due to be saved.
+        stop: asked after every step and evaluation batch, and by one process while it waits for images; a reason ends
+            training with the state due to be saved.
 
     Raises:
         NotFinite: a loss, gradient or weight is not finite. The weights are those from before that step.
@@ -119,7 +121,7 @@ def train(
             return
     _freeze(state, plan)
     thaws = {group.frozen_steps for group in plan.groups}
-    for batch in batches.train(state.step, recipe.total_steps):
+    for batch in batches.train(state.step, recipe.total_steps, asked=_alone(stop, state.world)):
         state.whole = False
         if state.step in thaws:
             _freeze(state, plan)
@@ -138,11 +140,20 @@ def train(
             yield Stopped(state.step, reason)
             return
         state.whole = True
+    if state.step < recipe.total_steps:  # asked to stop while no images came
+        yield from save_after_fault(state, plan)
+        yield Stopped(state.step, stop() or "")
+        return
     yield Finished(state.step)
 
 
+def _alone(stop: Callable[[], str | None], world: World) -> Callable[[], bool]:
+    """Whether to stop, as one process may ask at any time: several ask together, and none of them can wait for it."""
+    return lambda: world.size == 1 and stop() not in (None, SAVE_ONLY)
+
+
 def save_after_fault(state: TrainState, plan: Plan) -> Iterator[Event]:
-    """What saves the last completed step, where the next batch could not be had; nothing in the midst of a step.
+    """What saves the last completed step, where the next batch was not to be had; nothing in the midst of a step.
 
     Several processes must save together, and one that failed cannot.
     """
@@ -327,7 +338,7 @@ def _evaluate_and_save(
         state.whole = True  # evaluation changes nothing, and can be made when the run goes on
         metrics = yield from evaluate(
             state.evaluated,
-            batches.evaluate("val"),
+            batches.evaluate("val", asked=_alone(stop, state.world)),
             recipe.val_images,
             recipe.precision,
             stopping=lambda: stop() not in (None, SAVE_ONLY),

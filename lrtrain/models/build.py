@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import inspect
 import os
+import socket
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
 from lrtrain import lookup
@@ -18,7 +24,7 @@ from lrtrain.config import schema
 from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, LrtrainError, about, out_of_memory, quoted
 from lrtrain.models.infinite import infinite_buffers
 from lrtrain.models.stems import make_gray, small_stem
-from lrtrain.models.weights import fitted, load_into, load_weights_file, normalisation_of
+from lrtrain.models.weights import fitted, load_into, load_weights_file, normalisation_of, of_its_run
 from lrtrain.random import key, seeded
 from lrtrain.tensor_header import header_of
 
@@ -26,6 +32,8 @@ Where = Callable[..., str]
 
 # Arguments of timm.create_model that name files and addresses of weights.
 _TIMM_LOADS = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+
+_MOST_PARAMETERS = 50_000  # tensors; the largest of torchvision and timm have some thousands
 
 # Left alone, these two return several logits while training and warn of a new default initialisation.
 _TORCHVISION_ARGS: dict[str, dict[str, Any]] = {
@@ -150,7 +158,8 @@ def _construct(builder: Callable[..., Any], model: schema.Model, where: Where, /
     if model.args and _source(model.name) is not _timm and not lookup.is_path(model.name):
         _refuse_huge(builder, model, where, kwargs)
     try:
-        module = builder(**kwargs, **model.args)
+        with _of_some_size(model, where):
+            module = builder(**kwargs, **model.args)
     except LrtrainError:
         raise
     except Exception as error:
@@ -200,12 +209,33 @@ def _give_own_memory(module: nn.Module) -> None:
             tensor.data = whole.clone(memory_format=torch.contiguous_format)
 
 
+@contextmanager
+def _of_some_size(model: schema.Model, where: Where) -> Iterator[None]:
+    """Inside, a network is refused that has parameters without end, as lists of arguments may ask for."""
+    count = 0
+
+    def another(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > _MOST_PARAMETERS:
+            what = f"{model.name} would have more than {_MOST_PARAMETERS:,} weights and biases with these arguments"
+            raise ConfigError(what, where("model"), "take smaller numbers of layers")
+
+    handle = register_module_parameter_registration_hook(another)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _refuse_huge(builder: Callable[..., Any], model: schema.Model, where: Where, kwargs: Mapping[str, Any]) -> None:
     """Refuse what would not fit into memory before it is filled with random numbers for a minute."""
     try:
-        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"), _of_some_size(model, where):
             shapes = builder(**kwargs, **model.args)
         size = sum(tensor.numel() * tensor.element_size() for tensor in (*shapes.parameters(), *shapes.buffers()))
+    except LrtrainError:
+        raise
     except Exception:  # the real call will tell, and code that computes with its weights cannot without them
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -290,11 +320,15 @@ def _timm(model: schema.Model, num_classes: int, in_channels: int, load: bool, w
     unknown = lookup.why_unknown("model", model.name)
     if unknown is not None:
         raise EnvironmentFault(unknown[0], where("model", "name"), unknown[1])
+    pretrained = model.pretrained and load
+    if pretrained:
+        _spare_retries()
     import timm
 
     if given := sorted(_TIMM_LOADS & model.args.keys()):
         what = f"{given[0]} would have timm load what lrtrain has not looked at"
         raise ConfigError(what, where("model", given[0]), "write `weights: FILE`, or `pretrained: true`")
+    _refuse_endless(model.args, model, where)
     name = model.name.removeprefix("timm/")
     if not timm.is_model(name.partition(".")[0]):
         guess = lookup.closest(name, timm.list_models())
@@ -303,15 +337,13 @@ def _timm(model: schema.Model, num_classes: int, in_channels: int, load: bool, w
             where("model", "name"),
             f"did you mean 'timm/{guess}'?" if guess else "timm.list_models() names them all",
         )
-    pretrained = model.pretrained and load
 
     def create(**kwargs: Any) -> Any:
         try:
             return timm.create_model(name, pretrained=pretrained, **kwargs)
         except Exception as error:
-            if not pretrained or (
-                isinstance(error, TypeError | ValueError | RuntimeError) and not isinstance(error, OSError)
-            ):
+            of_arguments = isinstance(error, TypeError | ValueError | RuntimeError) and not isinstance(error, OSError)
+            if not pretrained or (of_arguments and "home directory" not in str(error)):
                 raise
             raise _no_download(f"the weights of {model.name}", error, where) from error
 
@@ -323,6 +355,29 @@ def _timm(model: schema.Model, num_classes: int, in_channels: int, load: bool, w
     if in_channels != 3:
         told.append(f"first convolution: 3 -> {in_channels} channels, weights adapted by timm")
     return _finish(module, notes=(*notes, *told), head=head, **_timm_normalisation(module))
+
+
+def _refuse_endless(value: Any, model: schema.Model, where: Where) -> None:
+    """Refuse numbers that timm makes lists of as long, before there is any layer to count."""
+    if isinstance(value, int | float) and abs(value) > _MOST_PARAMETERS:
+        what = f"{model.name} cannot be built with {quoted(value)} among its arguments"
+        raise ConfigError(what, where("model"), f"take numbers of at most {_MOST_PARAMETERS:,}")
+    if isinstance(value, list | tuple | dict):
+        for one in value.values() if isinstance(value, dict) else value:
+            _refuse_endless(one, model, where)
+
+
+def _spare_retries() -> None:
+    """Without a network, let timm look into its cache alone: it would try for a minute.
+
+    huggingface_hub reads these variables, once, when timm imports it.
+    """
+    if getproxies() or "HF_HUB_OFFLINE" in os.environ:
+        return
+    try:
+        socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname, None)
+    except (OSError, ValueError):
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def _timm_head(module: nn.Module, num_classes: int) -> tuple[tuple[str, ...], list[str]]:
@@ -350,19 +405,27 @@ def _load_file(model: schema.Model, built: BuiltModel, num_classes: int, in_chan
 
         state, metadata = load_weights_file(source, infinite_buffers(built.module), look)
         loaded = load_into(built.module, state, num_classes, source)
-        known = normalisation_of(metadata, source)
+        own = {} if {"mean", "std"} & metadata.keys() else of_its_run(Path(os.path.expanduser(source)))
+        known = normalisation_of(metadata | own, source)
         if len(known.get("mean", ())) not in (0, in_channels, 3 if in_channels == 1 else in_channels):
             raise CheckpointError(
                 f"{source!r} names a mean and a std of {len(known['mean'])} channels; the images have {in_channels}"
             )
     notes = _once(*built.notes, *loaded.notes)
-    if "mean" not in known and _source(model.name) is not _other:
-        published = (
-            _timm_normalisation(built.module) if _source(model.name) is _timm else _torchvision_normalisation(model)
-        )
-        known = published | known
+    named = "mean" in known
+    # Nobody has published weights for a small stem. Of a file that names no size, that of the published ones may do.
+    if _source(model.name) is not _other and model.stem != "small":
+        known = published(model, built.module) | known
+    if own:
+        notes = (*notes, "normalisation: that of the run that the weights are of")
+    elif known and not named:
         notes = (*notes, f"normalisation: that of {model.name}'s published weights, as the file names none")
     return replace(built, notes=notes, head=loaded.head, **known)
+
+
+def published(model: schema.Model, module: nn.Module) -> dict[str, Any]:
+    """Mean, std and size of the images, as in `BuiltModel`, of the weights that torchvision or timm have published."""
+    return _timm_normalisation(module) if _source(model.name) is _timm else _torchvision_normalisation(model)
 
 
 def _once(*notes: str) -> tuple[str, ...]:

@@ -103,17 +103,20 @@ class _Product(torch.autograd.Function):
         height, width = down[-1].outputs.stop, across[-1].outputs.stop
         if height * width > 1:  # taps are read several times, and a row of channels is quick to read
             kernels = kernels.contiguous()
-        output = images.new_empty(len(images), height, width, len(kernels))
+        # No view, which what follows could not change in place.
+        size, layout = (len(images), len(kernels), height, width), torch.channels_last
+        output = torch.empty(size, dtype=images.dtype, device=images.device, memory_format=layout)
+        pixels = output.permute(0, 2, 3, 1)
         factors = []
         for rows, columns in product(down, across):
             seen = images[:, rows.pixels, columns.pixels].flatten(1)
             taps = torch.stack([kernels[:, i, j] for i, j in product(rows.taps, columns.taps)]).flatten(2).flatten(0, 1)
-            here = output[:, rows.outputs, columns.outputs]
+            here = pixels[:, rows.outputs, columns.outputs]
             here.copy_((seen @ taps.t()).view(here.shape))
             factors += [seen, taps]
         ctx.save_for_backward(weight, *factors)
         ctx.down, ctx.across, ctx.shape = down, across, images.shape
-        return output.permute(0, 3, 1, 2)
+        return output
 
     @staticmethod
     @once_differentiable

@@ -46,12 +46,13 @@ def without_colour(weight: Tensor) -> Tensor:
     """The filters that answer to a gray image as `weight` does to the same image in RGB.
 
     Args:
-        weight: shape (out, 3, h, w).
+        weight: shape (out, 3 n, h, w), of n pixels with their colours next to each other.
 
     Returns:
-        The sum over the colours, shape (out, 1, h, w), in float32 at least: three of fp16's numbers may be too large.
+        The sum over the colours, shape (out, n, h, w), in float32 at least: three of fp16's numbers may be too large.
     """
-    return weight.to(torch.promote_types(weight.dtype, torch.float32)).sum(1, keepdim=True)
+    by_pixel = weight.reshape(len(weight), -1, 3, *weight.shape[2:])
+    return by_pixel.to(torch.promote_types(weight.dtype, torch.float32)).sum(2)
 
 
 @torch.no_grad()

@@ -7,8 +7,10 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from lrtrain.config.transform_checks import MEANS, STDS
 from lrtrain.errors import CheckpointError, EnvironmentFault, quoted
-from lrtrain.foreign import opened, refuse_holes
+from lrtrain.foreign import json_object, opened, read_bytes, refuse_holes
 from lrtrain.models.infinite import first_bad_tensor
 from lrtrain.models.stems import first_convolution, without_colour
 from lrtrain.tensor_header import read_header
@@ -27,13 +29,15 @@ from lrtrain.torch_archive import refuse_other_archives
 # Of a state dict as torch trains and saves them. Others (float8, complex, uint32) torch itself hardly computes with.
 _KINDS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _COUNTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
-_WRAPPERS = ("state_dict", "model")
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
 MAX_NAME = 1_000
+_MOST_MANIFEST = 8_000_000  # bytes, as of a checkpoint's
 MOST_BATCHES = 10**15  # as of any count in a checkpoint
 NEVER_NEGATIVE = {"running_var": "variance", "num_batches_tracked": "count of batches"}  # of BatchNorm, by a name's end
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO)
 _DENSENET_2017 = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
+_VIT_2022 = {"linear_1": "0", "linear_2": "3"}  # torchvision's, in whose published files they are called so
 _DAMAGED = (
     RuntimeError,
     EOFError,
@@ -47,6 +51,7 @@ _DAMAGED = (
     OSError,
 )
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # which answer to channels, not to classes
+_CROPS = ("CenterCrop", "RandomCrop", "RandomResizedCrop")
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
@@ -165,10 +170,11 @@ def _has_tensors(content: Any) -> bool:
 
 def _state_dict(content: Any, file: Path, device: str = "cpu") -> dict[str, Tensor]:
     # By dict's and Tensor's own methods: a file may give its objects attributes of any name.
-    if isinstance(content, dict) and all(_has_tensors(dict.get(content, wrapper)) for wrapper in _WRAPPERS):
-        what = f"{str(file)!r} holds two state dicts, {' and '.join(map(repr, _WRAPPERS))}"
+    held = [key for key in _WRAPPERS if _has_tensors(dict.get(content, key))] if isinstance(content, dict) else []
+    if len(held) > 1:
+        what = f"{str(file)!r} holds two state dicts, {' and '.join(map(repr, held[:2]))}"
         raise CheckpointError(what, hint="save the one that is meant alone")
-    for wrapper in _WRAPPERS:
+    for wrapper in held or _WRAPPERS:
         if isinstance(content, dict) and isinstance(inside := dict.get(content, wrapper), dict):
             content = inside
     if not isinstance(content, dict) or not dict.__len__(content):
@@ -210,7 +216,7 @@ def _refuse_views(state: Mapping[str, Tensor], file: Path) -> None:
 def normalisation_of(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
     """What a safetensors file says of itself: `mean` and `std`, a number a channel, and `input`, in px."""
     known: dict[str, Any] = {}
-    if long := [name for name in ("mean", "std", "input") if len(metadata.get(name, "")) > 200]:
+    if long := [name for name in ("mean", "std", "input") if len(metadata.get(name, "")) > 2_000]:
         raise CheckpointError(
             f"{source!r} must name its {long[0]} in a few numbers, and says {quoted(metadata[long[0]])}"
         )
@@ -236,6 +242,55 @@ def normalisation_of(metadata: Mapping[str, str], source: str) -> dict[str, Any]
     return known
 
 
+def of_its_run(file: Path) -> dict[str, str]:
+    """`trained_with` of the checkpoint that a weights file lies in; empty where it lies in none."""
+    for folder in (file.parent, Path(os.path.realpath(file)).parent):
+        with suppress(OSError, ValueError):
+            config = json_object(read_bytes(folder / "manifest.json", _MOST_MANIFEST, links=True)).get("config")
+            return trained_with(config) if isinstance(config, dict) else {}
+    return {}
+
+
+def trained_with(config: Mapping[str, Any], sized_by: Sequence[str] = ("val",)) -> dict[str, str]:
+    """`mean`, `std` and `input`, as a weights file would say them, of the images that a run was evaluated on.
+
+    `input` is left out where the size that they end with is not plain from the names of the transforms.
+
+    Args:
+        config: the run's resolved config, as its checkpoints have it.
+        sized_by: the lists that may tell the size. Train's may crop images that are of this size anyway.
+
+    Returns:
+        What is known; nothing where the pixels were of another scale than 0..1.
+    """
+    try:
+        lists = config["dataset"]["transforms"]
+        entries = lists["val"]
+        scaled, last = ([entry for entry in entries if entry["name"] == name] for name in ("ToDtype", "Normalize"))
+        if [entry["scale"] for entry in scaled] != [True] or len(last) != 1:
+            return {}
+        known = {name: " ".join(str(float(n)) for n in last[0][name]) for name in ("mean", "std")}
+        size = next((size for name in sized_by if (size := _last_size(lists[name]))), None)
+        return known | ({} if size is None else {"input": str(size)})
+    except (ValueError, LookupError, TypeError, OverflowError):
+        return {}
+
+
+def _last_size(entries: Sequence[Mapping[str, Any]]) -> int | None:
+    """The side in px of the squares that transforms end with, where it is known."""
+    side: int | None = None
+    for entry in entries:
+        name, size = entry["name"], entry.get("size")
+        sides = size if isinstance(size, list) else [size]
+        if name in _CROPS or name == "Resize":
+            # Of one side, Resize keeps the image's shape.
+            square = len(set(sides)) == 1 and (name in _CROPS or len(sides) > 1 or side is not None)
+            side = int(sides[0]) if square and sides[0] is not None else None
+        elif name == "Pad" or ":" in name:  # what code of one's own does is not known
+            side = None
+    return side
+
+
 def load_into(module: nn.Module, state: Mapping[str, Tensor], num_classes: int, source: str) -> Loaded:
     """Copy a state dict into a network, all but a head for another number of classes, which stays as it is.
 
@@ -250,6 +305,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], num_classes: int, 
     with torch.no_grad():
         for name, tensor in given.items():
             own[name].copy_(tensor)
+    if any(tensor.data_ptr() != own[name].data_ptr() for name, tensor in module.state_dict().items() if name in given):
+        module.load_state_dict(own)  # an own network may answer with copies
     if not head:
         return Loaded((*notes, f"head: {num_classes} classes, kept as in {source}"), ())
     classes = {name.rpartition(".")[0]: tensor.shape[0] for name, tensor in head.items()}
@@ -266,7 +323,11 @@ def fitted(
         CheckpointError: tensors are missing, left over or of another shape.
     """
     own = module.state_dict()
-    given = {_DENSENET_2017.sub(r"\1\2", name): tensor for name, tensor in state.items()}
+    given = {_renamed(name, own): tensor for name, tensor in state.items()}
+    if len(given) < len(state):
+        names = [name for name in state if name not in given]
+        what = f"the weights of {source} have two tensors for {quoted(_renamed(names[0], own))}"
+        raise CheckpointError(what, hint=f"leave {quoted(names[0])} out of the file")
     given = {name: tensor for name, tensor in given.items() if name in own or not name.startswith(_AUXILIARY)}
     notes = _fit_colour(module, given)
     head = {name: given.pop(name) for name in _head(module, own, given, num_classes)}
@@ -274,15 +335,36 @@ def fitted(
     return given, head, notes
 
 
+def _renamed(name: str, own: Mapping[str, Tensor]) -> str:
+    """What a tensor of a published file is called in today's networks."""
+    # Of a network that is all in a `module` of its own no prefix should have been taken off.
+    for prefixes in ("", *_PREFIXES, *map("".join, product(_PREFIXES, repeat=2))):
+        if (known := prefixes + name) in own:
+            return known
+    for before, now in _VIT_2022.items():
+        if (known := name.replace(f".mlp.{before}.", f".mlp.{now}.")) in own:
+            return known
+    return _DENSENET_2017.sub(r"\1\2", name)
+
+
 def _fit_colour(module: nn.Module, given: dict[str, Tensor]) -> tuple[str, ...]:
-    found = first_convolution(module)
-    name = f"{found[0]}.weight" if found else ""
-    if found is None or name not in given or given[name].dim() != 4 or not given[name].is_floating_point():
-        return ()
-    if (given[name].shape[1], found[1].weight.shape[1]) != (3, 1):
-        return ()
-    given[name] = without_colour(given[name])
-    return (f"first convolution {found[0]}: 3 -> 1 channels, weights summed",)
+    """Let the convolutions that see gray images take weights for RGB; those of some see four by four pixels at once.
+
+    Of these, timm's have a pixel's colours side by side, and torch's PixelUnshuffle has not.
+    """
+    notes: list[str] = []
+    seen = {1, *(16 for part in module.modules() if type(part).__module__ == "timm.layers.space_to_depth")}
+    for layer, part in module.named_modules():
+        weight = given.get(name := f"{layer}.weight")
+        if not isinstance(part, nn.Conv2d) or weight is None or weight.dim() != 4 or not weight.is_floating_point():
+            continue
+        own = part.weight.shape
+        if part.groups == 1 and own[1] in seen and weight.shape == (own[0], 3 * own[1], *own[2:]):
+            given[name] = without_colour(weight)
+            notes.append(
+                f"{'first ' * (not notes)}convolution {layer}: {3 * own[1]} -> {own[1]} channels, weights summed"
+            )
+    return tuple(notes)
 
 
 def _head(module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor], num_classes: int) -> list[str]:
@@ -317,6 +399,11 @@ def _refuse_mismatch(
 ) -> None:
     # Files from before torch 0.4.1 have no num_batches_tracked: it counts from 0 then.
     missing = [name for name in own if not (name in given or name in head or "num_batches_tracked" in name)]
+    # Of tensors that share their memory one is enough, which is all that safetensors' save_model writes.
+    there = {
+        (own[name].data_ptr(), own[name].shape) for name in (*given, *head) if name in own and own[name].data_ptr()
+    }
+    missing = [name for name in missing if (own[name].data_ptr(), own[name].shape) not in there]
     left_over = [name for name in given if name not in own]
     shapes = [
         f"{name} is {_shape(tensor)} and must be {_shape(own[name])}"

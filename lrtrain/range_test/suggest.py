@@ -205,7 +205,9 @@ def _caution(lrs: Floats, raw: Floats, smoothed: Floats, found: dict[str, float]
         ends = f"{smoothed[0]:.4g} to {smoothed[lowest]:.4g}"
         doubts.append(f"the smoothed loss hardly fell ({ends}): take more steps, or check model and data")
     elif lowest == len(lrs) - 1:
-        doubts.append(f"the loss was still falling at LR {lrs[-1]:.2g}: end the sweep at a higher LR")
+        doubts.append(
+            f"the smoothed loss was still falling at LR {lrs[-1]:.2g}, the last used: end the sweep at a higher LR"
+        )
     # Slide is left out: where the slope at the high end does not settle, it is far from any descent.
     ranked = sorted((lr, name) for name, lr in found.items() if name != "slide")
     (low, lower), (high, higher) = ranked[0], ranked[-1]

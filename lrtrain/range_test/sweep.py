@@ -20,7 +20,8 @@ from lrtrain.engine.train import train
 from lrtrain.errors import ConfigError, Diverged
 from lrtrain.random import put_back
 from lrtrain.range_test.suggest import StopRule
-from lrtrain.schedule.curve import Curve
+from lrtrain.schedule.curve import NEVER, Curve, GroupLR
+from lrtrain.schedule.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +57,9 @@ def sweep_lrs(start: float, end: float, steps: int, mode: str) -> NDArray[np.flo
 def sweep(job: Job, lrs: NDArray[np.float64], each: Callable[[int], object] = lambda step: None) -> Sweep:
     """Run a range test on copies of the job's model and optimizer (Smith, arXiv:1506.01186).
 
-    `optimizer.lr` follows `lrs`, and each group keeps its ratio to it; frozen groups train. Nothing of the job is
-    changed, and the random state is put back: what is trained afterwards is what would have been without the test.
+    `optimizer.lr` follows `lrs`, and each group keeps its ratio to it; a group that is frozen for a time trains, and
+    one that is frozen for the whole run does not. Nothing of the job is changed, and the random state is put back: what
+    is trained afterwards is what would have been without the test.
 
     Args:
         job: built, at step 0.
@@ -76,7 +78,10 @@ def sweep(job: Job, lrs: NDArray[np.float64], each: Callable[[int], object] = la
 
 def _run(job: Job, lrs: NDArray[np.float64], each: Callable[[int], object]) -> tuple[list[float], str | None]:
     steps = len(lrs)
-    groups = tuple(dataclasses.replace(group, frozen_steps=0) for group in job.plan.groups)
+    groups = tuple(
+        dataclasses.replace(group, frozen_steps=NEVER if _never_trains(group, job.plan) else 0)
+        for group in job.plan.groups
+    )
     curve = _swept(job, lrs)
     plan = dataclasses.replace(
         job.plan, curve=curve, groups=groups, total_steps=steps, live_from=None, phases=(), notes=()
@@ -109,6 +114,7 @@ def _swept(job: Job, lrs: NDArray[np.float64]) -> Curve:
     with np.errstate(over="ignore"):
         ratios = np.array([group.lr for group in job.plan.groups]) / job.config.optimizer.lr
         table = lrs[:, None] * ratios[None, :]
+    table[:, [_never_trains(group, job.plan) for group in job.plan.groups]] = 0.0
     try:
         return Curve(table, columns=tuple(range(len(ratios))))
     except ValueError as error:
@@ -118,6 +124,10 @@ def _swept(job: Job, lrs: NDArray[np.float64]) -> Curve:
             job.config.where("optimizer", "lr"),
             "give optimizer.lr and the groups LRs that lie closer together, or a lower --end",
         ) from None
+
+
+def _never_trains(group: GroupLR, plan: Plan) -> bool:
+    return group.frozen_steps >= plan.total_steps
 
 
 def _copy(state: TrainState) -> TrainState:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Table = NDArray[np.float64]
+NEVER = 2**62  # the step at which a group thaws that is frozen for good
 _LARGEST = float(np.finfo(np.float32).max)  # above it the LR of float32 weights is infinite
 
 

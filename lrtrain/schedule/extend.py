@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lrtrain.config.schema import Extension, RunConfig
 from lrtrain.errors import ConfigError
-from lrtrain.schedule.curve import Curve
+from lrtrain.schedule.curve import NEVER, Curve, GroupLR
 from lrtrain.schedule.layout import MOST_STEPS, lasting
 
 if TYPE_CHECKING:
     from lrtrain.schedule.plan import Plan, Span
 
+    Planned = Callable[[RunConfig, int], Plan]
+
 _MOST = 100
 
 
-def extended(config: RunConfig, planned: Callable[[RunConfig, bool], Plan]) -> Plan:
+def extended(config: RunConfig, planned: Planned) -> Plan:
     """The plan of a run that was made longer, once or several times.
 
     With T steps planned before, `at` steps taken when it was extended and T' steps now, step t trains with
@@ -28,9 +31,12 @@ def extended(config: RunConfig, planned: Callable[[RunConfig, bool], Plan]) -> P
       - rescale: the old LR for t < at, then that of the same schedule planned for T' steps;
       - restart: the old LR for t < T, then the same schedule from its beginning over the T' - T further steps.
 
+    A group stays frozen up to the step of the run that its `frozen_until` names, or where the LR 0 of a group that has
+    not come there is held.
+
     Args:
         config: the run; `epochs` and `steps` say what was planned at first.
-        planned: the plan of a config that is not extended; the second argument says whether groups may be frozen.
+        planned: the plan of a config that is not extended, after so many steps of the run.
 
     Raises:
         ConfigError: ReduceLROnPlateau is the tail, and does not fit the policy.
@@ -44,7 +50,7 @@ def extended(config: RunConfig, planned: Callable[[RunConfig, bool], Plan]) -> P
     if len(extensions) > _MOST or again > MOST_STEPS:
         what = f"a run is extended {_MOST} times at most, and by rescale and restart for {MOST_STEPS:,} steps together"
         raise ConfigError(what, config.where("extended"), "begin another run from its weights")
-    plan = planned(first, True)
+    plan = planned(first, 0)
     for number, extension in enumerate(extensions):
         where = config.where("extended", number)
         if extension.steps <= plan.total_steps or extension.at > plan.total_steps:
@@ -65,33 +71,39 @@ def former_ends(config: RunConfig, first_steps: int) -> tuple[int, ...]:
     return tuple(e.at for e, length in zip(config.extended or (), lengths, strict=False) if e.at == length)
 
 
-def _longer(
-    plan: Plan, extension: Extension, first: RunConfig, planned: Callable[[RunConfig, bool], Plan], where: str
-) -> Plan:
+def _longer(plan: Plan, extension: Extension, first: RunConfig, planned: Planned, where: str) -> Plan:
     total, at, old = extension.steps, extension.at, plan.total_steps
     if extension.policy == "hold":
         return _held(plan, total)
     rescale = extension.policy == "rescale"
-    after = _again(first, total if rescale else total - old, planned, extension.policy, where)
+    before = 0 if rescale else old
+    after = _again(first, total - before, before, planned, extension.policy, where)
+    groups = tuple(map(partial(_thawed, at if rescale else old, before), plan.groups, after.groups))
     if rescale:
         if after.live_from != plan.live_from:
             raise ConfigError("ReduceLROnPlateau would begin at another step", where, "extend it with `hold`")
         curve = _followed(plan, _part(plan.curve, 0, at), _part(after.curve, at, total))
         phases = (*_cut(plan.phases, 0, at), *_cut(after.phases, at, total))
-        return replace(plan, curve=curve, total_steps=total, phases=phases, notes=after.notes)
+        return replace(plan, curve=curve, groups=groups, total_steps=total, phases=phases, notes=after.notes)
     if plan.live_from is not None:
         raise ConfigError("ReduceLROnPlateau can only be the last phase", where, "extend it with `hold`")
     again = tuple(replace(span, start=span.start + old, stop=span.stop + old) for span in after.phases)
     curve = _followed(plan, plan.curve, _in_columns(after.curve, plan.curve.columns))
-    return replace(
-        plan, curve=curve, total_steps=total, phases=(*plan.phases, *again), notes=(*plan.notes, *after.notes)
-    )
+    phases, notes = (*plan.phases, *again), (*plan.notes, *after.notes)
+    return replace(plan, curve=curve, groups=groups, total_steps=total, phases=phases, notes=notes)
 
 
-def _again(first: RunConfig, steps: int, planned: Callable[[RunConfig, bool], Plan], policy: str, where: str) -> Plan:
+def _thawed(at: int, before: int, was: GroupLR, again: GroupLR) -> GroupLR:
+    """A group that goes on at step `at` as one that was planned again, whose steps count from `before`."""
+    if was.frozen_steps <= at:
+        return was
+    return replace(was, frozen_steps=max(at, before + again.frozen_steps))
+
+
+def _again(first: RunConfig, steps: int, before: int, planned: Planned, policy: str, where: str) -> Plan:
     """The schedule once more, over so many steps."""
     try:
-        return planned(first.model_copy(update={"epochs": None, "steps": steps}), policy == "rescale")
+        return planned(first.model_copy(update={"epochs": None, "steps": steps}), before)
     except ConfigError as error:
         over = "the longer run's" if policy == "rescale" else "the added"
         what = f"--extend {policy}: the schedule does not fit {over} {steps:,} steps: {error.problems[0].what}"
@@ -109,7 +121,9 @@ def _held(plan: Plan, total: int) -> Plan:
     else:
         words = f"hold  {lr[-1].max():.3g} for {lasting(added, plan.steps_per_epoch)}"
         phases = (*plan.phases, replace(last, name="hold", start=plan.total_steps, stop=total, words=words))
-    return replace(plan, curve=curve, total_steps=total, phases=phases)
+    # Of a group that is still frozen the LR that stays is 0.
+    groups = tuple(replace(g, frozen_steps=NEVER) if g.frozen_steps >= plan.total_steps else g for g in plan.groups)
+    return replace(plan, curve=curve, groups=groups, total_steps=total, phases=phases)
 
 
 def _followed(plan: Plan, curve: Curve, after: Curve) -> Curve:
@@ -127,7 +141,7 @@ def _part(curve: Curve, start: int, stop: int) -> Curve:
 
 
 def _in_columns(curve: Curve, columns: tuple[int, ...]) -> Curve:
-    """The same LRs in other columns: begun again nothing is frozen, and groups that only that told apart share one."""
+    """The same LRs in other columns: begun again less is frozen, and groups that only that told apart share one."""
     own = [curve.columns[columns.index(column)] for column in range(max(columns) + 1)]
     return Curve(curve.lr[:, own], columns, None if curve.momentum is None else curve.momentum[:, own])
 

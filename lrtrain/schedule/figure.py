@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrtrain.errors import ConfigError, EnvironmentFault, printable
+from lrtrain.errors import ConfigError, EnvironmentFault, printable, what_to_do
 from lrtrain.writing import replacing
 
 if TYPE_CHECKING:
@@ -221,7 +222,8 @@ def save(figure: Figure, path: Path) -> None:
             file.write(drawn.getvalue())
     except OSError as error:
         why = error.strerror or str(error)
-        hint = "name a file in a folder that exists and is writable"
+        known = error.errno not in (errno.ENOENT, errno.ENOTDIR)
+        hint = what_to_do(error, "try again") if known else "name a file in a folder that is there"
         raise EnvironmentFault(f"cannot write the picture: {why}", str(path), hint) from error
 
 

@@ -144,13 +144,15 @@ def make_plan(config: RunConfig, groups: Sequence[GroupLR], steps_per_epoch: int
         ConfigError: with every problem of the schedule.
     """
 
-    def planned(config: RunConfig, frozen: bool) -> Plan:
-        own = groups if frozen else [replace(group, frozen_steps=0) for group in groups]
+    def planned(config: RunConfig, before: int) -> Plan:
+        own = [replace(group, frozen_steps=max(0, group.frozen_steps - before)) for group in groups]
         return _planned(config, own, steps_per_epoch)
 
     # A scheduler of one's own may draw, and is to draw the same in every process and whenever the run goes on.
     with seeded(key(config.seed, "schedule")):
-        return extended(config, planned) if config.extended else planned(config, True)
+        plan = extended(config, planned) if config.extended else planned(config, 0)
+    frozen = notes.frozen_notes(plan.groups, plan.total_steps, steps_per_epoch)
+    return replace(plan, notes=(*plan.notes, *frozen))
 
 
 def _planned(config: RunConfig, groups: Sequence[GroupLR], steps_per_epoch: int) -> Plan:
@@ -214,7 +216,6 @@ def _assemble(config: RunConfig, groups: tuple[GroupLR, ...], resolved: list[tup
         for (stretch, one), part in zip(resolved, segments, strict=True)
     )
     said = [note for stretch, one in resolved for note in notes.phase_notes(stretch, one, groups)]
-    said += notes.frozen_notes(groups, len(curve), steps_per_epoch)
     return Plan(curve, groups, steps_per_epoch, len(curve), spans, tuple(said), last.start if live else None, plateau)
 
 

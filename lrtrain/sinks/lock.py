@@ -28,7 +28,7 @@ def locked(run_dir: RunDir) -> Iterator[Sink]:
         RunDirError: another process trains in it.
         EnvironmentFault: the directory cannot be written to.
     """
-    lock = FileLock(run_dir.checkpoints / ".lock")
+    lock = FileLock(run_dir.lock)
     try:
         run_dir.checkpoints.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)

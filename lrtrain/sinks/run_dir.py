@@ -11,7 +11,7 @@ import shlex
 import shutil
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +61,23 @@ class RunDir:
         """One directory a checkpoint."""
         return self.path / "checkpoints"
 
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains."""
+        return self.checkpoints / ".lock"
+
     def read_status(self) -> dict[str, Any]:
         """What status.json says; empty where it cannot be read."""
         try:
             return json_object(read_bytes(self.status, 100_000))
         except (OSError, ValueError):
             return {}
+
+    @property
+    def begun(self) -> str:
+        """When the run began, as its status.json says it: ISO 8601 in UTC, which sorts as the times do; else empty."""
+        said = self.read_status().get("begun")
+        return said if isinstance(said, str) and re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]{8,15}\+00:00", said) else ""
 
     @property
     def typed(self) -> str:
@@ -82,7 +93,8 @@ def is_run(folder: Path) -> bool:
     """Whether a folder is what a run left: checkpoints of ours, or a config.yaml beside what training writes."""
     beside = ("checkpoints", "curve.csv", "metrics.jsonl", "status.json")
     return any((folder / "checkpoints").glob("step-*")) or (
-        (folder / "config.yaml").exists() and any((folder / name).exists() for name in beside)
+        # Links that lead nowhere count too: archives from elsewhere may hold them.
+        os.path.lexists(folder / "config.yaml") and any(os.path.lexists(folder / name) for name in beside)
     )
 
 
@@ -90,23 +102,32 @@ def refuse_other_files(run: RunDir) -> None:
     """Refuse to go on with a run that holds more than files and folders.
 
     What is written through a symbolic link lands elsewhere, and a pipe is waited for. The directory itself and
-    `checkpoints` may be links, to another disk for example.
+    `checkpoints` may be links, to another disk for example, but not to a folder of other things.
 
     Raises:
         CheckpointError: names what it is.
     """
     try:
         inside = [*run.path.iterdir(), *(run.checkpoints.iterdir() if run.checkpoints.is_dir() else ())]
-        modes = {path: mode for path in inside if path != run.checkpoints and (mode := _mode_of(path)) is not None}
+        found = {path: status for path in inside if path != run.checkpoints and (status := _status_of(path))}
         # Not lost+found, where they have a disk of their own.
-        folders = [path for path, mode in modes.items() if stat.S_ISDIR(mode) and path.parent == run.checkpoints]
+        folders = [p for p, s in found.items() if stat.S_ISDIR(s.st_mode) and p.parent == run.checkpoints]
         folders = [path for path in folders if path.name.startswith((".", "step-"))]
         deep = next((entry for folder in folders for entry in _entries(folder) if entry.is_dir()), None)
     except OSError as error:
         raise EnvironmentFault(f"the run directory cannot be read: {error.strerror}", str(run)) from error
     if deep is not None:
         raise CheckpointError(f"a checkpoint holds files, and {quoted(deep.name)} is a folder", deep.path, "remove it")
-    for path, mode in modes.items():
+    others = {path.name for path in found if path.parent == run.checkpoints} - {run.lock.name, "lost+found"}
+    if run.checkpoints.is_symlink() and others and not any("step-" in name for name in others):
+        what = f"checkpoints is a link to a folder that holds no checkpoints, but {quoted(min(others))}"
+        raise CheckpointError(what, str(run.checkpoints), "remove the link, or let it lead to an empty folder")
+    for path, status in found.items():
+        mode = status.st_mode
+        # Versions of filelock empty it.
+        if path == run.lock and stat.S_ISREG(mode) and status.st_size and status.st_nlink > 1:
+            what = f"a run's lock is empty, and {quoted(path.name)} a hard link to a file of {status.st_size:,} bytes"
+            raise CheckpointError(what, str(path), "remove it")
         if stat.S_ISLNK(mode):
             what = f"a run's files are no symbolic links, and {quoted(path.name)} is one to {quoted(os.readlink(path))}"
             raise CheckpointError(what, str(path), "put the file itself in its place, or remove the link")
@@ -115,10 +136,10 @@ def refuse_other_files(run: RunDir) -> None:
             raise CheckpointError(what, str(path), "remove it")
 
 
-def _mode_of(path: Path) -> int | None:
+def _status_of(path: Path) -> os.stat_result | None:
     """What `path` is; None where it has gone: another process may train in the run."""
     with suppress(FileNotFoundError):
-        return path.lstat().st_mode
+        return path.lstat()
     return None
 
 
@@ -129,25 +150,59 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def check_free(out: Path | None, resume_hint: str) -> None:
-    """Refuse, before anything heavy, an --out that holds something or cannot be made."""
-    if out is not None and out == Path():
-        raise ConfigError("--out needs the name of a folder for the run", hint="such as --out runs/first")
+    """Refuse, before anything heavy, an --out that holds something or cannot be made; or a runs/ that cannot."""
     if out is None:
+        refuse_unmakable(Path("runs"), "the run directory cannot be made")
         return
+    if out == Path():
+        raise ConfigError("--out needs the name of a folder for the run", hint="such as --out runs/first")
     try:
         taken = out.exists() and not _is_empty(out)
-        there = next((path for path in (out, *out.parents) if path.exists()), Path())
-        if not taken and not there.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not taken and not os.access(there, os.W_OK | os.X_OK):
-            why = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
-            raise PermissionError(why, os.strerror(why))
     except OSError as error:
-        hint = "name another folder with --out"
-        raise EnvironmentFault(f"--out cannot be used: {error.strerror}", str(out)[:200], hint) from None
+        raise _unusable(out, error, "--out cannot be used") from None
     if taken:
         what = "is not empty" if out.is_dir() else "is there, and is no folder"
         raise RunDirError(f"{quoted(str(out))} {what}", hint=f"{resume_hint}, or name another folder with --out")
+    refuse_unmakable(out, "--out cannot be used")
+
+
+def refuse_unmakable(folder: Path, what: str) -> None:
+    """Refuse a folder that can neither be made nor, where it is there, be written into.
+
+    Raises:
+        EnvironmentFault: says `what`, and why.
+    """
+    try:
+        there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())
+        if there.is_symlink() and not there.exists():
+            raise FileNotFoundError(errno.ENOENT, f"it leads to {os.readlink(there)}, which is not there")
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
+            why = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
+            raise PermissionError(why, os.strerror(why))
+    except OSError as error:
+        raise _unusable(folder, error, what) from None
+
+
+def refuse_among_classes(folder: Path, class_roots: Sequence[str]) -> None:
+    """Refuse to write into a folder that lies among class folders, where it would be a class from then on.
+
+    Raises:
+        ConfigError: it does.
+    """
+    real = os.path.realpath(folder)
+    for root in class_roots:
+        if os.path.commonpath((root, real)) == root:
+            raise ConfigError(
+                f"{quoted(str(folder))} would lie among the class folders in {quoted(root)}, and then be a class",
+                hint="move the class folders into one of their own, such as photos/, and name that as `root`; "
+                "or name a folder elsewhere with --out",
+            )
+
+
+def _unusable(folder: Path, error: OSError, what: str) -> EnvironmentFault:
+    return EnvironmentFault(f"{what}: {error.strerror}", str(folder)[:200], "name another folder with --out")
 
 
 def mark_begun(run: RunDir, world: World, launches: Sequence[str]) -> None:
@@ -252,6 +307,16 @@ def latest(name: str, world: World | None = None) -> RunDir | None:
         name: of the config's file, without suffix.
         world: begun by this torchrun, too.
     """
+    if world is not None:
+        return next((run for run in _highest_first(name) if was_begun(run, world)), None)
+    runs = list(_highest_first(name))
+    begun = {run: run.begun for run in runs}
+    # A number may be a person's, such as the 10 of --out runs/a-10, or have become free; but earlier runs say no time.
+    return max(runs, key=begun.__getitem__) if all(begun.values()) and runs else next(iter(runs), None)
+
+
+def _highest_first(name: str) -> Iterator[RunDir]:
+    """The runs that a config of this name began, the one of the highest number first."""
     numbered = {
         int(match[1] or 1): RunDir(path)
         for path in Path("runs").glob(f"{glob.escape(name)}*")
@@ -260,9 +325,8 @@ def latest(name: str, world: World | None = None) -> RunDir | None:
     for _, run in sorted(numbered.items(), reverse=True):
         # runs/a-2 is the second of a.yaml, or the first of a-2.yaml.
         began = begun_with(run)
-        if (began is None or Path(began).stem == name) and (world is None or was_begun(run, world)):
-            return run
-    return None
+        if began is None or Path(began).stem == name:
+            yield run
 
 
 ORIGIN = "# {}, as lrtrain {} resolved it: `lrtrain fit` on this file repeats the run.\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 from lrtrain.checkpoint.folder import pointed
@@ -18,6 +19,7 @@ class Status:
 
     def __init__(self, run: RunDir, state: TrainState, monitor: str):
         self._run, self._state, self._monitor = run, state, monitor
+        self._begun = run.begun or datetime.now(UTC).isoformat()
         self.write("running")
 
     def __call__(self, event: Event) -> None:
@@ -41,6 +43,7 @@ class Status:
             "best": None if best.value is None else {"monitor": self._monitor, "value": best.value, "step": best.step},
             "last_checkpoint": last.name if last is not None else None,
             "message": message,
+            "begun": self._begun,
             **here(),
         }
         write_atomically(self._run.status, json.dumps(status, indent=1) + "\n")

@@ -44,14 +44,14 @@ class Plain:
             ImageFolder(f"{root}/test", torchvisions(NORMALIZE)), batch_size=batch_size, num_workers=workers
         )
 
-    def train(self, start: int, stop: int) -> Iterator[Batch]:
+    def train(self, start: int, stop: int, **_: object) -> Iterator[Batch]:
         """The batches of steps 0 .. stop - 1: an epoch after the other, each shuffled anew."""
         if start:
             raise ValueError(f"a shuffling DataLoader begins at step 0, not {start}")
         epochs = itertools.chain.from_iterable(self._train for _ in itertools.count())
         return map(_batch, itertools.islice(epochs, stop))
 
-    def evaluate(self, split: str) -> Iterator[Batch]:
+    def evaluate(self, split: str, **_: object) -> Iterator[Batch]:
         """The test images in order, whatever the split is called."""
         return map(_batch, self._test)
 

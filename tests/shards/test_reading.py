@@ -26,6 +26,7 @@ from lrtrain.data.shards import Texts
 from lrtrain.data.sources.webdataset import absolute
 from lrtrain.errors import DataError
 from tests import forked
+from tests.pngs import chunk
 from tests.shards.making import REPOSITORY, cut, opened, png, samples, shard, where
 
 webdataset = pytest.importorskip("webdataset")
@@ -103,6 +104,22 @@ def test_the_size_is_found_where_a_header_is_longer_than_what_is_read_first(tmp_
         (f"{i}.{suffix}", part) for i in range(4) for suffix, part in (("jpg", content.getvalue()), ("cls", str(i % 2)))
     ]
     assert opened(train=str(shard(tmp_path / "a.tar", members)), val_fraction=0.5).image_size == (9, 9)
+
+
+@pytest.mark.parametrize("said", ["eXIf", "iTXt"])
+def test_a_large_png_that_says_at_its_end_how_it_is_turned_is_measured_as_it_is_read(tmp_path, said):
+    pixels = np.random.default_rng(1).integers(0, 256, (200, 160, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(content := io.BytesIO(), "PNG")
+    xmp = b'XML:com.adobe.xmp\0\0\0\0\0<a tiff:Orientation="6"/>'
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    late = chunk(said.encode(), exif.tobytes().removeprefix(b"Exif\0\0") if said == "eXIf" else xmp)
+    turned = content.getvalue()[:-12] + late + content.getvalue()[-12:]
+    assert len(turned) > 2**16
+    members = [(f"{i}.{suffix}", part) for i in range(4) for suffix, part in (("png", turned), ("cls", str(i % 2)))]
+    source = opened(train=str(shard(tmp_path / "a.tar", members)), val_fraction=0.5)
+    assert source.train.read(0).shape == (3, 160, 200)
+    assert source.image_size == (160, 200)
 
 
 def test_a_split_is_sent_to_workers_without_open_files(two):
@@ -191,6 +208,14 @@ def test_a_label_is_a_name_in_the_class_file_or_its_number(tmp_path):
 def test_a_label_may_be_in_json(tmp_path, data):
     members = [*samples(0, 1, 0), ("9.webp", png()), ("9.json", json.dumps(data))]
     assert opened(train=str(shard(tmp_path / "t.tar", members)), val_fraction=0.5).train.whole.labels[3] == 1
+
+
+def test_a_label_may_begin_with_the_byte_order_mark_that_windows_writes(tmp_path):
+    mark = "\ufeff"
+    members = [*samples("cat", "dog", f"{mark}cat"), ("9.webp", png()), ("9.json", mark + json.dumps({"label": "dog"}))]
+    source = opened(train=str(shard(tmp_path / "t.tar", members)), val_fraction=0.5)
+    assert source.classes == ("cat", "dog")
+    assert source.train.whole.labels.tolist() == [0, 1, 0, 1]
 
 
 def test_a_cls_member_goes_before_json_and_other_members_are_left_alone(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -82,7 +83,9 @@ def _source(
     source = arranged(classes, channels, splits, words, val_fraction, seed, name)
     size = partial(common_size, list(splits.values()))
     problems = [*_doubled(folder), *problems, *wrong, *source.problems]
-    return with_notes(replace(source, measured=size, problems=tuple(problems)), *notes, left_out)
+    roots = tuple(os.path.realpath(part) for part in layout.values())
+    source = replace(source, measured=size, class_roots=roots, problems=tuple(problems))
+    return with_notes(source, *notes, left_out)
 
 
 def _layout(root: Path) -> dict[str, Path]:

@@ -1,0 +1,79 @@
+"""What torchvision's datasets open, looked at before they read it: whole files are read there, whatever they are."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lrtrain import foreign
+from lrtrain.errors import CheckpointError
+from lrtrain.torch_archive import refuse_other_archives, refuse_other_legacy
+
+_LARGE = 2**29  # bytes: from here on it takes seconds to read a file
+_SYSTEMS = ("/dev/null", "/dev/urandom", "/dev/random")
+_here = threading.local()  # .guards: whether this thread is within `only_whole_files`
+
+
+@contextmanager
+def only_whole_files() -> Iterator[None]:
+    """Meanwhile, let nothing in this thread open to read what has no end or cannot be read as it says it can.
+
+    That is a pipe or device, a large file that was never written, or an archive of torch's that would unpack to any
+    size. It raises where such a file is opened, if Python opens it: ValueError, or OSError where it is no file.
+    """
+    _listen()
+    was, _here.guards = getattr(_here, "guards", False), True
+    try:
+        yield
+    finally:
+        _here.guards = was
+
+
+@cache
+def _listen() -> None:
+    sys.addaudithook(_look)  # https://docs.python.org/3/library/audit_events.html: "open"; it cannot be taken back
+
+
+def _look(event: str, arguments: tuple[Any, ...]) -> None:
+    if event != "open" or not getattr(_here, "guards", False):
+        return
+    path, _, flags = arguments
+    if isinstance(path, int) or flags & os.O_ACCMODE != os.O_RDONLY:
+        return
+    _here.guards = False
+    try:
+        _refuse(Path(os.fsdecode(path)))
+    finally:
+        _here.guards = True
+
+
+def _refuse(path: Path) -> None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # said by who opens it
+        return
+    if stat.S_ISDIR(status.st_mode) or str(path) in _SYSTEMS:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    if status.st_size > _LARGE:
+        with foreign.opened(path, links=True) as file:
+            try:
+                foreign.refuse_holes(file)
+            except ValueError as error:
+                raise ValueError(f"{path.name}: {error}") from error
+    if path.suffix == ".pt" or path.name == "meta.bin":  # MNIST's of torchvision 0.8 and older, and ImageNet's
+        with foreign.opened(path, links=True) as file:
+            archive = file.read(2) == b"PK"
+        try:
+            (refuse_other_archives if archive else refuse_other_legacy)(path)
+        except CheckpointError as error:
+            raise ValueError(f"{error.problems[0].what}; remove it, if the dataset's other files are there") from error

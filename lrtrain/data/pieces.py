@@ -1,0 +1,37 @@
+"""An image file as Pillow reads it, within bounds."""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+MOST_FILE_BYTES = 200_000_000  # of an image file: 61 million pixels of colour, uncompressed
+_MOST_READS = 200_000  # of a file: a PNG of 200 MB in chunks of 8 KB takes 75,000
+
+
+class TooManyPieces(ValueError):
+    """A file is read in more than `_MOST_READS` pieces."""
+
+
+class Pieces:
+    """A file as Pillow reads it, up to a number of reads: what is walked through bit by bit would not end in time.
+
+    Pillow walks through chunks, segments, boxes, comments and junk, in whichever format; the count goes on from one
+    format that it tries to the next, and while it decodes.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self._reads, self.most = file, 0, _MOST_READS  # more where the format needs it
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file's own.
+
+        Raises:
+            TooManyPieces: it is asked for once more than may be.
+        """
+        self._reads += 1
+        if self._reads > self.most:
+            raise TooManyPieces(f"it is made of more than {self.most:,} pieces, and no image needs so many")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)  # libtiff reads by fileno() or getvalue(), where the file has it

@@ -1,0 +1,121 @@
+"""`lrtrain evaluate` of a run's own data, part of which was held out of training."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lrtrain.commands.evaluate import _data_of
+from lrtrain.config.schema import RunConfig
+from tests.folders import noise
+from tests.hostile import Typed, assert_clear
+from tests.test_hostile_checkpoint import rewrite
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+CONFIG = """
+seed: 1
+steps: 2
+batch_size: 8
+model: {name: small_cnn, width: 4}
+dataset: {name: imagefolder, root: here/photos, val_fraction: 0.25}
+optimizer: {name: SGD, lr: 0.01}
+"""
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Typed:
+    monkeypatch.chdir(tmp_path)
+    return Typed(monkeypatch, capfd)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """c.yaml, and here/photos, of two classes."""
+    root = tmp_path / "here" / "photos"
+    root.parent.mkdir()
+    noise(root.parent, {"photos": 12})
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    return root
+
+
+def test_a_skip_list_after_training_holds_out_no_images_that_were_trained_on(typed: Typed, photos: Path) -> None:
+    assert typed("fit", "c.yaml", "--out", "run").code == 0
+    assert typed("evaluate", "run").code == 0
+    shutil.copytree(photos, "copy")
+    ended = typed("evaluate", "run", "--set", "dataset.root=copy")
+    assert (ended.code, "warning" in ended.out + ended.err) == (0, False), ended.err
+    skipped = sorted(photos.rglob("*.*"))[0]
+    Path("skip.txt").write_text(f"{skipped.relative_to(photos)}\n")
+    evaluate = ("evaluate", "run", "--set", "dataset.skip_list=skip.txt")
+    assert_clear(typed(*evaluate), 3, "holds out some that were trained on", "a: 9 images when the run began, 8 now")
+    skipped.unlink()
+    assert_clear(typed("evaluate", "run"), 3, "holds out some that were trained on", "restore the dataset")
+    photos.rename(photos.with_name("others"))
+    moved = ("evaluate", "run", "--set", "dataset.root=here/others")
+    ended = typed(*moved)
+    assert ended.code == 0, ended.err
+    assert "as they were (train/a: 9 images when the run began, 8 now): if some" in " ".join(ended.out.split())
+
+
+def test_an_image_of_another_size_is_no_other_hold_out(typed: Typed, photos: Path) -> None:
+    assert typed("fit", "c.yaml", "--out", "run").code == 0
+    with sorted(photos.rglob("*.*"))[0].open("ab") as file:
+        file.write(b"a comment behind it")
+    ended = typed("evaluate", "run")
+    assert ended.code == 0, ended.err
+    assert "warning: these are not the run's images as they were" in " ".join(ended.out.split())
+
+
+@pytest.mark.parametrize("dataset", [[1], {"train": [1]}, {"train": {"a": {}}, "val": {}}])
+@pytest.mark.parametrize("classes", [["a", "b"], ["a", "c"]])
+def test_a_manifest_that_says_nothing_of_images_is_no_bug(
+    typed: Typed, photos: Path, dataset: object, classes: list[str]
+) -> None:
+    assert typed("fit", "c.yaml", "--out", "run").code == 0
+    rewrite(Path("run/checkpoints/step-00000002"), dataset=dataset, classes=classes)
+    ended = typed("evaluate", "run", "--checkpoint", "last")
+    if classes == ["a", "b"]:
+        assert_clear(ended, 4, "the manifest's dataset cannot be read")
+    else:
+        assert_clear(ended, 3, "1 of its classes are gone: 'c'")
+
+
+def test_what_other_arguments_choose_are_other_images() -> None:
+    def data(**args: str) -> RunConfig:
+        section = {"name": "own:make", "val_fraction": 0.2, **args}
+        return RunConfig.model_validate({**yaml.safe_load(CONFIG), "dataset": section})
+
+    assert _data_of(data(part="a")) != _data_of(data(part="b"))
+    assert _data_of(data(skip_list="a")) == _data_of(data(skip_list="b")) == _data_of(data())
+
+
+def test_test_images_may_come_and_go_after_training(typed: Typed, photos: Path) -> None:
+    train, test = photos / "train", photos / "test"
+    noise(photos, {"train": 12})
+    shutil.rmtree(photos / "a")
+    shutil.rmtree(photos / "b")
+    assert typed("fit", "c.yaml", "--out", "run").code == 0
+    shutil.copytree(train, test)
+    for split in ("test", "val", "train"):
+        ended = typed("evaluate", "run", "--split", split)
+        assert ended.code == 0, ended.err
+    ended = typed("fit", "--resume", "--out", "run", "--extend", "hold", "--set", "steps=3")
+    assert ended.code == 0, ended.err
+    sorted(train.rglob("*.*"))[0].unlink()
+    assert typed("evaluate", "run", "--split", "test").code == 0
+    assert_clear(typed("evaluate", "run", "--split", "val"), 3, "holds out some that were trained on: train/a:")
+
+
+def test_a_skip_list_that_names_the_root_as_the_config_does_holds_for_the_run_too(typed: Typed, photos: Path) -> None:
+    names = [file.relative_to(Path.cwd()) for file in sorted(photos.rglob("*.*"))[::12]]
+    Path("skip.txt").write_text("".join(f"{name}\n" for name in names))
+    ended = typed("fit", "c.yaml", "--out", "run", "--set", "dataset.skip_list=skip.txt")
+    assert ended.code == 0, ended.err
+    assert "left out: 2 images" in ended.out
+    for again in (("evaluate", "run"), ("fit", "--resume", "--out", "run", "--extend", "hold", "--set", "steps=3")):
+        ended = typed(*again)
+        assert ended.code == 0, ended.err
