@@ -1,9 +1,8 @@
-"""How a run goes on: longer, elsewhere, on a full disk, after signals, and never twice at once."""
+"""How a run goes on: longer, elsewhere, after signals, and never twice at once."""
 
 from __future__ import annotations
 
 import csv
-import errno
 import fcntl
 import json
 import os
@@ -13,19 +12,16 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext, suppress
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lrtrain.checkpoint import folder, format
+from lrtrain.checkpoint import format
 from lrtrain.commands import changes
 from lrtrain.config.schema import RunConfig
-from lrtrain.errors import ConfigError, EnvironmentFault
-from lrtrain.sinks.jsonl import append
-from lrtrain.sinks.patience import Patience
+from lrtrain.errors import ConfigError
 from tests import forked
 from tests.folders import noise
 from tests.forked import Forked, environment, run, until
@@ -269,172 +265,6 @@ def test_verify_tells_whole_from_damaged(done: Path) -> None:
     assert "1 of 2 checkpoints are damaged: step-00000069" in damaged.stderr
     assert "goes on from step-00000046" in damaged.stderr
     assert forked.run(["verify", "."], done).returncode == 4
-
-
-def test_a_checkpoint_written_again_changes_places_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    import torch
-
-    for value in (1.0, 2.0):
-        path = format.write(tmp_path, 7, {"model": {"w": torch.full((3,), value)}}, {"note": value})
-    assert format.verify(path).tensors("model")["w"].tolist() == [2.0] * 3
-    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000007"]
-    # As an interrupted exchange leaves it where the file system has none.
-    path.rename(tmp_path / ".old-step-00000007")
-    folder.put_back(tmp_path)
-    assert format.newest(tmp_path)[0].step == 7
-
-
-class Killed(BaseException):
-    pass
-
-
-class Overlay:
-    """A file system whose folders of now cannot be renamed; after `left` further changes the process is killed."""
-
-    CHANGES = ("mkdir", "rename", "unlink", "rmdir", "fsync")
-
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch):
-        self.left, self._lower = 10**9, {path for path in root.iterdir() if path.is_dir()}
-        monkeypatch.setattr(format, "_exchanged", lambda one, other: False)
-        for name in self.CHANGES:
-            monkeypatch.setattr(os, name, partial(self._changed, getattr(os, name)))
-
-    def _changed(self, change: Any, path: Any, *args: Any, **more: Any) -> Any:
-        self.left -= 1
-        if self.left < 0:
-            raise Killed
-        if change.__name__ == "rename" and path in self._lower:
-            raise OSError(errno.EXDEV, "Invalid cross-device link")
-        if change.__name__ == "rmdir":
-            self._lower.discard(path)
-        return change(path, *args, **more)
-
-
-def _written(root: Path, step: int, value: float) -> Path:
-    import torch
-
-    return format.write(root, step, {"model": {"w": torch.full((3,), value)}}, {})
-
-
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_a_kill_while_a_folder_is_copied_that_cannot_be_renamed_leaves_a_whole_checkpoint(
-    interrupted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended, changes = False, 0
-    while not ended:
-        root = tmp_path / str(changes)
-        root.mkdir()
-        old = _written(root, 7, 1.0)
-        if interrupted:
-            old.rename(root / f".old-{old.name}")
-        with monkeypatch.context() as patched, suppress(Killed):
-            overlay = Overlay(root, patched)
-            overlay.left = changes
-            if interrupted:
-                folder.put_back(root)
-            else:
-                _written(root, 7, 2.0)
-            ended = True
-        changes += 1
-        folder.put_back(root)
-        whole, damaged = format.newest(root)
-        assert not damaged
-        assert whole.tensors("model")["w"].unique() in ([1.0] if interrupted else [2.0] if ended else [1.0, 2.0])
-        folder.sweep(root)
-        assert [entry.name for entry in root.iterdir()] == ["step-00000007"]
-    assert changes > 10
-
-
-def test_folders_that_cannot_be_renamed_are_put_in_order_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for step in range(1, 7):
-        path = _written(tmp_path, step, step)
-    path.rename(tmp_path / f".old-{path.name}")
-    overlay = Overlay(tmp_path, monkeypatch)
-    folder.put_back(tmp_path)
-    assert format.newest(tmp_path)[0].step == 6
-    folder.set_aside_after(tmp_path, 5)
-    folder.drop_after(tmp_path, 4, None)
-    folder.prune(tmp_path, 2)
-    names = sorted(entry.name for entry in tmp_path.iterdir())
-    assert names == [".bad-step-00000006", "step-00000003", "step-00000004"]
-    overlay.left = 2  # a deletion that is killed once it has begun
-    with pytest.raises(Killed):
-        folder.prune(tmp_path, 1)
-    assert [whole.step for whole in format.readable(tmp_path)] == [4]
-
-
-def test_a_full_disk_is_waited_for_and_nothing_is_written_twice(tmp_path: Path) -> None:
-    path, said, failures = tmp_path / "log.jsonl", list[str](), [28, 28]
-
-    def write() -> None:
-        if failures:
-            append_to_full_disk(path, failures.pop())
-        with path.open("ab", buffering=0) as file:
-            append(file, path, {"step": 1})
-
-    patience = Patience(60, said.append, lambda: None)
-    import lrtrain.sinks.patience as module
-
-    before, module.EVERY_SECONDS = module.EVERY_SECONDS, 0.01
-    try:
-        patience(write)
-    finally:
-        module.EVERY_SECONDS = before
-    assert path.read_text() == '{"step": 1}\n'
-    assert len(said) == 2
-    assert "No space left on device" in said[0]
-    assert said[1].startswith("there is room again")
-    with pytest.raises(EnvironmentFault, match="No space left"):
-        Patience(0, said.append, lambda: None)(lambda: append_to_full_disk(path, 28))
-    with pytest.raises(EnvironmentFault, match="No space left"):
-        Patience(60, said.append, lambda: "SIGTERM")(lambda: append_to_full_disk(path, 28))
-    with pytest.raises(EnvironmentFault, match="Input/output error"):
-        Patience(60, said.append, lambda: None)(lambda: append_to_full_disk(path, 5))
-
-
-def append_to_full_disk(path: Path, number: int) -> None:
-    error = OSError(number, os.strerror(number))
-    raise EnvironmentFault(f"{path.name} could not be written: {error.strerror}", str(path)) from error
-
-
-@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="makes a small file system of its own")
-def test_a_disk_that_fills_up_pauses_training_and_room_lets_it_go_on(tmp_path: Path, done: Path) -> None:
-    """A real file system of 400 kB, filled up after the first checkpoint and emptied again a second later."""
-    (tmp_path / "c.yaml").write_text(QUICK)
-    script = f"""
-    mount -t tmpfs -o size=900k none small || exit 77
-    mkdir small/other && head -c 100 /dev/zero > small/other/x
-    {sys.executable} -m lrtrain fit c.yaml --out small/run > out 2>&1 &
-    while ! [ -e small/run/checkpoints/last.json ]; do sleep 0.02; done
-    cat /dev/zero > small/other/filler 2>/dev/null
-    for i in $(seq 200); do grep -q 'training waits' out && break; sleep 0.05; done
-    rm small/other/filler
-    wait $!; code=$?
-    rm -rf small/other; cp -r small/run saved
-    exit $code
-    """
-    (tmp_path / "small").mkdir()
-    ended = subprocess.run(
-        ["unshare", "-m", "bash", "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True
-    )
-    if ended.returncode == 77:
-        pytest.skip("may not mount")
-    shown = (tmp_path / "out").read_text()
-    assert ended.returncode == 0, shown + ended.stderr
-    assert "training waits" in shown
-    assert "there is room again" in shown
-    assert_same_bits(done / "run", tmp_path / "saved")
-
-
-def test_a_disk_too_small_is_refused_before_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from lrtrain.sinks.run_dir import refuse_small_disk
-
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 4 * 10**6, 4 * 10**6))
-    refuse_small_disk(tmp_path / "run", 10**6)
-    with pytest.raises(EnvironmentFault, match=r"needs 6.6 MB .* 4.0 MB are free"):
-        refuse_small_disk(tmp_path / "run", 3 * 10**6)
 
 
 def started(folder: Path, *args: str) -> subprocess.Popen[str]:
