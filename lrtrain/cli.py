@@ -166,17 +166,19 @@ def fit(
     """Train."""
     from lrtrain.commands.start import start, start_fit
 
+    world = from_environment()
     if smoke:
         given = {"--out": out, "--resume": resume, "--extend": extend, "--allow-inexact": allow_inexact}
         if flag := next((flag for flag, value in given.items() if value), ""):
             raise ConfigError(f"--smoke leaves no run, and {flag} is for one", hint=f"drop {flag}, or --smoke")
+        if not world.leads:
+            return 0  # of torchrun's processes one is enough, which trains alone
         started = start(config, [*(set or []), "cache=off", "workers=0"], trust=trust)
         from lrtrain.commands import smoke as smoke_test
         from lrtrain.commands.signals import stop_requests
 
         with stop_requests():  # a signal ends it as an exit does, which removes its folder
             return smoke_test.run(started.config)
-    world = from_environment()
     if (extend or allow_inexact) and not resume:
         flag = "--extend" if extend else "--allow-inexact"
         raise ConfigError(

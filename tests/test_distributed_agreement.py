@@ -196,11 +196,12 @@ def test_all_machines_go_back_to_one_checkpoint(speaking: Callable[[int], World]
     assert second_goes_back().state.rollbacks[-1].to == 1
 
 
-def test_of_several_processes_one_alone_does_what_does_not_train(folder: Path) -> None:
+@pytest.mark.parametrize(("command", "says"), [(["preview"], "epoch"), (["fit", "--smoke"], "smoke test passed")])
+def test_of_several_processes_one_alone_does_what_leaves_no_run(folder: Path, command: list[str], says: str) -> None:
     place = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "0"}
     first, second = (
-        forked.run(["preview", "c.yaml"], folder, {**environment(folder), **place, "RANK": rank}) for rank in "01"
+        forked.run([*command, "c.yaml"], folder, {**environment(folder), **place, "RANK": rank}) for rank in "01"
     )
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert "epoch" in first.stdout
+    assert says in first.stdout
     assert second.stdout + second.stderr == ""
