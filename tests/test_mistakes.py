@@ -36,6 +36,8 @@ CONFIGS: list[tuple[str, str, int, str, str]] = [
     ("mix-up in words", "mixup: off", 2, "write null", "mixup"),
     ("smoothing in words", "label_smoothing: none", 2, "write 0", "label_smoothing"),
     ("a switch in words", "cuda_graph: off", 2, "write false", "cuda_graph"),
+    ("a plain switch in words", "drop_last: off", 2, "write false", "drop_last"),
+    ("a plain switch that is on", "compile: yes", 2, "write true", "compile"),
     ("a switch that is on", "cuda_graph: on", 2, "allowed: auto, true, false", "cuda_graph"),
     ("momentum at the top", "momentum: 0.9", 2, "optimizer.momentum", "momentum"),
     ("lr in quotes", 'optimizer: {name: SGD, lr: "1e-3"}', 2, "the quotes make it text: write 1e-3", "optimizer.lr"),

@@ -91,6 +91,7 @@ EXAMPLES = {
     "schedulers": "[{name: ExponentialLR, gamma: 0.99}]",
 }
 _OFF = ("off", "no", "none", "never", "false")  # of which YAML's false is one
+_ON = ("on", "yes", "true")
 _BOUNDS = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),
@@ -135,10 +136,12 @@ def _problem(item: Any, loc: Loc, document: Document, *, compare: bool) -> Probl
             f"{name}: {context['why']}", where, "a duration is epochs (5ep), steps (300step) or a part of the run (10%)"
         )
     field = _field(loc)
-    switches = field is not None and bool in get_args(field.annotation)
+    switches = field is not None and bool in (field.annotation, *get_args(field.annotation))
     if field is not None and str(value).lower() in _OFF and (switches or field.default in (None, 0)):
         off = "false" if switches else "null" if field.default is None else "0"
         return Problem(f"{name} cannot be {quoted(value)}", where, f"write {off}")
+    if kind == "bool_type" and str(value).lower() in _ON:
+        return Problem(f"{name} cannot be {quoted(value)}", where, "write true")
     if kind == "literal_error":
         allowed = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
         allowed += ["true", "false"] if switches else []
