@@ -110,6 +110,7 @@ def test_a_signal_to_one_process_ends_the_wait_of_another_for_room(folder: Path)
     full += "format.write_synced = lambda path, data: (pathlib.Path('full').touch(), (_ for _ in ()).throw(no_room))"
     run = Run(folder, full, rank=0)
     run.until(lambda: (folder / "full").exists())
+    time.sleep(1)  # by then it waits for the other, in gloo
     os.kill(run.ranks[1], signal.SIGTERM)
     run.ended()
     run.assert_lost("the checkpoint of step 10 could not be written: No space left on device", code=5)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -34,14 +35,15 @@ class Requests:
         self._save = False
         self._heard: list[int] = []
         self._ended: int | None = None
+        self._noted = _Noted() if world.size > 1 else None
 
     def __call__(self) -> str | None:
         """The request to act on."""
         return self._stop or (SAVE if self._save else None)
 
     def stop(self) -> str | None:
-        """The request to stop, if there is one."""
-        return self._stop
+        """The request to stop, if there is one; of several processes also one that waits in torch for the others."""
+        return self._stop or (self._noted.first() if self._noted is not None else None)
 
     def begin(self) -> None:
         """Training begins: from now on a signal waits for the end of the step."""
@@ -50,6 +52,13 @@ class Requests:
         self._began = True
         for number in self._heard:  # while processes meet, the heartbeat hears SIGTERM
             signal.signal(number, self.on_signal)
+        if self._noted is not None:
+            self._noted.begin()
+
+    def end(self) -> None:
+        """Nobody asks any more."""
+        if self._noted is not None:
+            self._noted.end()
 
     def hear(self) -> dict[int, Any]:
         """Listen to the signals that are not to be ignored; their handlers before."""
@@ -98,6 +107,40 @@ class Requests:
             raise AtOnce(self._ended) from error
 
 
+class _Noted:
+    """Signals that Python has noted, and calls no handler for while the main thread is in torch's code.
+
+    There a process waits for the slowest, which may wait for room on its disk and would never hear of them.
+    """
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+        self._reader, self._writer = socket.socketpair()
+        self._began = False
+        for end in (self._reader, self._writer):
+            end.setblocking(False)
+
+    def begin(self) -> None:
+        """Note signals from now on."""
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._began = True
+
+    def end(self) -> None:
+        """Note no more."""
+        if self._began:
+            signal.set_wakeup_fd(-1)
+        self._reader.close()
+        self._writer.close()
+
+    def first(self) -> str | None:
+        """The first that asks to stop; from any thread."""
+        with suppress(OSError):  # nothing came, or it has ended
+            numbers = {getattr(signal, name, None): name for name in EXIT_CODES}
+            came = (numbers[number] for number in self._reader.recv(4096) if number in numbers)
+            self._name = self._name or next(came, None)
+        return self._name
+
+
 @contextmanager
 def stop_requests(world: World = ALONE) -> Iterator[Requests]:
     """Inside, signals are requests.
@@ -115,3 +158,4 @@ def stop_requests(world: World = ALONE) -> Iterator[Requests]:
         for number, handler in before.items():
             if signal.getsignal(number) == requests.on_signal:  # the heartbeat has had a process ignore SIGTERM
                 signal.signal(number, handler)
+        requests.end()
