@@ -150,7 +150,7 @@ def _refuse_other_pickles(data: bytes, file: Path) -> None:
             raise CheckpointError(what, hint="save module.state_dict() alone, best as .safetensors")
         if count >= MAX_OPCODES:
             raise ValueError(f"its pickle has more than {MAX_OPCODES:,} opcodes")
-        if isinstance(argument, int) and not -(2**63) <= argument < 2**63:  # as keys, all with one hash, without end
+        if isinstance(argument, int) and not -(2**63) <= argument < 2**64:  # as keys, all with one hash, without end
             raise ValueError("its pickle has an integer of more than 64 bits, which torch.save does not write")
         if name == "MARK":
             marks.append(len(stack))

@@ -46,8 +46,8 @@ def _expanded(path: Path) -> None:
 
 
 def _many_views(path: Path) -> None:
-    one = torch.zeros(1000)
-    torch.save({f"w{i}": one for i in range(1000)}, path)
+    one = torch.zeros(2000)
+    torch.save({f"w{i}": one[i : i + 1000] for i in range(1000)}, path)
 
 
 def _tar(path: Path) -> None:

@@ -340,6 +340,14 @@ def test_a_network_that_no_checkpoint_can_hold_is_refused(monkeypatch: pytest.Mo
         def get_extra_state(self) -> Any:
             return {"calls": 0}
 
+    class Renamed(nn.Linear):
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return {f"own.{name}": value for name, value in super().state_dict(*args, **kwargs).items()}
+
+    class Lossy(nn.Linear):
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return {name: value.half() for name, value in super().state_dict(*args, **kwargs).items()}
+
     mine = types.ModuleType("my_networks")
     mine.__dict__.update(
         lazy=lambda num_classes: nn.LazyLinear(num_classes),
@@ -348,11 +356,17 @@ def test_a_network_that_no_checkpoint_can_hold_is_refused(monkeypatch: pytest.Mo
         exact=lambda num_classes: with_buffer(torch.zeros(2, dtype=torch.complex128)),
         coarse=lambda num_classes: with_buffer(torch.zeros(2).to(torch.float8_e4m3fn)),
         deep=lambda num_classes: with_buffer(torch.zeros((1,) * 17)),
+        nowhere=lambda num_classes: nn.Linear(4, num_classes, device="meta"),
+        lossy=lambda num_classes: Lossy(4, num_classes),
+        renamed=lambda num_classes: Renamed(4, num_classes),
     )
     monkeypatch.setitem(sys.modules, "my_networks", mine)
     for name, message in (
         ("lazy", "no size yet for weight: its layer is lazy"),
         ("counting", "a dict as _extra_state"),
+        ("renamed", r"cannot load what its own state_dict\(\) gives: .*Missing key"),
+        ("nowhere", "no memory for weight: it is on the meta device"),
+        ("lossy", r"weight as float32 \(\d+, 4\), and its state_dict\(\) gives it as float16"),
         ("sparse", "'own' is sparse_coo, which a checkpoint cannot hold"),
         ("exact", "'own' is complex128, which a checkpoint cannot hold"),
         ("coarse", "'own' is float8_e4m3fn, which a checkpoint cannot hold"),
@@ -446,6 +460,12 @@ def test_a_network_of_layers_without_end_is_refused(
     monkeypatch.setattr(build, "_MOST_PARAMETERS", 500)
     with pytest.raises(ConfigError, match="more than 500 weights and biases"):
         built(name, **args)
+
+
+def test_a_network_of_timms_that_would_fill_the_memory_is_refused_before_it_does() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(EnvironmentFault, match=r"has weights of .* GiB, and this machine has"):
+        built("timm/vit_tiny_patch16_224", embed_dim=48_000, depth=8)
 
 
 @pytest.mark.parametrize("args", [{"depth": 10**9}, {"depth_multiplier": -1e6}, {"depths": [2, [10**9]]}])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from torchvision import models as tv
+from torchvision.ops import FrozenBatchNorm2d
 
 from lrtrain.config.schema import Model
 from lrtrain.config.yaml import dotted
@@ -39,6 +40,17 @@ def state_of(num_classes: int, in_channels: int = 3) -> dict[str, Tensor]:
     return small_cnn(num_classes, in_channels, 4).state_dict()
 
 
+def test_of_two_state_dicts_under_names_that_nobody_knows_none_is_taken(tmp_path: Path) -> None:
+    torch.save({"net": state_of(5), "ema": state_of(5)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="holds two state dicts, 'net' and 'ema'"):
+        load_weights_file(tmp_path / "w.pth")
+    content: dict[str, Any] = {"t": torch.ones(1)}
+    content["model"] = content
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="'model' is not a plain tensor"):
+        load_weights_file(tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -50,6 +62,10 @@ def state_of(num_classes: int, in_channels: int = 3) -> dict[str, Tensor]:
         lambda s: {"model_state_dict": s, "model": {"name": "small_cnn"}, "state_dict": {"step": 3}},
         lambda s: {f"module.{k}": v for k, v in s.items()},
         lambda s: {"model": {f"module._orig_mod.{k}": v for k, v in s.items()}},
+        lambda s: {"net": s, "acc": 93.1, "epoch": 3, "optimizer": {"state": {0: {"step": torch.ones(1)}}}},
+        lambda s: {"model": {"state_dict": s}},
+        lambda s: {"n_averaged": torch.tensor(3)} | {f"module.{k}": v for k, v in s.items()},
+        lambda s: {"state_dict": s, "seed": 2**64 - 1},
     ],
 )
 def test_a_torch_file_is_read_through_its_usual_wrappings(wrap: Any, tmp_path: Path) -> None:
@@ -298,6 +314,55 @@ def test_a_network_that_answers_with_copies_of_its_state_is_loaded_too() -> None
     own = Own(2, 2)
     load_into(own, {"weight": torch.ones(2, 2), "bias": torch.zeros(2)}, 2, "w.pth")
     assert torch.equal(own.weight, torch.ones(2, 2))
+
+
+def test_what_a_network_computes_from_its_weights_as_it_is_loaded_is_computed() -> None:
+    class Own(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.register_buffer("norm", torch.zeros(()), persistent=False)
+            self.register_load_state_dict_post_hook(Own.loaded)
+
+        def loaded(self, _: object) -> None:
+            self.norm.copy_(self.weight.detach().norm())
+
+    own = Own()
+    load_into(own, {"weight": torch.ones(2, 2), "bias": torch.zeros(2)}, 2, "w.pth")
+    assert own.norm == 2
+
+
+def test_a_frozen_batch_norm_takes_the_weights_of_one_that_counts() -> None:
+    trained, frozen = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(FrozenBatchNorm2d(3))
+    trained(torch.randn(8, 3, 4, 4))
+    load_into(frozen, trained.state_dict(), 2, "w.pth")
+    images = torch.randn(2, 3, 4, 4)
+    assert torch.allclose(frozen(images), trained.eval()(images), atol=1e-6)
+
+
+def test_a_network_that_names_its_tensors_as_no_module_of_its_own_is_loaded() -> None:
+    class Own(nn.Sequential):
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return {f"head.{name}": value for name, value in super().state_dict(*args, **kwargs).items()}
+
+        def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().load_state_dict({name[5:]: value for name, value in state.items()}, *args, **kwargs)
+
+    own, other = Own(nn.Linear(2, 5)), Own(nn.Linear(2, 7))
+    assert load_into(own, other.state_dict(), 5, "w.pth").head == ("head.0.weight", "head.0.bias")
+    same = Own(nn.Linear(2, 5))
+    load_into(own, same.state_dict(), 5, "w.pth")
+    assert torch.equal(own[0].weight, same[0].weight)
+
+
+def test_a_block_that_is_used_again_and_again_is_read(tmp_path: Path) -> None:
+    module = nn.ModuleList([nn.Linear(40, 40)] * 12)
+    torch.save(module.state_dict(), tmp_path / "w.pth")
+    assert len(load_weights_file(tmp_path / "w.pth")[0]) == 24
+
+
+def test_a_count_of_batches_may_be_of_fewer_bits(tmp_path: Path) -> None:
+    torch.save({"bn.num_batches_tracked": torch.tensor(3, dtype=torch.int32)}, tmp_path / "w.pth")
+    assert load_weights_file(tmp_path / "w.pth")[0]["bn.num_batches_tracked"] == 3
 
 
 def test_a_head_of_two_names_is_replaced_where_the_file_has_one() -> None:

@@ -21,7 +21,7 @@ from lrtrain.data.files import IMAGE_SUFFIXES
 from lrtrain.data.folders import is_litter
 from lrtrain.data.shards import Shard, Texts
 from lrtrain.errors import EnvironmentFault, Problem
-from lrtrain.foreign import opened
+from lrtrain.foreign import opened, refuse_holes
 
 _FORMAT = 2  # goes up when what `_samples` takes for a sample, an image or a label changes
 _LABEL_BYTES = 2**20  # more is no label
@@ -186,6 +186,7 @@ def scanned(path: str, bar: Any) -> tuple[Shard | None, list[Problem]]:
     problems: list[Problem] = []
     try:
         with open(path, "rb") as file:
+            refuse_holes(file)
             before = os.fstat(file.fileno())
             members = _Members(path, file, bar)
 

@@ -96,8 +96,9 @@ def _reset_head(built: BuiltModel) -> None:
     Several families initialise theirs for training from scratch, by the number of classes: EfficientNet's is 25 times
     as wide for two classes as torch's, so that the first steps tear the trained weights apart.
     """
+    parts = dict(built.module.named_modules())
     for owner in dict.fromkeys(name.rpartition(".")[0] for name in built.head):
-        layer = built.module.get_submodule(owner)
+        layer = parts.get(owner)
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.reset_parameters()
 
@@ -155,7 +156,7 @@ _CALLED = (
 
 def _construct(builder: Callable[..., Any], model: schema.Model, where: Where, /, **kwargs: Any) -> nn.Module:
     """Call what a name stands for; whatever it raises is about the arguments that the config gave it."""
-    if model.args and _source(model.name) is not _timm and not lookup.is_path(model.name):
+    if model.args and not lookup.is_path(model.name):
         _refuse_huge(builder, model, where, kwargs)
     try:
         with _of_some_size(model, where):
@@ -173,11 +174,23 @@ def _construct(builder: Callable[..., Any], model: schema.Model, where: Where, /
         )
     _refuse_unsavable(module, model, where)
     _give_own_memory(module)
+    try:
+        # As every resumed run will: what a network does when it is loaded belongs to one from nothing, too.
+        module.load_state_dict(module.state_dict())
+    except Exception as error:
+        what = f"{model.name} cannot load what its own state_dict() gives: {' '.join(str(error).split())[:300]}"
+        raise ConfigError(
+            what, where("model", "name"), "load_state_dict() must take it: runs go on from that"
+        ) from error
     return module
 
 
 def _refuse_unsavable(module: nn.Module, model: schema.Model, where: Where) -> None:
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+    held = dict((*module.named_parameters(), *module.named_buffers()))
+    for name, tensor in held.items():
+        if tensor.is_meta and torch.get_default_device().type != "meta":
+            what = f"{model.name} has no memory for {name}: it is on the meta device"
+            raise ConfigError(what, where("model", "name"), 'make it on the CPU: torch.device("cpu")')
         if is_lazy(tensor):
             raise ConfigError(
                 f"{model.name} has no size yet for {name}: its layer is lazy, and waits for the first images",
@@ -191,6 +204,11 @@ def _refuse_unsavable(module: nn.Module, model: schema.Model, where: Where) -> N
                 where("model", "name"),
                 "keep it in a buffer (`register_buffer`) in place of `get_extra_state`",
             )
+        own = held.get(name, value)
+        if (own.dtype, own.shape) != (value.dtype, value.shape):
+            kinds = [f"{str(kind.dtype).removeprefix('torch.')} {tuple(kind.shape)}" for kind in (own, value)]
+            what = f"{model.name} computes with {name} as {kinds[0]}, and its state_dict() gives it as {kinds[1]}"
+            raise ConfigError(what, where("model", "name"), "let state_dict() give it as it is: runs go on from that")
     try:
         header_of(module.state_dict())
     except CheckpointError as error:
@@ -339,8 +357,9 @@ def _timm(model: schema.Model, num_classes: int, in_channels: int, load: bool, w
         )
 
     def create(**kwargs: Any) -> Any:
+        on_meta = torch.get_default_device().type == "meta"
         try:
-            return timm.create_model(name, pretrained=pretrained, **kwargs)
+            return timm.create_model(name, pretrained=pretrained and not on_meta, **kwargs)
         except Exception as error:
             of_arguments = isinstance(error, TypeError | ValueError | RuntimeError) and not isinstance(error, OSError)
             if not pretrained or (of_arguments and "home directory" not in str(error)):

@@ -31,6 +31,8 @@ _KINDS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _COUNTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
+_MOST_NESTED = 4
+_AVERAGES = "n_averaged"  # what torch's AveragedModel counts
 MAX_NAME = 1_000
 _MOST_MANIFEST = 8_000_000  # bytes, as of a checkpoint's
 MOST_BATCHES = 10**15  # as of any count in a checkpoint
@@ -109,20 +111,7 @@ def load_weights_file(
         raise _unreadable(file, error) from error
     state = _state_dict(content, file)
     _refuse_views(state, file)
-    for name, tensor in state.items():
-        if name not in infinite and first_bad_tensor([(name, tensor)]) is not None:
-            raise CheckpointError(
-                f"{str(file)!r} holds values that are not finite, in {quoted(name)}",
-                hint="take a checkpoint from before that training diverged",
-            )
-        if name.endswith("num_batches_tracked") and bool(((tensor > MOST_BATCHES) | (tensor != tensor.long())).any()):
-            what = f"{str(file)!r} holds a count of batches that is none, in {quoted(name)}"
-            hint = f"whole numbers up to {MOST_BATCHES:,} are read; take the file from where it was published"
-            raise CheckpointError(what, hint=hint)
-        for end, what in NEVER_NEGATIVE.items():
-            if name.endswith(end) and bool((tensor < 0).any()):
-                hint = "no training makes that: take the file from where it was published"
-                raise CheckpointError(f"{str(file)!r} holds a {what} below 0, in {quoted(name)}", hint=hint)
+    _refuse_impossible(state, file, infinite)
     return state, metadata
 
 
@@ -168,15 +157,27 @@ def _has_tensors(content: Any) -> bool:
     return isinstance(content, dict) and any(isinstance(value, Tensor) for value in dict.values(content))
 
 
+def _unwrapped(content: Any, file: Path) -> Any:
+    """The state dict in a checkpoint: under a usual name, or the only one that there is."""
+    for _ in range(_MOST_NESTED):  # a file may nest a dict in itself
+        if not isinstance(content, dict):
+            break
+        usual = [key for key in _WRAPPERS if isinstance(dict.get(content, key), dict)]
+        held = [key for key in usual if _has_tensors(dict.get(content, key))]
+        if not usual and not _has_tensors(content):
+            held = [key for key, value in dict.items(content) if isinstance(key, str) and _has_tensors(value)]
+        if len(held) > 1:
+            what = f"{str(file)!r} holds two state dicts, {' and '.join(map(quoted, held[:2]))}"
+            raise CheckpointError(what, hint="save the one that is meant alone")
+        if not (inside := held or usual):
+            break
+        content = dict.get(content, inside[0])
+    return content
+
+
 def _state_dict(content: Any, file: Path, device: str = "cpu") -> dict[str, Tensor]:
     # By dict's and Tensor's own methods: a file may give its objects attributes of any name.
-    held = [key for key in _WRAPPERS if _has_tensors(dict.get(content, key))] if isinstance(content, dict) else []
-    if len(held) > 1:
-        what = f"{str(file)!r} holds two state dicts, {' and '.join(map(repr, held[:2]))}"
-        raise CheckpointError(what, hint="save the one that is meant alone")
-    for wrapper in held or _WRAPPERS:
-        if isinstance(content, dict) and isinstance(inside := dict.get(content, wrapper), dict):
-            content = inside
+    content = _unwrapped(content, file)
     if not isinstance(content, dict) or not dict.__len__(content):
         raise CheckpointError(
             f"{str(file)!r} holds no state dict, but {type(content).__name__}", hint="save module.state_dict()"
@@ -196,16 +197,47 @@ def _state_dict(content: Any, file: Path, device: str = "cpu") -> dict[str, Tens
             kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _KINDS)
             raise CheckpointError(what, hint=f"convert it to float32 (allowed: {kinds}, integers)")
         state[name] = tensor
+    if _AVERAGES in state and all(name.startswith("module.") for name in state if name != _AVERAGES):
+        del state[_AVERAGES]
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
+
+
+def _refuse_impossible(state: Mapping[str, Tensor], file: Path, infinite: Container[str]) -> None:
+    """Refuse values that no training makes; of shared layers once, however many names they have."""
+    seen: set[object] = set()
+    for name, tensor in state.items():
+        end = next((end for end in NEVER_NEGATIVE if name.endswith(end)), "")
+        if (this := (_place(tensor), end, name in infinite)) in seen:
+            continue
+        seen.add(this)
+        if name not in infinite and first_bad_tensor([(name, tensor)]) is not None:
+            raise CheckpointError(
+                f"{str(file)!r} holds values that are not finite, in {quoted(name)}",
+                hint="take a checkpoint from before that training diverged",
+            )
+        if end == "num_batches_tracked" and bool(
+            ((whole := tensor.long()) != tensor).logical_or(whole > MOST_BATCHES).any()
+        ):
+            what = f"{str(file)!r} holds a count of batches that is none, in {quoted(name)}"
+            hint = f"whole numbers up to {MOST_BATCHES:,} are read; take the file from where it was published"
+            raise CheckpointError(what, hint=hint)
+        if end and bool((tensor < 0).any()):
+            what = f"{str(file)!r} holds a {NEVER_NEGATIVE[end]} below 0, in {quoted(name)}"
+            raise CheckpointError(what, hint="no training makes that: take the file from where it was published")
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _refuse_views(state: Mapping[str, Tensor], file: Path) -> None:
     """Refuse tensors that show a few stored numbers again and again: whoever copies one needs memory for all."""
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
     large = [name for name, size in sizes.items() if size > state[name].untyped_storage().nbytes()]
-    if large or sum(sizes.values()) > 4 * file.stat().st_size:
+    distinct = {_place(tensor): sizes[name] for name, tensor in state.items()}  # shared layers are stored once
+    if large or sum(distinct.values()) > 4 * file.stat().st_size:
         name = large[0] if large else max(sizes, key=sizes.__getitem__)
         raise CheckpointError(
             f"{str(file)!r}: {quoted(name)} says that it has {sizes[name]:,} bytes, more than are stored",
@@ -305,8 +337,9 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], num_classes: int, 
     with torch.no_grad():
         for name, tensor in given.items():
             own[name].copy_(tensor)
-    if any(tensor.data_ptr() != own[name].data_ptr() for name, tensor in module.state_dict().items() if name in given):
-        module.load_state_dict(own)  # an own network may answer with copies
+    # An own network may answer with copies, or compute something from what it is given. Under its own names, and of
+    # the version of its layers: MNASNet changes them where that is missing.
+    module.load_state_dict(own)
     if not head:
         return Loaded((*notes, f"head: {num_classes} classes, kept as in {source}"), ())
     classes = {name.rpartition(".")[0]: tensor.shape[0] for name, tensor in head.items()}
@@ -328,7 +361,7 @@ def fitted(
         names = [name for name in state if name not in given]
         what = f"the weights of {source} have two tensors for {quoted(_renamed(names[0], own))}"
         raise CheckpointError(what, hint=f"leave {quoted(names[0])} out of the file")
-    given = {name: tensor for name, tensor in given.items() if name in own or not name.startswith(_AUXILIARY)}
+    given = {name: tensor for name, tensor in given.items() if name in own or not _needless(name, own)}
     notes = _fit_colour(module, given)
     head = {name: given.pop(name) for name in _head(module, own, given, num_classes)}
     _refuse_mismatch(own, given, head, source)
@@ -345,6 +378,12 @@ def _renamed(name: str, own: Mapping[str, Tensor]) -> str:
         if (known := name.replace(f".mlp.{before}.", f".mlp.{now}.")) in own:
             return known
     return _DENSENET_2017.sub(r"\1\2", name)
+
+
+def _needless(name: str, own: Mapping[str, Tensor]) -> bool:
+    """Whether a network may do without: heads for training alone, and the count of a BatchNorm that is frozen here."""
+    layer, _, last = name.rpartition(".")
+    return name.startswith(_AUXILIARY) or (last == "num_batches_tracked" and f"{layer}.running_mean" in own)
 
 
 def _fit_colour(module: nn.Module, given: dict[str, Tensor]) -> tuple[str, ...]:
@@ -369,7 +408,7 @@ def _fit_colour(module: nn.Module, given: dict[str, Tensor]) -> tuple[str, ...]:
 
 def _head(module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor], num_classes: int) -> list[str]:
     """The tensors of the layers that give a number to each class, where the file has another number of them."""
-    found = first_convolution(module)
+    found, parts = first_convolution(module), dict(module.named_modules())
     layers: dict[str, list[str]] = {}
     for name in own:
         if name in given:
@@ -377,7 +416,7 @@ def _head(module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tens
     return [
         name
         for layer, names in layers.items()
-        if not isinstance(module.get_submodule(layer), _NORMS)
+        if not isinstance(parts.get(layer), _NORMS)  # an own network may name its tensors as it likes
         and (found is None or layer != found[0])
         and len({given[name].shape[:1] for name in names}) == 1
         for name in names

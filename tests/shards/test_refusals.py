@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import tarfile
 from pathlib import Path
 
@@ -86,8 +87,9 @@ def test_twenty_problems_are_shown(tmp_path):
         (lambda path: path.write_bytes(b"hello" * 1000), "cannot read the shard"),
         (lambda path: path.write_bytes(bytes(10240)), "has no samples"),
         (lambda path: shard(path, [("a/README", "x")]), "has no samples"),
+        (lambda path: os.truncate(path, 2**42), "cannot read the shard .*it is a sparse file"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_a_tar_file_that_is_not_whole_is_refused_every_time(two, kept, change, what):
     path = Path(two["val"])
