@@ -15,7 +15,7 @@ import torch
 from lrtrain.build import Job
 from lrtrain.checkpoint import format
 from lrtrain.commands.origin import free_to_change
-from lrtrain.engine.events import Event, SaveDue, Stepped
+from lrtrain.engine.events import Event, SaveDue, Stepped, Stopped
 from lrtrain.engine.finite import Gate, NotFinite, culprit
 from lrtrain.engine.state import restore, snapshot
 from lrtrain.engine.train import optimizer_step, train
@@ -95,6 +95,46 @@ def test_weights_that_an_update_made_infinite_are_never_saved() -> None:
     with pytest.raises(NotFinite, match=r"weights are not finite after the update at step 1 .*'1.weight'"):
         trained(made, seen.append)
     assert not any(isinstance(event, SaveDue) for event in seen)
+
+
+def unseen(made: Job, since: int = 3) -> Job:
+    """With weights of which one, that no loss depends on, is infinite after some steps."""
+    made.state.model.register_buffer("unseen", torch.zeros(()))
+
+    def poison(*_: object) -> None:
+        if made.state.step + 1 >= since:
+            made.state.model.unseen.fill_(torch.inf)
+
+    made.state.optimizer.register_step_post_hook(poison)
+    return made
+
+
+@pytest.mark.parametrize("asked", [None, "SIGUSR2"])
+def test_infinite_weights_are_refused_where_a_run_left_alone_saves_whatever_is_asked_before(asked: str | None) -> None:
+    made = unseen(job(model="tests.nets:linear", eval_every="7step", checkpoint={"every": "5step"}))
+    seen: list[Event] = []
+    with pytest.raises(NotFinite, match="after the update at step 5 "):
+        seen.extend(train(made.state, made.plan, made.batches, made.recipe, lambda: asked))
+    saved = [event.step for event in seen if isinstance(event, SaveDue)]
+    assert saved == ([1, 2] if asked else [])
+
+
+def test_a_run_that_is_stopped_while_its_weights_are_infinite_saves_none_of_them() -> None:
+    made = unseen(job(model="tests.nets:linear", eval_every="7step", checkpoint={"every": "5step"}))
+
+    def asked() -> str | None:
+        return "SIGTERM" if made.state.step >= 4 else None
+
+    events = list(train(made.state, made.plan, made.batches, made.recipe, asked))
+    assert events[-1] == Stopped(4, "SIGTERM", saved=False)
+    assert not any(isinstance(event, SaveDue) for event in events)
+
+
+def test_infinite_weights_are_refused_before_an_evaluation_counts_them_as_best() -> None:
+    made = unseen(job(model="tests.nets:linear", eval_every="3step", checkpoint={"every": "5step"}))
+    with pytest.raises(NotFinite, match="after the update at step 3 "):
+        trained(made)
+    assert made.state.best.value is None
 
 
 def test_where_the_host_does_not_wait_the_fused_optimizer_skips_the_step_and_all_after_it() -> None:

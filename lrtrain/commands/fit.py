@@ -302,11 +302,12 @@ def _conclude(end: Event | None, job: Job, run_dir: RunDir, screen: Screen, stat
     screen.print()
     if isinstance(end, Stopped) and end.reason in EXIT_CODES:
         code = EXIT_CODES[end.reason]
-        status.write("stopped", code, f"saved after {end.reason}")
-        screen.print(
-            f"stopped by {end.reason}; saved at step {end.step:,} of {job.recipe.total_steps:,}, nothing is lost",
-            "bold",
-        )
+        at = f"step {end.step:,} of {job.recipe.total_steps:,}"
+        said = f"saved at {at}, nothing is lost"
+        if not end.saved:
+            said = f"the weights of {at} are not finite and were not saved: the last checkpoint is what is kept"
+        status.write("stopped", code, f"saved after {end.reason}" if end.saved else said)
+        screen.print(f"stopped by {end.reason}; {said}", "bold")
     elif isinstance(end, Stopped):
         screen.print(
             f"stopped early at step {end.step:,}: {job.config.early_stop.monitor if job.config.early_stop else ''} "

@@ -90,10 +90,18 @@ class SaveDue:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """Training ended before its last step. `reason` is a signal's name, or `early_stop`."""
+    """Training ended before its last step.
+
+    Attributes:
+        step: steps done.
+        reason: a signal's name, or `early_stop`.
+        saved: False where its weights are not finite: the run goes on from the checkpoint before, to where an
+            uninterrupted one finds that.
+    """
 
     step: int
     reason: str
+    saved: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,9 +115,9 @@ def train(
     state.forward.train()
     stop = agreed(stop, state.world, REASONS)
     if state.pending:
-        reason = yield from _evaluate_and_save(state, plan, batches, recipe, stop)
-        if reason:
-            yield Stopped(state.step, reason)
+        stopped = yield from _evaluate_and_save(state, plan, batches, recipe, stop)
+        if stopped is not None:
+            yield stopped
             return
     _freeze(state, plan)
     thaws = {group.frozen_steps for group in plan.groups}
@@ -135,14 +135,14 @@ def train(
         if due(state.step, recipe.log_every, recipe):
             yield _logged(state, plan)
         state.pending = due(state.step, recipe.eval_every, recipe)
-        reason = yield from _evaluate_and_save(state, plan, batches, recipe, stop)
-        if reason:
-            yield Stopped(state.step, reason)
+        stopped = yield from _evaluate_and_save(state, plan, batches, recipe, stop)
+        if stopped is not None:
+            yield stopped
             return
         state.whole = True
     if state.step < recipe.total_steps:  # asked to stop while no images came
-        yield from save_after_fault(state, plan)
-        yield Stopped(state.step, stop() or "")
+        saved = yield from save_after_fault(state, plan)
+        yield Stopped(state.step, stop() or "", saved)
         return
     yield Finished(state.step)
 
@@ -152,14 +152,15 @@ def _alone(stop: Callable[[], str | None], world: World) -> Callable[[], bool]:
     return lambda: world.size == 1 and stop() not in (None, SAVE_ONLY)
 
 
-def save_after_fault(state: TrainState, plan: Plan) -> Iterator[Event]:
+def save_after_fault(state: TrainState, plan: Plan) -> Generator[Event, None, bool]:
     """What saves the last completed step, where the next batch was not to be had; nothing in the midst of a step.
 
     Several processes must save together, and one that failed cannot.
     """
-    if state.whole and state.step and state.world.size == 1:
-        _refuse_unsound(state, plan)
+    saved = bool(state.whole and state.step and state.world.size == 1) and _unsound(state, plan) is None
+    if saved:
         yield SaveDue(state.step, best=False, planned=False)
+    return saved or not state.step
 
 
 def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> float | None:
@@ -304,21 +305,26 @@ def _trouble(state: TrainState, plan: Plan, recipe: Recipe, batch: Batch, loss: 
     return Trouble(state.step + 1, lrs, loss, norms, why, tuple(i for _, _, index in seen for i in index))
 
 
-def _refuse_unsound(state: TrainState, plan: Plan) -> None:
-    """Weights that the last step made infinite, or a GPU's fault that was not fetched yet, are not to be saved."""
+def _unsound(state: TrainState, plan: Plan) -> NotFinite | None:
+    """What is wrong with weights that the last step made infinite: these are not to be saved.
+
+    Raises:
+        NotFinite: of a step on a GPU that was not fetched yet; it names that step, whenever it is asked for.
+    """
     if state.gate.passed() is not None:
         _logged(state, plan)
     saved = state.model.state_dict().items()
     tensors = [(name, t) for name, t in saved if t.is_floating_point() and name not in state.infinite]
     own = torch.stack(norms_of([t for _, t in tensors])).sum() * 0
     sound = summed(own, state.world)
-    if not math.isfinite(float(sound)):
-        lrs = _named_lrs(plan, max(state.step - 1, 0), state)
-        name = first_bad_tensor(tensors)
-        elsewhere = math.isfinite(float(own))
-        where = "they are another process's" if elsewhere else "their norm is out of float32's range"
-        trouble = Trouble(state.step, lrs, math.nan, {}, f"{name!r} is the first of them" if name else where, ())
-        raise NotFinite(trouble, "weights are not finite after the update")
+    if math.isfinite(float(sound)):
+        return None
+    lrs = _named_lrs(plan, max(state.step - 1, 0), state)
+    name = first_bad_tensor(tensors)
+    elsewhere = math.isfinite(float(own))
+    where = "they are another process's" if elsewhere else "their norm is out of float32's range"
+    trouble = Trouble(state.step, lrs, math.nan, {}, f"{name!r} is the first of them" if name else where, ())
+    return NotFinite(trouble, "weights are not finite after the update")
 
 
 def _named_lrs(plan: Plan, t: int, state: TrainState) -> dict[str, float]:
@@ -329,11 +335,16 @@ def _named_lrs(plan: Plan, t: int, state: TrainState) -> dict[str, float]:
 
 def _evaluate_and_save(
     state: TrainState, plan: Plan, batches: Images, recipe: Recipe, stop: Callable[[], str | None]
-) -> Generator[Event, None, str | None]:
-    """What follows a step: evaluation and epoch line where due, then the checkpoint. Returns why to stop."""
+) -> Generator[Event, None, Stopped | None]:
+    """What follows a step: evaluation and epoch line where due, then the checkpoint. Returns why to stop.
+
+    Weights that are not finite are refused where an uninterrupted run evaluates or saves, and nowhere else: a signal
+    must not change which step is named, and when training goes back.
+    """
     lrs = _named_lrs(plan, state.step - 1, state)
     reason, improved, evaluated = None, False, state.pending
     if state.pending:
+        _refuse(_unsound(state, plan))
         share_buffers(state.evaluated, state.world)
         state.whole = True  # evaluation changes nothing, and can be made when the run goes on
         metrics = yield from evaluate(
@@ -358,11 +369,22 @@ def _evaluate_and_save(
     ended = state.step == recipe.total_steps
     asked = stop() if not ended or state.pending else None
     planned = reason is not None or improved or due(state.step, recipe.checkpoint_every, recipe)
+    saved = False
     if asked or planned:
-        _refuse_unsound(state, plan)
-        state.losses.gather()
-        yield SaveDue(state.step, improved and evaluated, planned)
-    return reason if asked in (None, SAVE_ONLY) else asked
+        wrong = None if evaluated else _unsound(state, plan)
+        if planned:
+            _refuse(wrong)
+        saved = wrong is None
+        if saved:
+            state.losses.gather()
+            yield SaveDue(state.step, improved and evaluated, planned)
+    reason = reason if asked in (None, SAVE_ONLY) else asked
+    return None if reason is None else Stopped(state.step, reason, saved)
+
+
+def _refuse(wrong: NotFinite | None) -> None:
+    if wrong is not None:
+        raise wrong
 
 
 def _conclude(
