@@ -139,6 +139,20 @@ def test_a_log_that_is_replaced_while_training_is_noticed(tmp_path: Path) -> Non
         log(SaveDue(3, best=False))
 
 
+@pytest.mark.parametrize("kept", [b"", b'{"step": 1}', b"{}\n" * 9])
+def test_a_log_that_is_cut_or_written_anew_in_its_place_is_noticed(tmp_path: Path, kept: bytes) -> None:
+    log = Metrics(tmp_path / "metrics.jsonl")
+    for step in (1, 2):
+        log.note({"step": step})
+        log(SaveDue(step, best=False))
+    (tmp_path / "metrics.jsonl").write_bytes(kept)
+    log.note({"step": 3})
+    for _ in range(2):
+        with pytest.raises(EnvironmentFault, match="was cut or changed while training"):
+            log(SaveDue(3, best=False))
+    assert log.safe()["log_bytes"] == {"metrics.jsonl": 24}
+
+
 @pytest.mark.parametrize("fails", ["os.fsync", "lrtrain.sinks.jsonl._write"])
 def test_rows_that_a_file_system_took_and_lost_are_written_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str

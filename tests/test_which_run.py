@@ -164,3 +164,19 @@ def test_a_folder_that_no_run_can_be_made_in_is_refused_before_anything_is_read(
     Path("runs").touch()
     with pytest.raises(EnvironmentFault, match="the run directory cannot be made: Not a directory"):
         check_free(None, "")
+
+
+def test_what_is_no_run_is_passed_over_and_one_on_a_disk_that_is_gone_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = "{epochs: 1, batch_size: 8, model: small_cnn, optimizer: {name: SGD, lr: 0.1}, dataset: digits}"
+    Path("a.yaml").write_text(config)
+    run = create(None, "a")
+    run.config.write_text(ORIGIN.format("a.yaml", "1.0") + config)
+    Path("runs/a-9").write_text("notes")
+    assert start_fit(Path("a.yaml"), None, None, resume=True)[1] == run
+    Path("runs/a-11").symlink_to("/mnt/gone")
+    with pytest.raises(EnvironmentFault, match="the run is a link to '/mnt/gone', which is not there") as caught:
+        start_fit(Path("a.yaml"), None, None, resume=True)
+    assert caught.value.problems[0].where == "runs/a-11"

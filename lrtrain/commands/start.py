@@ -93,6 +93,7 @@ def start_fit(
         out = config_path.parent
     name = (config_path or DEFAULT).stem
     run_dir = RunDir(out) if out is not None else latest(name)
+    refuse_lost_link(run_dir)
     if run_dir is None or not run_dir.path.is_dir():
         raise CheckpointError(
             f"there is no run {quoted(str(out or f'runs/{name}'))} to go on with",
@@ -102,7 +103,6 @@ def start_fit(
         raise CheckpointError(
             f"{quoted(str(run_dir))} is no run directory: it has no config.yaml", hint="name one with --out"
         )
-    refuse_lost_link(run_dir)
     refuse_other_files(run_dir)
     if config_path is not None:
         return start(config_path, overrides, trust=trust), run_dir

@@ -61,6 +61,16 @@ class Metrics:
                 "leave a run's files alone while it trains; go on from the last checkpoint with `--resume`",
             )
 
+    def _refuse_changed(self) -> None:
+        """A kernel loses nothing of what was safe; a person, or an editor that writes into the file, may."""
+        try:
+            with self._path.open("rb") as written:
+                _refuse_other_bytes(written, *self._safe)
+        except ValueError:
+            what = f"{self._path.name} was cut or changed while training wrote to it"
+            hint = "leave a run's files alone while it trains; restore this one from a copy, then `--resume` goes on"
+            raise EnvironmentFault(what, str(self._path), hint) from None
+
     def safe(self) -> dict[str, Any]:
         """What a checkpoint's manifest says of the log: how long it was at the last fsync, and its SHA-256."""
         length, digest = self._safe
@@ -87,6 +97,7 @@ class Metrics:
         try:
             if self._doubtful or self._file.seek(0, os.SEEK_END) != end:
                 self._refuse_replaced()
+                self._refuse_changed()
                 failed, self._file = self._file, _opened_to_append(self._path)
                 with suppress(OSError):
                     failed.close()

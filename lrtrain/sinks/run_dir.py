@@ -242,15 +242,17 @@ def _is_empty(folder: Path) -> bool:
     )
 
 
-def refuse_lost_link(run: RunDir) -> None:
-    """Refuse a run whose checkpoints are on a disk that is not there.
+def refuse_lost_link(run: RunDir | None) -> None:
+    """Refuse a run that is, or whose checkpoints are, on a disk that is not there.
 
     Raises:
         EnvironmentFault: names where they should be.
     """
-    if run.checkpoints.is_symlink() and not run.checkpoints.exists():
-        what = f"the run's checkpoints are a link to {quoted(os.readlink(run.checkpoints))}, which is not there"
-        raise EnvironmentFault(what, str(run.checkpoints), "mount or restore it")
+    places = () if run is None else ((run.path, "the run is"), (run.checkpoints, "the run's checkpoints are"))
+    for path, what in places:
+        if path.is_symlink() and not path.exists():
+            what = f"{what} a link to {quoted(os.readlink(path))}, which is not there"
+            raise EnvironmentFault(what, str(path), "mount or restore it, or name another run with --out")
 
 
 def create(out: Path | None, name: str) -> RunDir:
@@ -320,7 +322,7 @@ def _highest_first(name: str) -> Iterator[RunDir]:
     numbered = {
         int(match[1] or 1): RunDir(path)
         for path in Path("runs").glob(f"{glob.escape(name)}*")
-        if (match := re.fullmatch(re.escape(name) + r"(?:-([2-9]|[1-9][0-9]+))?", path.name))
+        if (match := re.fullmatch(re.escape(name) + r"(?:-([2-9]|[1-9][0-9]+))?", path.name)) and not path.is_file()
     }
     for _, run in sorted(numbered.items(), reverse=True):
         # runs/a-2 is the second of a.yaml, or the first of a-2.yaml.
