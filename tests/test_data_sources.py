@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from lrtrain.data.files import FileSplit
+from lrtrain.data.sources.imagefolder import unsplit
 from lrtrain.data.stratify import hold_out
 from lrtrain.errors import ConfigError, DataError
 from tests.folders import image, opened, refused, tree
@@ -152,6 +153,24 @@ def test_a_class_missing_from_val_is_noted(tmp_path):
     tree(tmp_path / "train", {"a": 2, "b": 2})
     tree(tmp_path / "val", {"a": 2})
     assert "no val images of 1 of 2 classes: b" in opened(name="imagefolder", root=str(tmp_path)).notes
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (("Testing", "Training"), "rename Testing/ to test/, Training/ to train/"),
+        (("Train", "val"), "rename Train/ to train/"),
+        (("test", "valid"), "rename valid/ to val/"),
+        (("test", "val"), "put what is trained on into train/"),
+    ],
+)
+def test_splits_of_other_names_are_no_classes(tmp_path, names, hint):
+    tree(tmp_path, {f"{name}/{label}": 3 for name in names for label in "ab"})
+    for fraction in (None, 0.3):
+        text = refused(DataError, name="imagefolder", root=str(tmp_path), val_fraction=fraction)
+        assert text.endswith(f"would be taken for classes themselves | {hint}")
+    with pytest.raises(DataError, match="would be taken for classes"):
+        unsplit(tmp_path)
 
 
 def test_a_missing_root_is_shown_as_it_was_looked_for(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,11 @@ from lrtrain.data.folders import ClassFolders, scan, subfolders
 from lrtrain.data.skip_list import without
 from lrtrain.data.source import Source, absent_note, with_notes
 from lrtrain.data.stratify import arranged
-from lrtrain.errors import ConfigError, Problem
+from lrtrain.errors import ConfigError, DataError, Problem
 
 _VAL_NAMES = ("val", "valid", "validation")
+# What such folders are called elsewhere, in small letters, and what they must be called here.
+_SPLITS = {"train": "train", "training": "train", **dict.fromkeys(_VAL_NAMES, "val"), "test": "test", "testing": "test"}
 
 
 def imagefolder(
@@ -45,7 +47,7 @@ def imagefolder(
         The source, with every problem of the folders.
 
     Raises:
-        DataError: the root is no folder, or the skip list cannot be read.
+        DataError: the root is no folder, has splits of other names, or the skip list cannot be read.
         ConfigError: val_fraction missing, or given beside a val folder.
     """
     channels = channels_for(color)
@@ -89,14 +91,28 @@ def _source(
 
 
 def _layout(root: Path) -> dict[str, Path]:
-    """The folders of train, val and test, as far as they are there; train is the root where there are no such."""
+    """The folders of train, val and test, as far as they are there; train is the root where there are no such.
+
+    Raises:
+        DataError: all that is there are train, val and test by other names, which would be taken for classes.
+    """
     names = subfolders(root)
     vals = [name for name in _VAL_NAMES if name in names]
     in_splits = "train" in names and (vals or "test" in names or bool(subfolders(root / "train")))
     if not in_splits:
+        _refuse_splits_as_classes(root, names)
         return {"train": root}
     val = {"val": root / vals[0]} if vals else {}
     return {"train": root / "train", **val, **({"test": root / "test"} if "test" in names else {})}
+
+
+def _refuse_splits_as_classes(root: Path, names: Sequence[str]) -> None:
+    meant = {name: _SPLITS.get(name.lower()) for name in names}
+    if len(names) > 1 and all(meant.values()) and all(subfolders(root / name) for name in names):
+        folders = " and ".join(f"{name}/" for name in names)
+        what = f"{str(root)!r} has {folders}, which hold folders of classes, and would be taken for classes themselves"
+        renamed = ", ".join(f"{name}/ to {split}/" for name, split in meant.items() if name != split)
+        raise DataError(what, hint=f"rename {renamed}" if renamed else "put what is trained on into train/")
 
 
 def _doubled(root: Path) -> list[Problem]:
