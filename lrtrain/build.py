@@ -19,7 +19,7 @@ from lrtrain.config.schema import RunConfig
 from lrtrain.config.yaml import UNWRITABLE
 from lrtrain.data.batches import Batches
 from lrtrain.data.build import Pipeline, channels_seen, make_pipeline
-from lrtrain.data.cache import refuse_sizes
+from lrtrain.data.cache import refuse_unkept
 from lrtrain.data.default_transforms import PHOTO
 from lrtrain.data.open import epoch_steps, open_source
 from lrtrain.data.order import smallest_part
@@ -184,10 +184,14 @@ def refuse_unfit(
         built = replace(built, **published(config.model, built.module))
     refuse_single_images(config, built.module, len(source.train), per_epoch)
     _recipe(config, plan, "fp32", source)
+    # What `auto` will be is for the machine to say that trains.
+    said = device if config.device == "cpu" else torch.device("cuda")
+    _refuse_sync_bn(config, said)
+    _refuse_graph(config, _obstacle(config, said, config.precision, ALONE))
     if all(tried.get(split) for split in ("train", "val")):
         pipeline = _pipeline(config, left, built, tried)
-        for name, stages in {"train": pipeline.train, "val": pipeline.val}.items():
-            refuse_sizes(name, stages, config.cache, config.where)
+        for name, split, stages in (("train", left.train, pipeline.train), ("val", left.val, pipeline.val)):
+            refuse_unkept(name, split, stages, config.cache, config.where)
         try_forward(config, built.module, pipeline, len(source.classes), device)
 
 
@@ -259,27 +263,29 @@ def _graphs(
     """What makes the passes of a step CUDA graphs, where that can be and was not refused."""
     if config.cuda_graph is False:
         return None
-    obstacle = next(
-        (
-            what
-            for what, there in (
-                (f"device {device.type}", device.type != "cuda"),
-                ("accumulate", config.accumulate > 1),
-                ("precision fp16, whose loss is scaled", precision == "fp16"),
-                (f"{world.size} processes", world.size > 1),
-            )
-            if there
-        ),
-        None,
-    )
-    if config.cuda_graph is True and obstacle is not None:
-        what = f"cuda_graph: true cannot be with {obstacle}: a step must be one pass on one GPU"
-        raise ConfigError(what, config.where("cuda_graph"), "leave it out: it is used where it can be")
+    obstacle = _obstacle(config, device, precision, world)
+    _refuse_graph(config, obstacle)
     # What other code does in a forward pass besides starting kernels, a graph would leave out.
     known = not config.model.name.startswith("timm/") and ":" not in config.model.name
     if obstacle is None and (known or config.cuda_graph is True):
         return Graphs(list(module.parameters()), spare=config.cuda_graph == "auto")
     return None
+
+
+def _obstacle(config: RunConfig, device: torch.device, precision: str, world: World) -> str | None:
+    obstacles = (
+        (f"device {device.type}", device.type != "cuda"),
+        ("accumulate", config.accumulate > 1),
+        ("precision fp16, whose loss is scaled", precision == "fp16"),
+        (f"{world.size} processes", world.size > 1),
+    )
+    return next((what for what, there in obstacles if there), None)
+
+
+def _refuse_graph(config: RunConfig, obstacle: str | None) -> None:
+    if config.cuda_graph is True and obstacle is not None:
+        what = f"cuda_graph: true cannot be with {obstacle}: a step must be one pass on one GPU"
+        raise ConfigError(what, config.where("cuda_graph"), "leave it out: it is used where it can be")
 
 
 def _averaged(module: torch.nn.Module, config: RunConfig) -> AveragedModel | None:

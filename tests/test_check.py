@@ -227,6 +227,25 @@ def test_what_fit_refuses_of_the_groups_check_refuses(lrtrain, tmp_path):
         assert "no trainable parameter matches '^backbone'" in ended.out + ended.err
 
 
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["cache=disk"], "cache: disk needs image files"),
+        (["sync_bn=true", "device=cpu"], "sync_bn needs CUDA"),
+        (["cuda_graph=true", "device=cpu"], "cuda_graph: true cannot be with device cpu"),
+        (["cuda_graph=true", "accumulate=5"], "cuda_graph: true cannot be with"),
+        (["sync_bn=true", "cuda_graph=true"], None),  # the machine that trains may have a GPU
+    ],
+)
+def test_what_fit_refuses_of_a_config_alone_check_refuses(lrtrain, tmp_path, sets, words):
+    digits = CONFIG.replace("{name: imagefolder, root: photos, skip_list: skip.txt}", "digits").replace("4", "5")
+    (tmp_path / "c.yaml").write_text(digits)
+    for command in ("check", "fit") if words else ("check",):
+        ended = lrtrain(command, "c.yaml", *(arg for one in sets for arg in ("--set", one)))
+        assert ended.code == (2 if words else 0), ended.out + ended.err
+        assert (words or "") in ended.out + ended.err
+
+
 CROP = "transforms: {train: [{name: RandomCrop, size: 12}], val: [{name: CenterCrop, size: 12}]}"
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lrtrain.data.disk_cache import Shape, StoredImages, cache_folder, file_for, stored
 from lrtrain.data.loader import Order, Workshop, fulfilled
 from lrtrain.data.memory import available_bytes
+from lrtrain.data.source import Split, Stamped
 from lrtrain.data.transforms import Stages
 from lrtrain.errors import ConfigError, DataError, EnvironmentFault
 
@@ -58,7 +59,7 @@ def kept(workshop: Workshop, mode: Mode, workers: int, where: Callable[..., str]
     """
     if mode == "off":
         return Kept(None, "off")
-    refuse_sizes(workshop.name, workshop.stages, mode, where)
+    refuse_unkept(workshop.name, workshop.split, workshop.stages, mode, where)
     if workshop.stages.size is None:
         why = "it is not known that the images are of one size before anything random is done to them"
         return Kept(None, f"off, since {why}")
@@ -72,11 +73,11 @@ def kept(workshop: Workshop, mode: Mode, workers: int, where: Callable[..., str]
     return _in_memory(making, where, processes)
 
 
-def refuse_sizes(name: str, stages: Stages, mode: Mode, where: Callable[..., str]) -> None:
-    """Refuse to keep images of several sizes where that is asked for.
+def refuse_unkept(name: str, split: Split, stages: Stages, mode: Mode, where: Callable[..., str]) -> None:
+    """Refuse to keep images of several sizes, or on disk what may change without a word, where that is asked for.
 
     Raises:
-        ConfigError: those of the split `name` are not known to be of one.
+        ConfigError: those of the split `name` are not known to be of one size, or are no files.
     """
     if mode in ("memory", "disk") and stages.size is None:
         raise ConfigError(
@@ -85,6 +86,17 @@ def refuse_sizes(name: str, stages: Stages, mode: Mode, where: Callable[..., str
             where("cache"),
             f"{_ONE_SIZE}, or write `cache: auto`",
         )
+    if mode == "disk" and not (isinstance(split, Stamped) and split.stamp(0) is not None):
+        raise _no_files(name, where)
+
+
+def _no_files(name: str, where: Callable[..., str]) -> ConfigError:
+    return ConfigError(
+        f"cache: disk needs image files, whose times tell whether they changed; those of {name} "
+        "come from a dataset that does not have them one by one",
+        where("cache"),
+        "write `cache: auto`, which keeps them in memory where they fit",
+    )
 
 
 def kept_words(splits: dict[str, Kept]) -> list[str]:
@@ -151,12 +163,7 @@ def _in_memory(making: _Making, where: Callable[..., str], processes: int) -> Ke
 def _on_disk(making: _Making, where: Callable[..., str]) -> Kept:
     path = making.file()
     if path is None:
-        raise ConfigError(
-            f"cache: disk needs image files, whose times tell whether they changed; those of {making.workshop.name} "
-            "come from a dataset that does not have them one by one",
-            where("cache"),
-            "write `cache: auto`, which keeps them in memory where they fit",
-        )
+        raise _no_files(making.workshop.name, where)
     try:
         return _stored(making, path)
     except OSError as error:
