@@ -47,9 +47,9 @@ LINES: list[tuple[str, list[str], int, tuple[str, ...]]] = [
     ("L08 no CUDA", ["fit", "c.yaml", "--set", "device=cuda:99"], 2, ("cuda:99", "available: cpu")),
     ("L09 fewer than no workers", ["fit", "c.yaml", "--set", "workers=-1"], 2, ("workers must be at least 0; got -1",)),
     ("L09 too many workers", ["fit", "c.yaml", "--set", "workers=10000"], 2, ("workers must be at most 256",)),
-    ("L10 a full folder", ["fit", "c.yaml", "--out", "full"], 7, ("'full' is not empty", "--resume")),
+    ("L10 a full folder", ["fit", "c.yaml", "--out", "full"], 7, ("'full' is not empty hint name another folder",)),
     ("a folder without a name", ["fit", "c.yaml", "--out", ""], 2, ("--out",)),
-    ("a device for a folder", ["fit", "c.yaml", "--out", "/dev/null"], 7, ("/dev/null",)),
+    ("a device for a folder", ["fit", "c.yaml", "--out", "/dev/null"], 7, ("is no folder hint name another folder",)),
     ("a folder in a file", ["fit", "c.yaml", "--out", "c.yaml/run"], 5, ("c.yaml",)),
     ("a name beyond the file system", ["fit", "c.yaml", "--out", "x" * 300], 5, ("--out cannot be used",)),
     ("L12 bytes that are no text", ["fit", "c\udcff.yaml"], 2, ("c\\udcff.yaml",)),
@@ -377,6 +377,7 @@ def test_a_run_through_a_link_goes_on(typed: Typed, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to("disk")
     assert typed("fit", "c.yaml", "--out", "run").code == 0
+    assert_clear(typed("fit", "c.yaml", "--out", "run"), 7, "is not empty hint `--resume` continues the run in it")
     assert typed("fit", "c.yaml", "--resume", "--out", "run").code == 0
     assert (tmp_path / "disk" / "config.yaml").exists()
 

@@ -101,10 +101,10 @@ def test_what_a_failed_start_leaves_is_begun_again(tmp_path: Path) -> None:
     for name in ("checkpoints/.lock", ".config.yaml.tmp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-        check_free(tmp_path, "")
+        check_free(tmp_path)
     (tmp_path / "checkpoints" / "step-00000001").mkdir()
     with pytest.raises(RunDirError, match="is not empty"):
-        check_free(tmp_path, "")
+        check_free(tmp_path)
 
 
 def test_checkpoints_on_a_disk_that_is_not_there_are_not_no_checkpoints(tmp_path: Path) -> None:
@@ -242,10 +242,10 @@ def test_a_run_from_elsewhere_downloads_nothing(tmp_path: Path, given: str) -> N
 
 def test_a_lock_that_is_a_link_makes_a_folder_none_to_begin_in(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    check_free(tmp_path / "run", "")
+    check_free(tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / ".lock").symlink_to(tmp_path / "victim")
     with pytest.raises(RunDirError, match="is not empty"):
-        check_free(tmp_path / "run", "")
+        check_free(tmp_path / "run")
 
 
 def test_going_back_to_the_beginning_leaves_no_best(tmp_path: Path) -> None:

@@ -150,20 +150,20 @@ def test_a_folder_that_no_run_can_be_made_in_is_refused_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    check_free(None, "")
+    check_free(None)
     Path("runs").mkdir()
-    check_free(None, "")
+    check_free(None)
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "runs")
     with pytest.raises(EnvironmentFault, match="the run directory cannot be made: Permission denied"):
-        check_free(None, "")
+        check_free(None)
     Path("runs").rmdir()
     Path("runs").symlink_to("/mnt/not-there")
     with pytest.raises(EnvironmentFault, match="cannot be made: it leads to /mnt/not-there, which is not there"):
-        check_free(None, "")
+        check_free(None)
     Path("runs").unlink()
     Path("runs").touch()
     with pytest.raises(EnvironmentFault, match="the run directory cannot be made: Not a directory"):
-        check_free(None, "")
+        check_free(None)
 
 
 def test_what_is_no_run_is_passed_over_and_one_on_a_disk_that_is_gone_is_named(

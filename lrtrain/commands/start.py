@@ -83,11 +83,11 @@ def start_fit(
                 return Start(config, str(began.config), began.config.stem, began.config), began
             out = began.path
     if not resume and world.leads and out is not None:  # by the time that the others look, it may have begun to write
-        check_free(out, "`--resume` continues the run in it")
+        check_free(out)
     if not resume:
         started = start(config_path, overrides, trust=trust)
         if out is None and world.leads:
-            check_free(None, "")
+            check_free(None)
         return started, None
     if out is None and config_path is not None and config_path.name == "config.yaml" and is_run(config_path.parent):
         out = config_path.parent

@@ -149,7 +149,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     return []
 
 
-def check_free(out: Path | None, resume_hint: str) -> None:
+def check_free(out: Path | None) -> None:
     """Refuse, before anything heavy, an --out that holds something or cannot be made; or a runs/ that cannot."""
     if out is None:
         refuse_unmakable(Path("runs"), "the run directory cannot be made")
@@ -158,11 +158,12 @@ def check_free(out: Path | None, resume_hint: str) -> None:
         raise ConfigError("--out needs the name of a folder for the run", hint="such as --out runs/first")
     try:
         taken = out.exists() and not _is_empty(out)
+        resume = "`--resume` continues the run in it, or " if RunDir(out).config.exists() and is_run(out) else ""
     except OSError as error:
         raise _unusable(out, error, "--out cannot be used") from None
     if taken:
         what = "is not empty" if out.is_dir() else "is there, and is no folder"
-        raise RunDirError(f"{quoted(str(out))} {what}", hint=f"{resume_hint}, or name another folder with --out")
+        raise RunDirError(f"{quoted(str(out))} {what}", hint=f"{resume}name another folder with --out")
     refuse_unmakable(out, "--out cannot be used")
 
 
@@ -264,7 +265,7 @@ def create(out: Path | None, name: str) -> RunDir:
     """
     try:
         if out is not None:
-            check_free(out, "`--resume` continues a run")
+            check_free(out)
             out.mkdir(parents=True, exist_ok=True)
             return RunDir(out)
         root = Path("runs")
