@@ -125,7 +125,7 @@ VALUES: list[tuple[str, str, str | None, tuple[str, ...]]] = [
     ("C33 accumulate", "accumulate", "3", ("accumulate: 3 does not divide batch_size: 8",)),
     ("C33 two lengths", "steps", "100", ("keep one of them",)),
     ("C33 two weights", "model", "{name: resnet18, pretrained: true, weights: w.pth}", ("keep one of them",)),
-    ("C35 a word of YAML 1.1", "compile", "yes", ("true or false; got the text 'yes'",)),
+    ("C35 a word of YAML 1.1", "compile", "yes", ("compile cannot be 'yes'", "write true")),
     ("C36 from a newer version", "format_version", "7", ("there is no key 'format_version'",)),
     ("a whole number of 300 digits", "batch_size", "9" * 300, ("batch_size",)),
     ("a whole number of 240 digits", "epochs", "9" * 240, ("at most 1000000",)),
