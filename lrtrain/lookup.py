@@ -12,7 +12,7 @@ import importlib.util
 import os
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -90,10 +90,14 @@ _NOT_OFFERED: dict[Kind, dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What a name takes: argument names with their default's source text, None where a value is required."""
+    """What a name takes: argument names with their default's source text, None where a value is required.
+
+    `annotations` are source text, too, of the arguments that have one.
+    """
 
     defaults: dict[str, str | None]
     open: bool
+    annotations: dict[str, str] = field(default_factory=dict)
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -214,6 +218,7 @@ def _signature(function: ast.FunctionDef, supplied: tuple[str, ...]) -> Argument
             if arg.arg != "self" and arg.arg not in supplied
         },
         open=spec.kwarg is not None,
+        annotations={arg.arg: ast.unparse(arg.annotation) for arg, _ in pairs if arg.annotation is not None},
     )
 
 

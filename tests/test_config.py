@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lrtrain import lookup
 from lrtrain.config import yaml
 from lrtrain.config.duration import PATTERN, Duration
-from lrtrain.config.load import load
+from lrtrain.config.load import load, resolve
 from lrtrain.config.schema import RunConfig
 from lrtrain.data.transforms import build_steps
 from lrtrain.errors import ConfigError
@@ -345,6 +347,29 @@ def test_the_models_found_by_their_lines_are_those_that_torchvision_registers() 
 )
 def test_a_number_is_held_against_what_takes_it(tmp_path: Path, override: str) -> None:
     load(written(tmp_path, GOOD), [override])
+
+
+@pytest.mark.parametrize("name", lookup.names("optimizer"))
+def test_an_optimizer_takes_what_torch_says_and_no_other_kind(name: str) -> None:
+    def problems(key: str, value: Any) -> int:
+        data = yaml.parse(GOOD, "a.yaml").data | {"optimizer": {"name": name, "lr": 0.1, key: value}}
+        try:
+            resolve(yaml.Document("a.yaml", data))
+        except ConfigError as error:
+            return len(error.problems)
+        return 0
+
+    for key, parameter in inspect.signature(getattr(torch.optim, name)).parameters.items():
+        if key in ("params", "lr"):
+            continue
+        default, kind = parameter.default, str(parameter.annotation)
+        switch, number = "bool" in kind, type(default) in (int, float)
+        taken = [list(default) if isinstance(default, tuple) else default]
+        taken += [False, *[True] * (key not in ("maximize", "differentiable"))] if switch else [0, 0.5] * number
+        assert not any(problems(key, value) for value in taken), key
+        if switch or number:
+            others = ["no", "0", [0], [True], *[None] * ("None" not in kind)]
+            assert all(problems(key, value) == 1 for value in others), key
 
 
 def test_what_is_replaced_by_set_has_no_line_any_more(tmp_path: Path) -> None:

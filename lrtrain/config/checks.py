@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from lrtrain import lookup
@@ -25,6 +26,8 @@ HORIZONS = {
 FILLED = {"CosineAnnealingLR": ("T_max",), "OneCycleLR": ("max_lr",), "CyclicLR": ("max_lr",)}
 _RANGES = {"momentum": (0, 1), "betas": (0, 1), "weight_decay": (0, math.inf)}
 _RANGES_OF = {"RMSprop": {"alpha": (0, 1)}}  # elsewhere it may be more
+_OF_SCHEDULERS = ("SequentialLR", "ChainedScheduler")
+_SWITCHES = ("bool | None", "Optional[bool]")
 _HELD = ("transforms", "schedulers")  # what is in these is held against its own arguments
 _ONE = "such as 1ep or 20step"
 _REFUSED = {
@@ -100,15 +103,10 @@ def _check_section(
     problems = [
         problem
         for key, value in taken.items()
-        for problem in _check_number(key, value, (*loc, key), document, defaults.get(key), of=(kind, name))
+        for problem in _check_argument(key, value, takes, (*loc, key), document, of=(kind, name))
     ]
-    if takes is None or name in ("SequentialLR", "ChainedScheduler"):
+    if takes is None or name in _OF_SCHEDULERS:
         return problems
-    problems += [
-        problem
-        for key, value in taken.items()
-        for problem in _check_kind(key, value, defaults.get(key), (*loc, key), document)
-    ]
     if kind == "transform":
         problems += check_transform(name, given, defaults, loc, document)
     if kind == "model" and takes.open:
@@ -143,7 +141,7 @@ def _check_section(
 
 def _refused(name: str, given: dict[str, Any], loc: Loc, document: Document) -> Iterator[Problem]:
     for key, why in _REFUSED.items():
-        if given.get(key, False) is not False:
+        if given.get(key) is True:  # anything else is of the wrong kind
             yield Problem(f"{name}'s {key} cannot be used: {why}", document.where(*loc, key), "leave it out")
 
 
@@ -190,19 +188,41 @@ def _length(document: Document, loc: Loc) -> str:
     return f", {length}" if isinstance(length, str) and length != "rest" else ""
 
 
-def _check_kind(key: str, value: Any, default: str | None, loc: Loc, document: Document) -> Iterator[Problem]:
-    """Hold a value against the kind of the default: true and false are no numbers, and `no` is text in YAML 1.2."""
-    if default in ("True", "False") and value is not None and not isinstance(value, bool):
-        hint = such_as(key, default.lower())
-        yield Problem(f"{key} must be true or false; got {shortened(value)}", document.where(*loc), hint)
-    elif isinstance(value, bool) and default is not None and isinstance(scalar(default), int | float):
-        if not isinstance(scalar(default), bool):
-            what, hint = f"{key} must be a number; got {str(value).lower()}", such_as(key, default)
-            yield Problem(what, document.where(*loc), hint)
-    elif key == "betas" and (not isinstance(value, list) or len(value) != 2):
-        yield Problem(
-            f"betas must be two numbers; got {shortened(value)}", document.where(*loc), "such as [0.9, 0.999]"
-        )
+def _check_argument(
+    key: str, value: Any, takes: lookup.Arguments | None, loc: Loc, document: Document, *, of: tuple[lookup.Kind, str]
+) -> list[Problem]:
+    """What is wrong with a value's kind, else with its numbers, `of` which kind and name it is an argument."""
+    kind, name = of
+    if takes is None or name in _OF_SCHEDULERS:
+        return list(_check_number(key, value, loc, document, of=of))
+    wrong = list(_check_kind(key, value, takes, loc, document, strict=kind == "optimizer"))
+    return wrong or list(_check_number(key, value, loc, document, takes.defaults.get(key), of=of))
+
+
+def _check_kind(
+    key: str, value: Any, takes: lookup.Arguments, loc: Loc, document: Document, *, strict: bool
+) -> Iterator[Problem]:
+    """Hold a value against the kind of the default: true and false are no numbers, and `no` is text in YAML 1.2.
+
+    Where it is `strict`, null and text are no numbers either; elsewhere text may be a duration, for example.
+    """
+    default, annotation = takes.defaults.get(key) or "None", takes.annotations.get(key)
+    usual = scalar(default)
+    got = "null" if value is None else str(value).lower() if isinstance(value, bool) else shortened(value)
+    if isinstance(usual, bool) or annotation in _SWITCHES:
+        if not isinstance(value, bool) and (value is not None or (strict and default != "None")):
+            hint = such_as(key, default.lower()) if isinstance(usual, bool) else f"such as {key}: false"
+            yield Problem(f"{key} must be true or false; got {got}", document.where(*loc), hint)
+    elif isinstance(usual, int | float) or (strict and annotation in ("float", "int")):
+        if isinstance(value, bool) or (strict and not _is_number(value)):
+            hint = number_hint(value) or such_as(key, default if isinstance(usual, int | float) else None)
+            yield Problem(f"{key} must be a number; got {got}", document.where(*loc), hint or "leave it out")
+    elif key == "betas" and not (isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))):
+        yield Problem(f"betas must be two numbers; got {got}", document.where(*loc), "such as [0.9, 0.999]")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_number(
@@ -221,9 +241,7 @@ def _check_number(
             yield Problem(f"{key} must be a finite number; got {not_finite[0]}", document.where(*loc), usual)
         elif numbers and isinstance(item, str) and (hint := number_hint(item)) and key not in ("lr_lambda", "scale_fn"):
             yield Problem(f"{key} must be a number; got {shortened(item)}", document.where(*loc), hint)
-        elif key == "betas" and key in ranges and not isinstance(value, list):
-            return  # its kind is told
-        elif key in ranges and isinstance(item, int | float) and not isinstance(item, bool):
+        elif key in ranges and _is_number(item):
             low, high = ranges[key]
             if not low <= item < high:
                 what = f"{key} must be at least {low} and less than {high}; got {quoted(item)}"
@@ -283,16 +301,23 @@ def _check_model(config: RunConfig) -> Iterator[Problem]:
 
 
 def _check_groups(config: RunConfig) -> Iterator[Problem]:
-    takes = lookup.arguments("optimizer", config.optimizer.name)
+    name, document = config.optimizer.name, config._document
+    of: tuple[lookup.Kind, str] = ("optimizer", name)
+    takes = lookup.arguments(*of)
+    if takes is not None:  # what a group leaves out is as it is for all
+        own = {
+            key: str(value)
+            for key, value in config.optimizer.args.items()
+            if key in takes.defaults and not _check_argument(key, value, takes, ("optimizer", key), document, of=of)
+        }
+        takes = replace(takes, defaults={**takes.defaults, **own})
     fields = {field.alias or key for key, field in Group.model_fields.items()}
     for i, group in enumerate(config.optimizer.groups):
         if takes is not None:
-            yield from _refused(config.optimizer.name, group.args, ("optimizer", "groups", i), config._document)
+            yield from _refused(name, group.args, ("optimizer", "groups", i), document)
         for key, value in group.args.items():
             loc: Loc = ("optimizer", "groups", i, key)
             if takes is not None and not takes.open and key not in takes.defaults:
-                yield _unknown_argument(
-                    "optimizer", config.optimizer.name, key, loc, tuple(takes.defaults), fields, config._document
-                )
+                yield _unknown_argument("optimizer", name, key, loc, tuple(takes.defaults), fields, document)
             else:
-                yield from _check_number(key, value, loc, config._document, of=("optimizer", config.optimizer.name))
+                yield from _check_argument(key, value, takes, loc, document, of=of)
