@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -14,6 +16,7 @@ from lrtrain.config.yaml import Document, Loc, dotted, scalar
 from lrtrain.errors import MOST_PROBLEMS, Problem, quoted
 
 SECTIONS: dict[str, type[BaseModel]] = {"model": Model, "dataset": Dataset, "optimizer": Optimizer, "schedule": Phase}
+_HOLDING = (*SECTIONS, "early_stop", "checkpoint")  # keys that hold others
 
 # What people who come from elsewhere write, and where it stands here.
 ELSEWHERE = {
@@ -199,6 +202,11 @@ def unknown_key(loc: Loc, document: Document, *, compare: bool = True) -> Proble
     *parents, key = loc
     section = _section(tuple(parents))
     known = [field.alias or name for name, field in section.model_fields.items() if name != "extended"]
+    inside, _, last = str(key).rpartition(".")
+    if not parents and inside.partition(".")[0] in _HOLDING:
+        value = _value(document.data[key])
+        fix = f"in its place write `{last}: {value}` inside `{inside}`, or type --set {shlex.quote(f'{key}={value}')}"
+        return Problem(f"there is no key {dotted(loc)!r}", document.where(*loc), fix)
     guess = lookup.closest(str(key), known) if compare else None
     if not parents and (guess is None or key in ELSEWHERE):
         home = belongs(str(key))
@@ -208,6 +216,12 @@ def unknown_key(loc: Loc, document: Document, *, compare: bool = True) -> Proble
             )
     hint = f"did you mean {guess!r}?" if guess else f"known here: {', '.join(known)}"
     return Problem(f"there is no key {dotted(loc)!r}", document.where(*loc), hint)
+
+
+def _value(value: Any) -> str:
+    """A short value as it is written in YAML, and in a shell without quotes; else three points."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if value is not None and re.fullmatch(r"[\w./~%+-]{1,60}", text) else "..."
 
 
 def belongs(key: str) -> str | None:
