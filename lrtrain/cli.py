@@ -427,5 +427,18 @@ def _usage_problem(error: Any) -> Problem:
     return Problem(
         " ".join(error.format_message().replace("Value error, ", "").split()),
         typed[:200],
-        f"`{command} -h` shows what it takes",
+        f"{_as_key(error)}`{command} -h` shows what it takes",
     )
+
+
+def _as_key(error: Any) -> str:
+    """How a key of the config that was typed as an option is set."""
+    option = getattr(error, "option_name", "")
+    if not option or error.ctx is None or "set" not in [known.name for known in error.ctx.command.params]:
+        return ""
+    from lrtrain.config.messages import belongs
+    from lrtrain.config.schema import RunConfig
+
+    name = option.strip("-").replace("-", "_")
+    key = name if name in RunConfig.model_fields.keys() - {"extended"} else belongs(name)
+    return f"write it as --set {key}=VALUE; " if key else ""

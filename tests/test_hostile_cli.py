@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 LINES: list[tuple[str, list[str], int, tuple[str, ...]]] = [
     ("L02 a flag", ["fit", "c.yaml", "--sett", "a=b"], 2, ("--sett", "--set", "lrtrain fit -h")),
     ("L02 a command", ["fitt", "c.yaml"], 2, ("'fitt'", "Did you mean 'fit'", "lrtrain -h")),
-    ("L02 a flag that mirrors a key", ["fit", "c.yaml", "--lr", "0.1"], 2, ("--lr",)),
+    ("L02 a flag that mirrors a key", ["fit", "c.yaml", "--lr", "0.1"], 2, ("No such option: --lr", "write it as --set optimizer.lr=VALUE", "lrtrain fit -h")),
     ("L03 an LR in words", ["range-test", "c.yaml", "--start", "abc"], 2, ("--start", "abc")),
     ("L04 an LR that is no number", ["range-test", "c.yaml", "--start", "nan"], 2, ("--start nan", "--start 1e-7")),
     ("L04 a negative LR", ["range-test", "c.yaml", "--start", "-1"], 2, ("--start -1",)),
@@ -99,6 +99,9 @@ LINES: list[tuple[str, list[str], int, tuple[str, ...]]] = [
     ("a smoke test with a run", ["fit", "c.yaml", "--smoke", "--out", "run"], 2, ("--out", "drop --out, or --smoke")),
     ("a smoke test that goes on", ["fit", "c.yaml", "--smoke", "--resume"], 2, ("--resume", "--smoke")),
     ("nothing to write", ["init"], 2, ("lrtrain init --example",)),
+    ("a flag that mirrors a key of two words", ["preview", "c.yaml", "--batch-size=3"], 2, ("write it as --set batch_size=VALUE",)),
+    ("a flag that is almost one", ["fit", "c.yaml", "--extended", "hold"], 2, ("hint `lrtrain fit -h` shows what it takes",)),
+    ("such a flag where no config is set", ["list", "models", "--lr", "0.1"], 2, ("hint `lrtrain list -h` shows what it takes",)),
 ]  # fmt: skip
 
 
