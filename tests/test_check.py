@@ -321,7 +321,7 @@ def test_images_that_exif_turns_are_of_another_size(lrtrain, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["nowhere"], 3, "does not exist"),
+        (["nowhere"], 3, "; name a folder of images, or a config"),
         (["photos.tar.gz"], 3, "is an archive"),
         (["c.yaml", "--write-skip-list", "c.yaml"], 2, "is there already"),
     ],
@@ -349,7 +349,8 @@ def test_what_is_given_is_a_config_a_run_or_a_folder(tmp_path, monkeypatch):
     assert start_check(Path("run"), None, trust=True).dataset.name == "a:b"
     for path, overrides, words in (
         ("run", [], "names code outside lrtrain"),
-        ("photos", ["seed=3"], "--set changes a config"),
+        ("photos", ["seed=3"], "--set changes a config, and 'photos' is none"),
+        ("nowhere", ["seed=3"], "--set changes a config, and 'nowhere' is none"),
         ("no.yaml", [], "there is no config file"),
     ):
         with pytest.raises(ConfigError, match=words):

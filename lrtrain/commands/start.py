@@ -182,7 +182,7 @@ def start_check(target: Path | None, overrides: Sequence[str] | None, *, trust: 
     if is_run(target) or (target / "config.yaml").is_file():
         return start_from_run(target, overrides, trust=trust)
     if overrides:
-        what = f"--set changes a config, and {str(target)!r} is a folder of images"
+        what = f"--set changes a config, and {str(target)!r} is none"
         raise ConfigError(what, hint="leave --set out, or name a config")
     return target
 

@@ -145,8 +145,8 @@ def channels_for(color: str) -> int:
     return 1 if color == "gray" else 3
 
 
-def checked_root(root: str | Path, what: str = "the dataset's root") -> Path:
-    """`root` as the folder that it must be, `~` expanded.
+def checked_root(root: str | Path, fix: str = "--set dataset.root=FOLDER gives another") -> Path:
+    """`root` as the folder that it must be, `~` expanded; where there is none, `fix` says what to do.
 
     Raises:
         DataError: missing, an archive, or no folder.
@@ -156,15 +156,15 @@ def checked_root(root: str | Path, what: str = "the dataset's root") -> Path:
         return folder
     if folder.is_file() and folder.suffix.lower() in ARCHIVE_SUFFIXES:
         raise DataError(
-            f"{what} must be a folder; {str(folder)!r} is an archive",
+            f"the dataset's root must be a folder; {str(folder)!r} is an archive",
             hint="unpack it, and give the folder that holds the class folders",
         )
     if folder.exists():
-        raise DataError(f"{what} must be a folder; {str(folder)!r} is a file")
+        raise DataError(f"the dataset's root must be a folder; {str(folder)!r} is a file")
     near = next((str(p) for p in folder.absolute().parents if p.is_dir()), "/")
     raise DataError(
-        f"{what} does not exist: {str(folder.absolute())!r}",
-        hint=f"the part that exists is {near!r}; --set dataset.root=FOLDER gives another",
+        f"the dataset's root does not exist: {str(folder.absolute())!r}",
+        hint=f"the part that exists is {near!r}; {fix}",
     )
 
 

@@ -59,7 +59,7 @@ def imagefolder(
 
 def unsplit(root: str | Path) -> Source:
     """The folders as they are, of which nobody has said what to evaluate on: val may be empty."""
-    folder = checked_root(root)
+    folder = checked_root(root, "name a folder of images, or a config")
     source = _source(folder, _layout(folder), 3, None, None, 0)
     return replace(source, problems=(*source.problems, *unfit(source.classes)))
 
