@@ -182,6 +182,18 @@ def test_one_command_says_it_all_and_its_skip_list_leaves_out_what_cannot_be_rea
     assert f"skip_list: {tmp_path / 'skip.txt'}" in (tmp_path / "run" / "config.yaml").read_text()
 
 
+def test_a_skip_list_that_is_not_there_is_written_as_the_hint_says(lrtrain, hostile, tmp_path):
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    ended = lrtrain("check", "c.yaml")
+    line = "`lrtrain check CONFIG --set dataset.skip_list=null --write-skip-list FILE` writes one"
+    assert (ended.code, ended.out) == (3, "")
+    assert line in ended.err
+    ended = lrtrain("check", "c.yaml", *line.split()[3:5], "--write-skip-list", "skip.txt")
+    assert (ended.code, ended.err) == (3, "")
+    assert "leave them out with `skip_list: skip.txt` inside `dataset`" in " ".join(ended.out.split())
+    assert lrtrain("check", "c.yaml").code == 0
+
+
 def test_a_folder_and_a_config_that_cannot_be_trained_on_are_told_whole(lrtrain, tmp_path):
     root = tree(tmp_path / "photos", {"train/ants": 4, "train/Ants": 1, "val/ants": 1, "val/wasps": 1})
     (root / "train" / "hollow").mkdir()

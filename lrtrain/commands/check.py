@@ -243,7 +243,7 @@ def _write_skip_list(checked: Checked, path: Path, screen: Screen) -> None:
         return
     write_atomically(path, written(unreadable), then="try again")
     count = counted(len(unreadable), "image")
-    screen.print(f"wrote {path}, {count}: review it, then leave them out with `dataset.skip_list: {path}`")
+    screen.print(f"wrote {path}, {count}: review it, then leave them out with `skip_list: {path}` inside `dataset`")
 
 
 def _plain(checked: Checked, code: int) -> dict[str, Any]:

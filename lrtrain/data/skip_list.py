@@ -160,7 +160,7 @@ def _read(file: Path, images: int) -> dict[str, int]:
         raise DataError(
             f"cannot read `dataset.skip_list`, {str(file)!r}: {error.strerror}",
             Key("skip_list"),
-            "`lrtrain check CONFIG --write-skip-list FILE` writes one to start from",
+            "`lrtrain check CONFIG --set dataset.skip_list=null --write-skip-list FILE` writes one to start from",
         ) from error
     found: dict[str, int] = {}
     for i, line in enumerate(BytesIO(data.removeprefix(b"\xef\xbb\xbf")), 1):
