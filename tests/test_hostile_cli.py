@@ -137,7 +137,7 @@ def test_a_run_that_may_not_be_read_is_a_fault_of_the_environment(
 
     monkeypatch.setattr(Path, "stat", stat)
     monkeypatch.setattr(os, "access", lambda *args, **kwargs: False)
-    assert_clear(typed(command, "full"), 5, "Permission denied", "full/", "check its name, and that you may use it")
+    assert_clear(typed(command, "full"), 5, "Permission denied", "full", "check its name, and that you may use it")
 
 
 @pytest.mark.parametrize("command", ["fit", "preview", "check", "range-test"])

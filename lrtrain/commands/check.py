@@ -76,7 +76,8 @@ def run(
     _show(checked, screen)
     code = _code(checked, strict)
     if skip_list is not None:
-        _write_skip_list(checked, skip_list, screen)
+        used = target.dataset.args.get("skip_list") if isinstance(target, RunConfig) else None
+        _write_skip_list(checked, skip_list, used, screen)
     if json is not None:
         write_atomically(json, json_module.dumps(_plain(checked, code), indent=1) + "\n", then="try again")
         screen.print(f"wrote {json}")
@@ -235,7 +236,7 @@ def _verdict(checked: Checked, strict: bool, code: int) -> str:
     return f"{what}: {said}, no problem" if warnings else f"{what}: nothing wrong"
 
 
-def _write_skip_list(checked: Checked, path: Path, screen: Screen) -> None:
+def _write_skip_list(checked: Checked, path: Path, used: str | None, screen: Screen) -> None:
     screen.print()
     unreadable = checked.survey.unreadable()
     if not unreadable:
@@ -243,7 +244,8 @@ def _write_skip_list(checked: Checked, path: Path, screen: Screen) -> None:
         return
     write_atomically(path, written(unreadable), then="try again")
     count = counted(len(unreadable), "image")
-    screen.print(f"wrote {path}, {count}: review it, then leave them out with `skip_list: {path}` inside `dataset`")
+    then = f"leave them out with `skip_list: {path}` inside `dataset`" if used is None else f"add its lines to {used}"
+    screen.print(f"wrote {path}, {count}: review it, then {then}")
 
 
 def _plain(checked: Checked, code: int) -> dict[str, Any]:
