@@ -11,8 +11,6 @@ from tests import test_evaluate as evaluated
 from tests.folders import noise
 from tests.hostile import Typed, assert_clear
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 CONFIG = evaluated.CONFIG.replace("here/photos", ".")
 
 

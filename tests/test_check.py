@@ -265,7 +265,6 @@ def test_what_fit_refuses_of_a_config_alone_check_refuses(lrtrain, tmp_path, set
 CROP = "transforms: {train: [{name: RandomCrop, size: 12}], val: [{name: CenterCrop, size: 12}]}"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("lists", "more", "words"),
     [

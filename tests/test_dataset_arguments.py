@@ -13,7 +13,6 @@ from lrtrain.data.sources import webdataset
 from tests.folders import opened, tree
 from tests.hostile import Typed, assert_clear
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 CONFIG = """steps: 2
 batch_size: 4
 model: {name: small_cnn, width: 4}

@@ -14,8 +14,6 @@ from tests.folders import noise
 from tests.hostile import Typed, assert_clear
 from tests.test_hostile_checkpoint import rewrite
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 CONFIG = """
 seed: 1
 steps: 2

@@ -33,8 +33,6 @@ ema: 0.9
 workers: 0
 """
 Change = Callable[[Path], object]
-# The command leaves it to the end of its process to close files.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,6 @@ precision: fp32
 workers: 0
 """
 
-# The command leaves it to the end of its process to close files.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 # what is wrong, the command line, the exit code, words of the error
 LINES: list[tuple[str, list[str], int, tuple[str, ...]]] = [

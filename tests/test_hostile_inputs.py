@@ -27,7 +27,6 @@ precision: fp32
 workers: 0
 """
 Make = Callable[[Path], object]
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture

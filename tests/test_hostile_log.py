@@ -18,7 +18,6 @@ from tests.hostile import Typed, assert_clear
 from tests.test_hostile_checkpoint import manifest_of, rewrite, trained, typed
 
 __all__ = ["trained", "typed"]
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 RESUME = ("fit", "--resume", "--out", "run")
 ROW = b'{"event": "train", "step": 9, "epoch": 0.1, "lr": {"default": 0.1}, "loss": 1.0}\n'
 

@@ -27,7 +27,6 @@ from tests.test_engine import job
 from tests.test_hostile_checkpoint import rewrite, trained, typed
 
 __all__ = ["trained", "typed"]
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 RESUME = ("fit", "--resume", "--out", "run")
 
 

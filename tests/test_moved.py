@@ -13,7 +13,6 @@ from tests.shards.making import samples, shard
 from tests.test_hostile_checkpoint import manifest_of, rewrite, trained, typed
 
 __all__ = ["trained", "typed"]
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 FOLDER = """
 epochs: 1
 batch_size: 8

@@ -11,7 +11,6 @@ from lrtrain.commands.range_test import settings
 from lrtrain.config.load import load
 from tests.hostile import Typed
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 CONFIG = """
 steps: 40
 batch_size: 8

@@ -12,8 +12,6 @@ from lrtrain.sinks.run_dir import RunDir
 from tests.hostile import Typed
 from tests.test_fit import QUICK, RICH
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Typed:

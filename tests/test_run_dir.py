@@ -39,7 +39,7 @@ from lrtrain.world import World
 from lrtrain.writing import write_atomically
 from tests.test_engine import job
 
-# The command leaves it to the end of its process to close files.
+# Logs that are made without the command that closes them.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 HERE, SELF, NOBODY = socket.gethostname(), "ours", 2**22 + 1  # above the most that Linux gives
 

@@ -13,8 +13,6 @@ from lrtrain.data.known_transforms import draws, nested
 from lrtrain.data.transforms import build_steps
 from tests.hostile import Typed, assert_clear
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Typed:

@@ -16,8 +16,6 @@ from lrtrain.sinks.status import Status
 from lrtrain.world import World, from_environment
 from tests.test_engine import job
 
-# The command leaves it to the end of its process to close files.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 HERE, SELF, NOBODY = socket.gethostname(), "ours", 2**22 + 1  # above the most that Linux gives
 
 

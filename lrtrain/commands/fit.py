@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -233,6 +233,8 @@ def follow(
     with (
         noting(lambda error: with_kept(_note(error, status), run_dir)),
         _told(status, progress),
+        closing(metrics),
+        closing(timing),
         requests.ending(),
         naming_kept(run_dir),
         needing_workers(),

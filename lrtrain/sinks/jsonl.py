@@ -48,6 +48,11 @@ class Metrics:
             self._digest = hashlib.file_digest(written, "sha256")
         self._safe, self._since, self._doubtful = (length, self._digest.hexdigest()), bytearray(), False
 
+    def close(self) -> None:
+        """Nothing more is written, and what there is was safe when it was saved."""
+        with suppress(OSError):
+            self._file.close()
+
     def _refuse_replaced(self) -> None:
         """An editor puts another file in a file's place, and what is written to the old one is lost."""
         try:
@@ -268,6 +273,11 @@ class Timing:
         self._path = path
         self._start = self._mark = self._evaluating = time.perf_counter()
         self._images = 0
+
+    def close(self) -> None:
+        """Nothing more is written, and what there is was safe when it was saved."""
+        with suppress(OSError):
+            self._file.close()
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Stepped):
