@@ -88,6 +88,10 @@ _NOT_OFFERED: dict[Kind, dict[str, str]] = {
 }
 
 
+# Words that no spelling leads from to the name that is meant.
+_MEANT: dict[Kind, dict[str, str]] = {"scheduler": dict.fromkeys(("off", "no", "none", "constant"), "fixed")}
+
+
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """What a name takes: argument names with their default's source text, None where a value is required.
@@ -150,7 +154,8 @@ def why_unknown(kind: Kind, name: str, *, guess: bool = True) -> tuple[str, str]
             f"{kind} {name!r} cannot be used here: {_NOT_OFFERED[kind][name]}",
             f"`lrtrain list {PLURALS[kind]}` shows all",
         )
-    meant = closest(name, names(kind)) if guess else None
+    meant = _MEANT[kind].get(name.lower()) if kind in _MEANT else None
+    meant = meant or (closest(name, names(kind)) if guess else None)
     hint = f"did you mean {meant!r}? " if meant else ""
     return (
         f"there is no {kind} {quoted(name)}",
