@@ -359,12 +359,14 @@ def test_a_network_that_no_checkpoint_can_hold_is_refused(monkeypatch: pytest.Mo
         nowhere=lambda num_classes: nn.Linear(4, num_classes, device="meta"),
         lossy=lambda num_classes: Lossy(4, num_classes),
         renamed=lambda num_classes: Renamed(4, num_classes),
+        clamped=lambda num_classes: clamped(nn.Linear(4, num_classes)),
     )
     monkeypatch.setitem(sys.modules, "my_networks", mine)
     for name, message in (
         ("lazy", "no size yet for weight: its layer is lazy"),
         ("counting", "a dict as _extra_state"),
         ("renamed", r"cannot load what its own state_dict\(\) gives: .*Missing key"),
+        ("clamped", "the model changes its 'weight' as it is loaded"),
         ("nowhere", "no memory for weight: it is on the meta device"),
         ("lossy", r"weight as float32 \(\d+, 4\), and its state_dict\(\) gives it as float16"),
         ("sparse", "'own' is sparse_coo, which a checkpoint cannot hold"),
@@ -375,6 +377,14 @@ def test_a_network_that_no_checkpoint_can_hold_is_refused(monkeypatch: pytest.Mo
         with pytest.raises(ConfigError, match=message) as caught:
             built(f"my_networks:{name}")
         assert caught.value.problems[0].where == "model.name"
+
+
+def clamped(module: nn.Module) -> nn.Module:
+    def clamp(module: nn.Module, state: dict[str, torch.Tensor], *_: object) -> None:
+        state["weight"] = state["weight"].clamp(-0.01, 0.01)
+
+    module.register_load_state_dict_pre_hook(clamp)
+    return module
 
 
 def with_buffer(own: torch.Tensor) -> nn.Module:

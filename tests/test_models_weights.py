@@ -44,6 +44,11 @@ def test_of_two_state_dicts_under_names_that_nobody_knows_none_is_taken(tmp_path
     torch.save({"net": state_of(5), "ema": state_of(5)}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="holds two state dicts, 'net' and 'ema'"):
         load_weights_file(tmp_path / "w.pth")
+    torch.save({"net": {"state_dict": state_of(5)}, "ema": state_of(5)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="holds two state dicts, 'net' and 'ema'"):
+        load_weights_file(tmp_path / "w.pth")
+    torch.save({"n_averaged": torch.tensor(3)}, tmp_path / "w.pth")
+    assert load_weights_file(tmp_path / "w.pth")[0].keys() == {"n_averaged"}
     content: dict[str, Any] = {"t": torch.ones(1)}
     content["model"] = content
     torch.save(content, tmp_path / "w.pth")
@@ -66,6 +71,11 @@ def test_of_two_state_dicts_under_names_that_nobody_knows_none_is_taken(tmp_path
         lambda s: {"model": {"state_dict": s}},
         lambda s: {"n_averaged": torch.tensor(3)} | {f"module.{k}": v for k, v in s.items()},
         lambda s: {"state_dict": s, "seed": 2**64 - 1},
+        lambda s: {"net": s, "epoch": torch.tensor(3)},
+        lambda s: {"model": {"name": "small_cnn"}, "weights": s},
+        lambda s: {"net": {"state_dict": s}},
+        lambda s: {f"module.module.{k}": v for k, v in s.items()} | {"module.n_averaged": torch.tensor(3)},
+        lambda s: {"_orig_mod.n_averaged": torch.tensor(3)} | {f"_orig_mod.module.{k}": v for k, v in s.items()},
     ],
 )
 def test_a_torch_file_is_read_through_its_usual_wrappings(wrap: Any, tmp_path: Path) -> None:

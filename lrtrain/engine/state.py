@@ -19,6 +19,7 @@ from lrtrain.engine.fits import refuse_not_finite, refuse_odd_state, refuse_othe
 from lrtrain.engine.graph import Graphs
 from lrtrain.errors import CheckpointError, ConfigError
 from lrtrain.models.infinite import infinite_buffers
+from lrtrain.models.loading import load_unchanged, same_bits
 from lrtrain.optim.kept import kept, parameters_of
 from lrtrain.schedule.plan import Plan
 from lrtrain.schedule.plateau import Live
@@ -159,9 +160,10 @@ def tensors_as_built(module: nn.Module) -> dict[str, Tensor | Described]:
 
 
 def _unsaved(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    saved = module.state_dict().keys()
+    saved = module.state_dict()
+    places = {tensor.data_ptr() for tensor in saved.values()}  # an own network may give them other names
     for name, buffer in module.named_buffers():
-        if name not in saved and buffer.layout == torch.strided:
+        if name not in saved and buffer.layout == torch.strided and buffer.data_ptr() not in places:
             yield name, buffer
 
 
@@ -190,17 +192,12 @@ def refuse_lost(module: nn.Module, built: Mapping[str, Tensor | Described]) -> N
         )
     for name, new in _unsaved(module):
         old = built.get(name)
-        if not isinstance(old, Tensor) or (old.shape == new.shape and not _same_bits(old, new)):
+        if not isinstance(old, Tensor) or (old.shape == new.shape and not same_bits(old, new)):
             raise ConfigError(
                 f"the model changes its buffer {name!r} while it trains, and with `persistent=False` no checkpoint "
                 "holds it",
                 hint="leave `persistent=False` out where it is registered",
             )
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    bits = (tensor.resolve_conj().resolve_neg().flatten().view(torch.uint8) for tensor in (one, other))
-    return one.dtype == other.dtype and torch.equal(*bits)  # as bits: NaN is not equal to itself
 
 
 def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:
@@ -294,7 +291,7 @@ def load_module(module: nn.Module, checkpoint: Checkpoint, part: str) -> None:
     # Its own dict says the versions of its layers, by which some read their tensors: MNASNet takes none without.
     state = module.state_dict()
     state.update(tensors)
-    module.load_state_dict(state)
+    load_unchanged(module, state, tensors)
 
 
 def _load_optimizer(state: TrainState, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from lrtrain import lookup
 from lrtrain.config import schema
 from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, LrtrainError, about, out_of_memory, quoted
 from lrtrain.models.infinite import infinite_buffers
+from lrtrain.models.loading import load_unchanged
 from lrtrain.models.stems import make_gray, small_stem
 from lrtrain.models.weights import fitted, load_into, load_weights_file, normalisation_of, of_its_run
 from lrtrain.random import key, seeded
@@ -174,15 +175,24 @@ def _construct(builder: Callable[..., Any], model: schema.Model, where: Where, /
         )
     _refuse_unsavable(module, model, where)
     _give_own_memory(module)
+    if lookup.is_path(model.name):
+        _load_itself(module, model, where)
+    return module
+
+
+def _load_itself(module: nn.Module, model: schema.Model, where: Where) -> None:
+    """As every resumed run will: what an own network does when it is loaded belongs to one from nothing, too."""
+    state = module.state_dict()
+    given = {name: tensor.detach().clone() for name, tensor in state.items()}
+    at = where("model", "name")
     try:
-        # As every resumed run will: what a network does when it is loaded belongs to one from nothing, too.
-        module.load_state_dict(module.state_dict())
+        with about(at):
+            load_unchanged(module, state, given)
+    except LrtrainError:
+        raise
     except Exception as error:
         what = f"{model.name} cannot load what its own state_dict() gives: {' '.join(str(error).split())[:300]}"
-        raise ConfigError(
-            what, where("model", "name"), "load_state_dict() must take it: runs go on from that"
-        ) from error
-    return module
+        raise ConfigError(what, at, "load_state_dict() must take it: runs go on from that") from error
 
 
 def _refuse_unsavable(module: nn.Module, model: schema.Model, where: Where) -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -157,15 +158,25 @@ def _has_tensors(content: Any) -> bool:
     return isinstance(content, dict) and any(isinstance(value, Tensor) for value in dict.values(content))
 
 
+def _holds_tensors(content: Any) -> bool:
+    """Whether it is a state dict, or one lies in it under a usual name."""
+    inside = map(partial(dict.get, content), _WRAPPERS) if isinstance(content, dict) else ()
+    return _has_tensors(content) or any(map(_has_tensors, inside))
+
+
 def _unwrapped(content: Any, file: Path) -> Any:
     """The state dict in a checkpoint: under a usual name, or the only one that there is."""
     for _ in range(_MOST_NESTED):  # a file may nest a dict in itself
         if not isinstance(content, dict):
             break
         usual = [key for key in _WRAPPERS if isinstance(dict.get(content, key), dict)]
-        held = [key for key in usual if _has_tensors(dict.get(content, key))]
-        if not usual and not _has_tensors(content):
-            held = [key for key, value in dict.items(content) if isinstance(key, str) and _has_tensors(value)]
+        held = [key for key in usual if _holds_tensors(dict.get(content, key))]
+        if not held:
+            held = [
+                key
+                for key, value in dict.items(content)
+                if isinstance(key, str) and not key.endswith("_extra_state") and _holds_tensors(value)
+            ]
         if len(held) > 1:
             what = f"{str(file)!r} holds two state dicts, {' and '.join(map(quoted, held[:2]))}"
             raise CheckpointError(what, hint="save the one that is meant alone")
@@ -197,11 +208,14 @@ def _state_dict(content: Any, file: Path, device: str = "cpu") -> dict[str, Tens
             kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _KINDS)
             raise CheckpointError(what, hint=f"convert it to float32 (allowed: {kinds}, integers)")
         state[name] = tensor
-    if _AVERAGES in state and all(name.startswith("module.") for name in state if name != _AVERAGES):
-        del state[_AVERAGES]
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    while prefix := next((prefix for prefix in _PREFIXES if _all_begin(state, prefix)), None):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name != _AVERAGES}
     return state
+
+
+def _all_begin(state: Mapping[str, Tensor], prefix: str) -> bool:
+    names = state.keys() - {_AVERAGES}
+    return bool(names) and all(name.startswith(prefix) for name in names)
 
 
 def _refuse_impossible(state: Mapping[str, Tensor], file: Path, infinite: Container[str]) -> None:
