@@ -440,5 +440,6 @@ def _as_key(error: Any) -> str:
     from lrtrain.config.schema import RunConfig
 
     name = option.strip("-").replace("-", "_")
-    key = name if name in RunConfig.model_fields.keys() - {"extended"} else belongs(name)
+    known = name.partition(".")[0] in RunConfig.model_fields.keys() - {"extended"}
+    key = name if known else belongs(name)
     return f"write it as --set {key}=VALUE; " if key else ""

@@ -99,6 +99,7 @@ LINES: list[tuple[str, list[str], int, tuple[str, ...]]] = [
     ("nothing to write", ["init"], 2, ("lrtrain init --example",)),
     ("a flag that mirrors a key of two words", ["preview", "c.yaml", "--batch-size=3"], 2, ("write it as --set batch_size=VALUE",)),
     ("a flag that is almost one", ["fit", "c.yaml", "--extended", "hold"], 2, ("hint `lrtrain fit -h` shows what it takes",)),
+    ("a flag that is the key itself", ["preview", "c.yaml", "--optimizer.lr=0.1"], 2, ("write it as --set optimizer.lr=VALUE",)),
     ("such a flag where no config is set", ["list", "models", "--lr", "0.1"], 2, ("hint `lrtrain list -h` shows what it takes",)),
 ]  # fmt: skip
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from lrtrain import lookup
-from lrtrain.config.messages import belongs, number_hint, shortened, such_as
+from lrtrain.config.messages import belongs, is_off, number_hint, shortened, such_as
 from lrtrain.config.schema import Dataset, Group, Model, Named, Optimizer, Phase, RunConfig
 from lrtrain.config.transform_checks import check_transform
 from lrtrain.config.yaml import Document, Loc, scalar
@@ -28,6 +30,7 @@ _RANGES = {"momentum": (0, 1), "betas": (0, 1), "weight_decay": (0, math.inf)}
 _RANGES_OF = {"RMSprop": {"alpha": (0, 1)}}  # elsewhere it may be more
 _OF_SCHEDULERS = ("SequentialLR", "ChainedScheduler")
 _SWITCHES = ("bool | None", "Optional[bool]")
+_NONE_AT_0 = ("weight_decay", "momentum", "dampening")
 _HELD = ("transforms", "schedulers")  # what is in these is held against its own arguments
 _ONE = "such as 1ep or 20step"
 _REFUSED = {
@@ -216,9 +219,30 @@ def _check_kind(
     elif isinstance(usual, int | float) or (strict and annotation in ("float", "int")):
         if isinstance(value, bool) or (strict and not _is_number(value)):
             hint = number_hint(value) or such_as(key, default if isinstance(usual, int | float) else None)
+            if key in _NONE_AT_0 and is_off(value):
+                hint = "write 0"
             yield Problem(f"{key} must be a number; got {got}", document.where(*loc), hint or "leave it out")
-    elif key == "betas" and not (isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))):
-        yield Problem(f"betas must be two numbers; got {got}", document.where(*loc), "such as [0.9, 0.999]")
+    elif strict and (these := _several(default)) and not _are_like(value, these):
+        count = {2: "two", 3: "three"}.get(len(these), f"{len(these)}")
+        hint = f"such as {list(these)}".replace("None", "null")
+        yield Problem(f"{key} must be {count} numbers; got {got}", document.where(*loc), hint)
+
+
+def _several(default: str) -> list[Any]:
+    """The values of a default that has several; else none."""
+    with suppress(ValueError, SyntaxError):  # it may be a name
+        values = ast.literal_eval(default)
+        return list(values) if isinstance(values, tuple | list) else []
+    return []
+
+
+def _are_like(values: Any, usual: list[Any]) -> bool:
+    """Whether values are as many numbers, or null where it is usual."""
+    return (
+        isinstance(values, list)
+        and len(values) == len(usual)
+        and all(_is_number(one) or (one is None and like is None) for one, like in zip(values, usual, strict=True))
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -140,7 +140,7 @@ def _problem(item: Any, loc: Loc, document: Document, *, compare: bool) -> Probl
         )
     field = _field(loc)
     switches = field is not None and bool in (field.annotation, *get_args(field.annotation))
-    if field is not None and str(value).lower() in _OFF and (switches or field.default in (None, 0)):
+    if field is not None and is_off(value) and (switches or field.default in (None, 0)):
         off = "false" if switches else "null" if field.default is None else "0"
         return Problem(f"{name} cannot be {quoted(value)}", where, f"write {off}")
     if kind == "bool_type" and str(value).lower() in _ON:
@@ -222,6 +222,11 @@ def _value(value: Any) -> str:
     """A short value as it is written in YAML, and in a shell without quotes; else three points."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return text if value is not None and re.fullmatch(r"[\w./~%+-]{1,60}", text) else "..."
+
+
+def is_off(value: Any) -> bool:
+    """Whether a value says that something is not wanted, as YAML or a person does."""
+    return str(value).lower() in _OFF
 
 
 def belongs(key: str) -> str | None:
