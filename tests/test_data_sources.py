@@ -162,6 +162,8 @@ def test_a_class_missing_from_val_is_noted(tmp_path):
         (("Train", "val"), "rename Train/ to train/"),
         (("test", "valid"), "rename valid/ to val/"),
         (("test", "val"), "put what is trained on into train/"),
+        (("Training",), "rename Training/ to train/"),
+        (("docs", "seg_test", "seg_train"), "rename seg_test/ to test/, seg_train/ to train/"),
     ],
 )
 def test_splits_of_other_names_are_no_classes(tmp_path, names, hint):
@@ -171,6 +173,20 @@ def test_splits_of_other_names_are_no_classes(tmp_path, names, hint):
         assert text.endswith(f"would be taken for classes themselves | {hint}")
     with pytest.raises(DataError, match="would be taken for classes"):
         unsplit(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("train", "Testing"), ("train", "val", "Test"), ("train", "Val")])
+def test_splits_of_other_names_are_not_left_out_beside_train(tmp_path, names):
+    tree(tmp_path, {f"{name}/{label}": 3 for name in names for label in "ab"})
+    text = refused(DataError, name="imagefolder", root=str(tmp_path))
+    assert f"has {names[-1]}/, which holds folders of classes and would be left out" in text
+
+
+@pytest.mark.parametrize("names", [("test", "walk"), ("train_station", "walk"), ("Train", "walk")])
+def test_a_class_may_be_called_as_a_split_where_it_holds_images(tmp_path, names):
+    nested = "" if names[0] == "Train" else "/sub"
+    tree(tmp_path, {f"{name}{nested}": 4 for name in names})
+    assert opened(name="imagefolder", root=str(tmp_path), val_fraction=0.5).classes == tuple(sorted(names))
 
 
 def test_a_missing_root_is_shown_as_it_was_looked_for(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -98,21 +99,33 @@ def _layout(root: Path) -> dict[str, Path]:
     """
     names = subfolders(root)
     vals = [name for name in _VAL_NAMES if name in names]
-    in_splits = "train" in names and (vals or "test" in names or bool(subfolders(root / "train")))
+    in_splits = "train" in names and bool(vals or "test" in names or subfolders(root / "train"))
+    known = {"train", *_VAL_NAMES, "test"} if in_splits else set()
+    _refuse_other_splits(root, [name for name in names if name not in known], in_splits)
     if not in_splits:
-        _refuse_splits_as_classes(root, names)
         return {"train": root}
     val = {"val": root / vals[0]} if vals else {}
     return {"train": root / "train", **val, **({"test": root / "test"} if "test" in names else {})}
 
 
-def _refuse_splits_as_classes(root: Path, names: Sequence[str]) -> None:
-    meant = {name: _SPLITS.get(name.lower()) for name in names}
-    if len(names) > 1 and all(meant.values()) and all(subfolders(root / name) for name in names):
-        folders = " and ".join(f"{name}/" for name in names)
-        what = f"{str(root)!r} has {folders}, which hold folders of classes, and would be taken for classes themselves"
-        renamed = ", ".join(f"{name}/ to {split}/" for name, split in meant.items() if name != split)
-        raise DataError(what, hint=f"rename {renamed}" if renamed else "put what is trained on into train/")
+def _refuse_other_splits(root: Path, names: Sequence[str], in_splits: bool) -> None:
+    """Refuse Training/ and Testing/, which would be classes, or beside a train/ be left out."""
+    meant = {name: split for name in names if (split := _meant(name, in_splits)) and subfolders(root / name)}
+    exact = [name for name in meant if name.lower() in _SPLITS]
+    if not (exact and (in_splits or "train" in meant.values())) and len(set(meant.values())) < 2:
+        return
+    folders = " and ".join(f"{name}/" for name in meant)
+    would = "be left out" if in_splits else "be taken for classes themselves"
+    holds = "hold" if len(meant) > 1 else "holds"
+    what = f"{str(root)!r} has {folders}, which {holds} folders of classes and would {would}"
+    renamed = ", ".join(f"{name}/ to {split}/" for name, split in meant.items() if name != split)
+    raise DataError(what, hint=f"rename {renamed}" if renamed else "put what is trained on into train/")
+
+
+def _meant(name: str, exactly: bool) -> str | None:
+    """The split that a folder is called after: Training, and unless it must be so `exactly`, seg_train."""
+    words = [name.lower()] if exactly else [name.lower(), *re.findall("[a-z]+", name.lower())]
+    return next((_SPLITS[word] for word in words if word in _SPLITS), None)
 
 
 def _doubled(root: Path) -> list[Problem]:
