@@ -151,6 +151,8 @@ def test_a_log_that_is_cut_or_written_anew_in_its_place_is_noticed(tmp_path: Pat
         with pytest.raises(EnvironmentFault, match="was cut or changed while training"):
             log(SaveDue(3, best=False))
     assert log.safe()["log_bytes"] == {"metrics.jsonl": 24}
+    with pytest.raises(EnvironmentFault, match="was cut or changed while training"):
+        log.refuse_changed()  # as before training goes back
 
 
 @pytest.mark.parametrize("fails", ["os.fsync", "lrtrain.sinks.jsonl._write"])

@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import TypeVar
 
 from lrtrain.checkpoint import folder
-from lrtrain.errors import GONE, DataError, DistributedError, EnvironmentFault, LrtrainError
+from lrtrain.checkpoint.format import open_checkpoint
+from lrtrain.errors import GONE, CheckpointError, DataError, DistributedError, EnvironmentFault, LrtrainError
+from lrtrain.sinks.jsonl import refuse_other_log
 from lrtrain.sinks.run_dir import RunDir
 
 E = TypeVar("E", bound=LrtrainError)
@@ -28,6 +30,13 @@ def with_kept(error: E, run_dir: RunDir) -> E:
     last = folder.pointed(run_dir.checkpoints, "last")
     if last is None and not (isinstance(error.__cause__, OSError) and error.__cause__.errno in GONE):
         return error
+    if last is not None:
+        try:
+            refuse_other_log(run_dir.metrics, open_checkpoint(last))
+        except CheckpointError:  # then nothing goes on from it
+            return error
+        except EnvironmentFault:
+            pass
     saved = "what was saved there" if last is None else last.name
     kept = f"{saved} is kept: `lrtrain fit --resume --out {run_dir.typed}` goes on from it"
     if isinstance(error, DataError):

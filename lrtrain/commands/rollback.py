@@ -65,6 +65,7 @@ def roll_back(
     if screen is not None and metrics is not None:
         best = job.state.best
         best_step = None if best.value is None else best.step
+        metrics.refuse_changed()
         patience(partial(folder.drop_after, run_dir.checkpoints, rollback.to, best_step, damaged))
         metrics.cut(checkpoint.manifest["log_bytes"]["metrics.jsonl"])
         lrs = job.plan.lrs(min(rollback.to, job.plan.total_steps - 1), job.state.live)

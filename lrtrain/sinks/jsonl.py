@@ -24,6 +24,7 @@ from lrtrain.errors import CheckpointError, EnvironmentFault, what_to_do
 from lrtrain.foreign import json_object, opened, refuse_holes
 from lrtrain.writing import replacing
 
+_ALONE = "leave a run's files alone while it trains; restore this one from a copy, then `--resume` goes on"
 _ROW_BYTES = 10_000_000
 _PART_BYTES = 2**20
 _ENDS_BYTES = 2**18  # that are looked at, of a long log's beginning and of its end
@@ -63,18 +64,26 @@ class Metrics:
             raise EnvironmentFault(
                 f"{self._path.name} was replaced or removed while training wrote to it",
                 str(self._path),
-                "leave a run's files alone while it trains; go on from the last checkpoint with `--resume`",
+                _ALONE,
             )
 
-    def _refuse_changed(self) -> None:
-        """A kernel loses nothing of what was safe; a person, or an editor that writes into the file, may."""
+    def refuse_changed(self) -> None:
+        """Refuse a file that is another one now, or whose beginning is no longer what was safe on disk.
+
+        A kernel loses nothing of that; a person, or an editor that writes into the file, may.
+
+        Raises:
+            EnvironmentFault: it was replaced, removed, cut or changed, or cannot be read.
+        """
+        self._refuse_replaced()
         try:
             with self._path.open("rb") as written:
                 _refuse_other_bytes(written, *self._safe)
         except ValueError:
             what = f"{self._path.name} was cut or changed while training wrote to it"
-            hint = "leave a run's files alone while it trains; restore this one from a copy, then `--resume` goes on"
-            raise EnvironmentFault(what, str(self._path), hint) from None
+            raise EnvironmentFault(what, str(self._path), _ALONE) from None
+        except OSError as error:
+            raise EnvironmentFault(f"cannot read: {error.strerror}", str(self._path)) from error
 
     def safe(self) -> dict[str, Any]:
         """What a checkpoint's manifest says of the log: how long it was at the last fsync, and its SHA-256."""
@@ -101,8 +110,7 @@ class Metrics:
         end = self._safe[0] + len(self._since)
         try:
             if self._doubtful or self._file.seek(0, os.SEEK_END) != end:
-                self._refuse_replaced()
-                self._refuse_changed()
+                self.refuse_changed()
                 failed, self._file = self._file, _opened_to_append(self._path)
                 with suppress(OSError):
                     failed.close()
