@@ -134,11 +134,11 @@ def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool) 
         ConfigError: its config names code outside lrtrain, and `trust` is not given.
     """
     run_dir = RunDir(path)
+    refuse_lost_link(run_dir)
     if not run_dir.config.exists():
         raise CheckpointError(
             f"{quoted(str(path))} is no run directory: it has no config.yaml", hint="such as runs/quickstart"
         )
-    refuse_lost_link(run_dir)
     if run_dir.config.is_symlink() or not run_dir.config.is_file():
         what = f"a run's config.yaml is a file, and this is {'a link' if run_dir.config.is_symlink() else 'none'}"
         raise CheckpointError(what, str(run_dir.config), "restore it from a copy")
