@@ -235,7 +235,7 @@ def test_a_schedule_that_gives_another_lr_than_was_trained_with_is_refused(tmp_p
     env = environment(PYTHONPATH=f"{environment()['PYTHONPATH']}{os.pathsep}{tmp_path}")
     assert fit(tmp_path, config, "--out", "run", env=env).returncode == 0
     longer = (config, "--resume", "--out", "run", "--extend", "hold", "--set", "epochs=4")
-    (tmp_path / "own.py").write_text(code.replace("0.9", "0.8"))
+    (tmp_path / "own.py").write_text(code.replace("0.9", "0.80"))  # another size
     refused = fit(tmp_path, *longer, env=env)
     assert refused.returncode == 4
     for words in ("LR of 'default' in step 69: 0.0405", " then, 0.032", "undo what was changed", "--allow-inexact"):
