@@ -21,8 +21,9 @@ from lrtrain.config.schema import Model
 from lrtrain.config.yaml import dotted
 from lrtrain.errors import CheckpointError, EnvironmentFault
 from lrtrain.models.build import BuiltModel, build_model
+from lrtrain.models.loading import load_into
 from lrtrain.models.small_cnn import small_cnn
-from lrtrain.models.weights import load_into, load_weights_file, trained_with
+from lrtrain.models.weights import load_weights_file, trained_with
 from tests.nets import masked
 
 LITE0 = Path(__file__).parents[2] / "shared" / "data" / "tf_efficientnet_lite0.safetensors"

@@ -23,9 +23,9 @@ from lrtrain import lookup
 from lrtrain.config import schema
 from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, LrtrainError, about, out_of_memory, quoted
 from lrtrain.models.infinite import infinite_buffers
-from lrtrain.models.loading import load_unchanged
+from lrtrain.models.loading import fitted, load_into, load_unchanged
 from lrtrain.models.stems import make_gray, small_stem
-from lrtrain.models.weights import fitted, load_into, load_weights_file, normalisation_of, of_its_run
+from lrtrain.models.weights import load_weights_file, normalisation_of, of_its_run
 from lrtrain.random import key, seeded
 from lrtrain.tensor_header import header_of
 

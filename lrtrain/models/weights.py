@@ -1,4 +1,4 @@
-"""Weights from a file, and into a network whose head has another number of classes."""
+"""Weights from a file, and the normalisation of images that they were trained with."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ import re
 import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrtrain.config.transform_checks import MEANS, STDS
 from lrtrain.errors import CheckpointError, EnvironmentFault, quoted
 from lrtrain.foreign import json_object, opened, read_bytes, refuse_holes
 from lrtrain.models.infinite import first_bad_tensor
-from lrtrain.models.stems import first_convolution, without_colour
 from lrtrain.tensor_header import read_header
 from lrtrain.torch_archive import refuse_other_archives
 
@@ -31,7 +28,7 @@ from lrtrain.torch_archive import refuse_other_archives
 _KINDS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _COUNTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = ("module.", "_orig_mod.")
 _MOST_NESTED = 4
 _AVERAGES = "n_averaged"  # what torch's AveragedModel counts
 MAX_NAME = 1_000
@@ -39,8 +36,6 @@ _MOST_MANIFEST = 8_000_000  # bytes, as of a checkpoint's
 MOST_BATCHES = 10**15  # as of any count in a checkpoint
 NEVER_NEGATIVE = {"running_var": "variance", "num_batches_tracked": "count of batches"}  # of BatchNorm, by a name's end
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO)
-_DENSENET_2017 = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
-_VIT_2022 = {"linear_1": "0", "linear_2": "3"}  # torchvision's, in whose published files they are called so
 _DAMAGED = (
     RuntimeError,
     EOFError,
@@ -53,18 +48,7 @@ _DAMAGED = (
     MemoryError,
     OSError,
 )
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # which answer to channels, not to classes
 _CROPS = ("CenterCrop", "RandomCrop", "RandomResizedCrop")
-_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What became of a file's tensors: in words, and the parameters that it had no values for."""
-
-    notes: tuple[str, ...]
-    head: tuple[str, ...]
-
 
 Look = Callable[[Mapping[str, Tensor]], object]
 
@@ -74,8 +58,8 @@ def load_weights_file(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a `.safetensors` file, or the tensors of a `.pth` or `.pt` file, on the CPU.
 
-    A checkpoint that holds its weights under `state_dict` or `model` is unwrapped, and the `module.` and
-    `_orig_mod.` that DDP and torch.compile put before every name are taken off.
+    A checkpoint that holds its weights under `state_dict`, `model` or `model_state_dict`, or one state dict under any
+    name, is unwrapped; the `module.` and `_orig_mod.` that DDP and torch.compile put before every name are taken off.
 
     Args:
         path: the file; `~` is a home.
@@ -208,7 +192,7 @@ def _state_dict(content: Any, file: Path, device: str = "cpu") -> dict[str, Tens
             kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _KINDS)
             raise CheckpointError(what, hint=f"convert it to float32 (allowed: {kinds}, integers)")
         state[name] = tensor
-    while prefix := next((prefix for prefix in _PREFIXES if _all_begin(state, prefix)), None):
+    while prefix := next((prefix for prefix in PREFIXES if _all_begin(state, prefix)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name != _AVERAGES}
     return state
 
@@ -335,150 +319,3 @@ def _last_size(entries: Sequence[Mapping[str, Any]]) -> int | None:
         elif name == "Pad" or ":" in name:  # what code of one's own does is not known
             side = None
     return side
-
-
-def load_into(module: nn.Module, state: Mapping[str, Tensor], num_classes: int, source: str) -> Loaded:
-    """Copy a state dict into a network, all but a head for another number of classes, which stays as it is.
-
-    The head is where a tensor has `num_classes` rows here and another number of such rows in `state`.
-    An RGB first convolution is summed over the colours where the network takes gray images.
-
-    Raises:
-        CheckpointError: tensors are missing, left over or of another shape.
-    """
-    given, head, notes = fitted(module, state, num_classes, source)
-    own = module.state_dict()
-    with torch.no_grad():
-        for name, tensor in given.items():
-            own[name].copy_(tensor)
-    # An own network may answer with copies, or compute something from what it is given. Under its own names, and of
-    # the version of its layers: MNASNet changes them where that is missing.
-    module.load_state_dict(own)
-    if not head:
-        return Loaded((*notes, f"head: {num_classes} classes, kept as in {source}"), ())
-    classes = {name.rpartition(".")[0]: tensor.shape[0] for name, tensor in head.items()}
-    heads = (f"head {name}: {old} -> {num_classes} classes, new" for name, old in classes.items())
-    return Loaded((*notes, *heads), tuple(head))
-
-
-def fitted(
-    module: nn.Module, state: Mapping[str, Tensor], num_classes: int, source: str
-) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[str, ...]]:
-    """What `load_into` copies, the head that it leaves as it is, and notes; only shapes and types are looked at.
-
-    Raises:
-        CheckpointError: tensors are missing, left over or of another shape.
-    """
-    own = module.state_dict()
-    given = {_renamed(name, own): tensor for name, tensor in state.items()}
-    if len(given) < len(state):
-        names = [name for name in state if name not in given]
-        what = f"the weights of {source} have two tensors for {quoted(_renamed(names[0], own))}"
-        raise CheckpointError(what, hint=f"leave {quoted(names[0])} out of the file")
-    given = {name: tensor for name, tensor in given.items() if name in own or not _needless(name, own)}
-    notes = _fit_colour(module, given)
-    head = {name: given.pop(name) for name in _head(module, own, given, num_classes)}
-    _refuse_mismatch(own, given, head, source)
-    return given, head, notes
-
-
-def _renamed(name: str, own: Mapping[str, Tensor]) -> str:
-    """What a tensor of a published file is called in today's networks."""
-    # Of a network that is all in a `module` of its own no prefix should have been taken off.
-    for prefixes in ("", *_PREFIXES, *map("".join, product(_PREFIXES, repeat=2))):
-        if (known := prefixes + name) in own:
-            return known
-    for before, now in _VIT_2022.items():
-        if (known := name.replace(f".mlp.{before}.", f".mlp.{now}.")) in own:
-            return known
-    return _DENSENET_2017.sub(r"\1\2", name)
-
-
-def _needless(name: str, own: Mapping[str, Tensor]) -> bool:
-    """Whether a network may do without: heads for training alone, and the count of a BatchNorm that is frozen here."""
-    layer, _, last = name.rpartition(".")
-    return name.startswith(_AUXILIARY) or (last == "num_batches_tracked" and f"{layer}.running_mean" in own)
-
-
-def _fit_colour(module: nn.Module, given: dict[str, Tensor]) -> tuple[str, ...]:
-    """Let the convolutions that see gray images take weights for RGB; those of some see four by four pixels at once.
-
-    Of these, timm's have a pixel's colours side by side, and torch's PixelUnshuffle has not.
-    """
-    notes: list[str] = []
-    seen = {1, *(16 for part in module.modules() if type(part).__module__ == "timm.layers.space_to_depth")}
-    for layer, part in module.named_modules():
-        weight = given.get(name := f"{layer}.weight")
-        if not isinstance(part, nn.Conv2d) or weight is None or weight.dim() != 4 or not weight.is_floating_point():
-            continue
-        own = part.weight.shape
-        if part.groups == 1 and own[1] in seen and weight.shape == (own[0], 3 * own[1], *own[2:]):
-            given[name] = without_colour(weight)
-            notes.append(
-                f"{'first ' * (not notes)}convolution {layer}: {3 * own[1]} -> {own[1]} channels, weights summed"
-            )
-    return tuple(notes)
-
-
-def _head(module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor], num_classes: int) -> list[str]:
-    """The tensors of the layers that give a number to each class, where the file has another number of them."""
-    found, parts = first_convolution(module), dict(module.named_modules())
-    layers: dict[str, list[str]] = {}
-    for name in own:
-        if name in given:
-            layers.setdefault(name.rpartition(".")[0], []).append(name)
-    return [
-        name
-        for layer, names in layers.items()
-        if not isinstance(parts.get(layer), _NORMS)  # an own network may name its tensors as it likes
-        and (found is None or layer != found[0])
-        and len({given[name].shape[:1] for name in names}) == 1
-        for name in names
-        if _other_classes(own[name], given[name], num_classes)
-    ]
-
-
-def _other_classes(own: Tensor, given: Tensor, num_classes: int) -> bool:
-    return (
-        own.dim() > 0
-        and own.dim() == given.dim()
-        and own.shape[0] == num_classes != given.shape[0]
-        and own.shape[1:] == given.shape[1:]
-    )
-
-
-def _refuse_mismatch(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], head: Mapping[str, Tensor], source: str
-) -> None:
-    # Files from before torch 0.4.1 have no num_batches_tracked: it counts from 0 then.
-    missing = [name for name in own if not (name in given or name in head or "num_batches_tracked" in name)]
-    # Of tensors that share their memory one is enough, which is all that safetensors' save_model writes.
-    there = {
-        (own[name].data_ptr(), own[name].shape) for name in (*given, *head) if name in own and own[name].data_ptr()
-    }
-    missing = [name for name in missing if (own[name].data_ptr(), own[name].shape) not in there]
-    left_over = [name for name in given if name not in own]
-    shapes = [
-        f"{name} is {_shape(tensor)} and must be {_shape(own[name])}"
-        for name, tensor in given.items()
-        if name in own and _shape(tensor) != _shape(own[name])
-    ]
-    wrong = [
-        f"{label} {_some(names)}"
-        for label, names in (("missing are", missing), ("left over are", left_over), ("shapes differ:", shapes))
-        if names
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"the weights of {source} do not fit this network: {'; '.join(wrong)}",
-            hint="they must be of the same `model.name`, `stem` and arguments; only the number of classes may differ",
-        )
-
-
-def _shape(tensor: Tensor) -> str:
-    kind = "" if tensor.is_floating_point() else f" {tensor.dtype}".replace("torch.", "")
-    return "x".join(map(str, tensor.shape)) + kind if tensor.dim() else "a number"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
