@@ -145,6 +145,33 @@ def test_what_torchvision_made_of_imagenet_before_torch_1_6_is_read_if_it_is_pla
             open(file, "rb").close()
 
 
+def nested(depth):
+    """Lists that hold one another twice."""
+    inside = [1]
+    for _ in range(depth):
+        inside = [inside, inside]
+    return inside
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("training.pt", (torch.zeros(1).expand(10**9, 28, 28), torch.zeros(1).expand(10**9)), "more bytes than are"),
+        ("meta.bin", ({"n1": {0: nested(40)}, "n2": ("b",)}, ["n1"]), "does not name its classes"),
+        ("meta.bin", ({"n1": ["x" * 900] * 100_000}, ["n1"]), "does not name its classes"),
+        ("training.pt", (torch.zeros(9, 4, 4), torch.zeros(9)), None),
+        ("meta.bin", ({"n1": ("a", "b"), "n2": "c"}, ["n1"]), None),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_small_file_that_stands_for_a_large_one_is_refused(name, content, words, zipped, tmp_path):
+    if not zipped and name == "training.pt":
+        words = "it has more than plain values"
+    torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    with only_whole_files(), pytest.raises(ValueError, match=words) if words else nullcontext():
+        open(tmp_path / name, "rb").close()
+
+
 def test_it_lasts_as_long_as_it_says_and_is_of_one_thread(tmp_path):
     never_written(tmp_path / "long")
     with pytest.raises(ValueError, match=LARGE), only_whole_files():

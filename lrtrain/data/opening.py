@@ -18,6 +18,7 @@ from lrtrain.errors import CheckpointError
 from lrtrain.torch_archive import refuse_other_archives, refuse_other_legacy
 
 _LARGE = 2**29  # bytes: from here on it takes seconds to read a file
+_MOST_NAMES = 1_000  # of a class, and letters of each
 _SYSTEMS = ("/dev/null", "/dev/urandom", "/dev/random")
 _here = threading.local()  # .guards: whether this thread is within `only_whole_files`
 
@@ -77,3 +78,26 @@ def _refuse(path: Path) -> None:
             (refuse_other_archives if archive else refuse_other_legacy)(path)
         except CheckpointError as error:
             raise ValueError(f"{error.problems[0].what}; remove it, if the dataset's other files are there") from error
+        _refuse_endless(path)
+
+
+def _refuse_endless(path: Path) -> None:
+    """Refuse a small file whose tensors show a few numbers without end, or names of classes that hold themselves."""
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # said by who reads it
+        return
+    held = content if isinstance(content, tuple | list) else (content,)
+    for one in held:
+        if isinstance(one, torch.Tensor) and one.numel() * one.element_size() > one.untyped_storage().nbytes():
+            raise ValueError(f"{path.name} holds a tensor that says it has more bytes than are stored")
+    names = held[0].values() if held and isinstance(held[0], dict) else ()
+    if path.name == "meta.bin" and not all(map(_is_names, names)):
+        raise ValueError(f"{path.name} does not name its classes as ImageNet does, each by a few words")
+
+
+def _is_names(value: object) -> bool:
+    words = value if isinstance(value, tuple | list) else (value,)
+    return len(words) <= _MOST_NAMES and all(isinstance(word, str) and len(word) <= _MOST_NAMES for word in words)
