@@ -139,7 +139,8 @@ def _refuse_other_pickles(data: bytes, file: Path) -> None:
     """
     # Of each object: what a tuple of it holds, 1 for what may be a key, and more for all else that can be hashed. Types
     # of storage are named in what a tensor refers to, and never called: that would take any number of bytes. A dict is
-    # filled by opcodes, never made of pairs.
+    # filled by opcodes, never made of pairs. What is called has a name, and what is referred to begins with one: of
+    # anything else torch writes the whole into its error, be it a list of itself 40 times over.
     stack: list[int] = []
     marks: list[int] = []
     memo: dict[object, int] = {}
@@ -174,14 +175,21 @@ def _made(name: str, argument: object, held: list[int]) -> int | None:
     """What an opcode leaves on the stack; None where that is the container below, or nothing."""
     if name == "REDUCE" and held[0] == _STORAGE:
         raise ValueError("it makes storage of its own, which torch.save never does")
+    if name == "REDUCE" and held[0] not in (_DICT, _NAMED):
+        raise ValueError("it calls what has no name")
+    if name == "BINPERSID" and not isinstance(held[0], _Told):
+        raise ValueError("it refers to something that no text begins")
     if name == "REDUCE" and held[0] == _DICT and held[1] > 1:
         raise ValueError("it makes a dict of pairs, which torch.save never does")
     if name.startswith("TUPLE"):
         if (size := 1 + sum(max(each, 1) for each in held)) > MAX_IN_TUPLE:
             raise ValueError(f"it holds a tuple of more than {MAX_IN_TUPLE:,} values")
-        return size
-    if name == "GLOBAL" and str(argument).endswith(("Storage", "OrderedDict")):
-        return _STORAGE if str(argument).endswith("Storage") else _DICT
+        return _Told(size) if held and held[0] == _TEXT else size
+    if name == "GLOBAL":
+        of = str(argument)
+        return _STORAGE if of.endswith("Storage") else _DICT if of.endswith("OrderedDict") else _NAMED
+    if "UNICODE" in name or "STRING" in name:
+        return _TEXT
     if name in ("REDUCE", "BINPERSID"):
         return 2
     return None if name in _TAKEN else 1
@@ -193,7 +201,13 @@ _TAKEN = {
     "TUPLE": -1, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "SETITEM": 2, "SETITEMS": -1, "APPEND": 1, "APPENDS": -1,
     "REDUCE": 2, "BUILD": 1, "BINPERSID": 1, "STOP": 1, "PROTO": 0,
 }  # fmt: skip
-_STORAGE, _DICT = 0, -1
+_STORAGE, _DICT, _NAMED, _TEXT = 0, -1, -2, -3
+
+
+class _Told(int):
+    """The size of a tuple that a text begins."""
+
+
 _ATOMS = ("EMPTY_", "BIN", "SHORT_BIN", "LONG", "NONE", "NEWTRUE", "NEWFALSE", "GLOBAL")
 
 

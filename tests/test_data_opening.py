@@ -226,3 +226,15 @@ def test_pcams_labels_are_read_at_once(tmp_path, monkeypatch):
     assert "it has 400 labels" in refused(DataError, name="PCAM", root=str(tmp_path))
     of_labels = [name for name in read if name == "camelyonpatch_level_2_split_train_y.h5"]
     assert len(of_labels) < 400
+
+
+def test_a_link_to_a_folder_that_it_lies_in_is_not_followed_by_torchvision(tmp_path):
+    for name in ("a/1", "a/2", "a/3", "b/1", "b/2", "b/3"):
+        image(tmp_path / "photos" / f"{name}.png")
+    elsewhere = tmp_path / "more"
+    image(elsewhere / "4.png")
+    (tmp_path / "photos" / "a" / "more").symlink_to(elsewhere)
+    dataset = {"name": "ImageFolder", "root": str(tmp_path / "photos"), "val_fraction": 0.3}
+    assert sum(map(len, opened(**dataset).splits().values())) == 7
+    (tmp_path / "photos" / "a" / "loop").symlink_to(".")
+    assert "links to a folder that it lies in" in refused(DataError, **dataset)

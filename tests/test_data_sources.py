@@ -155,13 +155,17 @@ def test_a_class_missing_from_val_is_noted(tmp_path):
     assert "no val images of 1 of 2 classes: b" in opened(name="imagefolder", root=str(tmp_path)).notes
 
 
+MOVE = "classes belong into train/, val/ and test/ inside the root; move away what else is there"
+
+
 @pytest.mark.parametrize(
     ("names", "hint"),
     [
         (("Testing", "Training"), "rename Testing/ to test/, Training/ to train/"),
         (("Train", "val"), "rename Train/ to train/"),
         (("test", "valid"), "rename valid/ to val/"),
-        (("test", "val"), "put what is trained on into train/"),
+        (("test", "val"), MOVE),
+        (("Train", "test", "training"), MOVE),
         (("Training",), "rename Training/ to train/"),
         (("docs", "seg_test", "seg_train"), "rename seg_test/ to test/, seg_train/ to train/"),
     ],
@@ -170,16 +174,39 @@ def test_splits_of_other_names_are_no_classes(tmp_path, names, hint):
     tree(tmp_path, {f"{name}/{label}": 3 for name in names for label in "ab"})
     for fraction in (None, 0.3):
         text = refused(DataError, name="imagefolder", root=str(tmp_path), val_fraction=fraction)
-        assert text.endswith(f"would be taken for classes themselves | {hint}")
+        assert text.endswith(f"would be taken for classes | {hint}")
     with pytest.raises(DataError, match="would be taken for classes"):
         unsplit(tmp_path)
 
 
-@pytest.mark.parametrize("names", [("train", "Testing"), ("train", "val", "Test"), ("train", "Val")])
+def test_a_split_beside_the_classes_that_it_repeats_is_no_class(tmp_path):
+    tree(tmp_path, dict.fromkeys(("cat", "dog", "test/cat", "test/dog"), 3))
+    text = refused(DataError, name="imagefolder", root=str(tmp_path), val_fraction=0.3)
+    assert text.endswith(f"has test/, which holds folders of classes and would be taken for classes | {MOVE}")
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("Bus", "Car", "Train/freight", "Train/passenger"),
+        ("bullet_train/a", "bullet_train/b", "test_tube/a", "test_tube/c"),
+        ("test/Control", "walk"),
+    ],
+)
+def test_what_is_called_like_one_split_may_be_a_class(tmp_path, folders):
+    tree(tmp_path, dict.fromkeys(folders, 4))
+    found = opened(name="imagefolder", root=str(tmp_path), val_fraction=0.5)
+    assert found.classes == tuple(sorted({name.partition("/")[0] for name in folders}))
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "Testing"), ("train", "val", "Test"), ("train", "Val"), ("train", "val", "Val")]
+)
 def test_splits_of_other_names_are_not_left_out_beside_train(tmp_path, names):
     tree(tmp_path, {f"{name}/{label}": 3 for name in names for label in "ab"})
     text = refused(DataError, name="imagefolder", root=str(tmp_path))
     assert f"has {names[-1]}/, which holds folders of classes and would be left out" in text
+    assert ("rename" in text) == (names[-1] != "Val" or "val" not in names)
 
 
 @pytest.mark.parametrize("names", [("test", "walk"), ("train_station", "walk"), ("Train", "walk")])

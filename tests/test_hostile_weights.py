@@ -78,6 +78,14 @@ def _giant_bytes(path: Path) -> None:
     _archive(path, {"w/data.pkl": code, "w/version": b"3\n", "w/byteorder": b"little"})
 
 
+def _lists_in_lists() -> bytes:
+    """A list of [1] 2 to the 40 times, which whoever prints it never ends."""
+    made = b"\x80\x02]q\x00K\x01a"
+    for i in range(40):
+        made += b"]q%c(h%ch%ce" % (i + 1, i, i)
+    return made
+
+
 def _pickled(code: bytes) -> Callable[[Path], object]:
     return lambda path: _archive(path, {"w/data.pkl": code, "w/version": b"3\n", "w/byteorder": b"little"})
 
@@ -198,6 +206,8 @@ WEIGHTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("an instance", _pickled(b"\x80\x02(ios\nsystem\n."), "opcode INST"),
     ("no end", _pickled(b"\x80\x02}"), "w.pth"),
     ("no pickle", _pickled(b"hello"), "w.pth"),
+    ("a call of lists in lists", _pickled(_lists_in_lists() + b")R."), "calls what has no name"),
+    ("a reference to lists in lists", _pickled(_lists_in_lists() + b"\x85Q."), "that no text begins"),
     ("a parameter with attributes", _parameter_with_attributes, "is not unpickled"),
     ("one number shown a trillion times", _expanded, "more than are stored"),
     ("one tensor shown a thousand times", _many_views, "more than are stored"),

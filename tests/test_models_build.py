@@ -340,6 +340,10 @@ def test_a_network_that_no_checkpoint_can_hold_is_refused(monkeypatch: pytest.Mo
         def get_extra_state(self) -> Any:
             return {"calls": 0}
 
+    class Untold(nn.Linear):
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return {"weight": super().state_dict(*args, **kwargs)["weight"]}
+
     class Renamed(nn.Linear):
         def state_dict(self, *args: Any, **kwargs: Any) -> Any:
             return {f"own.{name}": value for name, value in super().state_dict(*args, **kwargs).items()}
@@ -359,6 +363,7 @@ def test_a_network_that_no_checkpoint_can_hold_is_refused(monkeypatch: pytest.Mo
         nowhere=lambda num_classes: nn.Linear(4, num_classes, device="meta"),
         lossy=lambda num_classes: Lossy(4, num_classes),
         renamed=lambda num_classes: Renamed(4, num_classes),
+        untold=lambda num_classes: Untold(4, num_classes),
         clamped=lambda num_classes: clamped(nn.Linear(4, num_classes)),
     )
     monkeypatch.setitem(sys.modules, "my_networks", mine)
@@ -366,6 +371,7 @@ def test_a_network_that_no_checkpoint_can_hold_is_refused(monkeypatch: pytest.Mo
         ("lazy", "no size yet for weight: its layer is lazy"),
         ("counting", "a dict as _extra_state"),
         ("renamed", r"cannot load what its own state_dict\(\) gives: .*Missing key"),
+        ("untold", r"trains bias, and its state_dict\(\) leaves it out"),
         ("clamped", "the model changes its 'weight' as it is loaded"),
         ("nowhere", "no memory for weight: it is on the meta device"),
         ("lossy", r"weight as float32 \(\d+, 4\), and its state_dict\(\) gives it as float16"),

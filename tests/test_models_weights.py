@@ -48,6 +48,9 @@ def test_of_two_state_dicts_under_names_that_nobody_knows_none_is_taken(tmp_path
     torch.save({"net": {"state_dict": state_of(5)}, "ema": state_of(5)}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="holds two state dicts, 'net' and 'ema'"):
         load_weights_file(tmp_path / "w.pth")
+    torch.save({**state_of(5), "optimizer": {"model": state_of(5)}}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="'optimizer' is not a plain tensor"):
+        load_weights_file(tmp_path / "w.pth")
     torch.save({"n_averaged": torch.tensor(3)}, tmp_path / "w.pth")
     assert load_weights_file(tmp_path / "w.pth")[0].keys() == {"n_averaged"}
     content: dict[str, Any] = {"t": torch.ones(1)}

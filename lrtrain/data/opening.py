@@ -27,8 +27,9 @@ _here = threading.local()  # .guards: whether this thread is within `only_whole_
 def only_whole_files() -> Iterator[None]:
     """Meanwhile, let nothing in this thread open to read what has no end or cannot be read as it says it can.
 
-    That is a pipe or device, a large file that was never written, or an archive of torch's that would unpack to any
-    size. It raises where such a file is opened, if Python opens it: ValueError, or OSError where it is no file.
+    That is a pipe or device, a large file that was never written, an archive of torch's that would unpack to any size,
+    or a link to a folder that it lies in. It raises where such a file is opened, if Python opens it: ValueError, or
+    OSError where it is no file.
     """
     _listen()
     was, _here.guards = getattr(_here, "guards", False), True
@@ -44,7 +45,10 @@ def _listen() -> None:
 
 
 def _look(event: str, arguments: tuple[Any, ...]) -> None:
-    if event != "open" or not getattr(_here, "guards", False):
+    if event not in ("open", "os.scandir") or not getattr(_here, "guards", False):
+        return
+    if event == "os.scandir":
+        _refuse_loop(arguments[0])
         return
     path, _, flags = arguments
     if isinstance(path, int) or flags & os.O_ACCMODE != os.O_RDONLY:
@@ -54,6 +58,15 @@ def _look(event: str, arguments: tuple[Any, ...]) -> None:
         _refuse(Path(os.fsdecode(path)))
     finally:
         _here.guards = True
+
+
+def _refuse_loop(folder: str | bytes | int | None) -> None:
+    if isinstance(folder, int | None):
+        return
+    path = Path(os.path.abspath(os.fsdecode(folder)))
+    real = os.path.realpath(path)
+    if any(os.path.realpath(above) == real for above in path.parents):
+        raise ValueError(f"{path} links to a folder that it lies in")
 
 
 def _refuse(path: Path) -> None:

@@ -161,7 +161,7 @@ def tensors_as_built(module: nn.Module) -> dict[str, Tensor | Described]:
 
 def _unsaved(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     saved = module.state_dict()
-    places = {tensor.data_ptr() for tensor in saved.values()}  # an own network may give them other names
+    places = {tensor.data_ptr() for tensor in saved.values()} - {0}  # an own network may give them other names
     for name, buffer in module.named_buffers():
         if name not in saved and buffer.layout == torch.strided and buffer.data_ptr() not in places:
             yield name, buffer

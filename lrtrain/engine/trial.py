@@ -82,7 +82,7 @@ def _try_shape(
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         what = f"{config.model.name} cannot take images of {size}{mode}: {why}"
         hint = "make them larger with dataset.transforms, or take another model"
-        if "channel" in why and shape[0] in (1, 3):
+        if shape[0] in (1, 3) and f"to have {4 - shape[0]} channels, but got {shape[0]} channels" in why:
             other = {"name": "Grayscale", "num_output_channels": 4 - shape[0]}
             as_yaml = str(other).replace("'", "")
             hint = f"add {as_yaml} to dataset.transforms, or let the model take `in_channels`"

@@ -207,7 +207,8 @@ def _refuse_unsavable(module: nn.Module, model: schema.Model, where: Where) -> N
                 where("model", "name"),
                 "give the layer its size, or pass zeros of the images' shape through the network where it is made",
             )
-    for name, value in module.state_dict().items():
+    state = module.state_dict()
+    for name, value in state.items():
         if not isinstance(value, torch.Tensor):
             raise ConfigError(
                 f"{model.name} keeps a {type(value).__name__} as {name}; a checkpoint holds tensors alone",
@@ -220,10 +221,17 @@ def _refuse_unsavable(module: nn.Module, model: schema.Model, where: Where) -> N
             what = f"{model.name} computes with {name} as {kinds[0]}, and its state_dict() gives it as {kinds[1]}"
             raise ConfigError(what, where("model", "name"), "let state_dict() give it as it is: runs go on from that")
     try:
-        header_of(module.state_dict())
+        header_of(state)
     except CheckpointError as error:
         at = where("model", "name")
         raise ConfigError(replace(problem, where=at) for problem in error.problems) from error
+    places = {value.data_ptr() for value in state.values()}  # it may give them other names
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and parameter.data_ptr() not in places and name not in state:
+            what = f"{model.name} trains {name}, and its state_dict() leaves it out"
+            raise ConfigError(
+                what, where("model", "name"), "let state_dict() give it, or freeze it: requires_grad_(False)"
+            )
 
 
 def _give_own_memory(module: nn.Module) -> None:

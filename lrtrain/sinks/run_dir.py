@@ -253,7 +253,7 @@ def refuse_lost_link(run: RunDir | None) -> None:
     for path, what in places:
         if path.is_symlink() and not path.exists():
             what = f"{what} a link to {quoted(os.readlink(path))}, which is not there"
-            raise EnvironmentFault(what, str(path), "mount or restore it, or name another run with --out")
+            raise EnvironmentFault(what, str(path), "mount or restore it, or name another run")
 
 
 def create(out: Path | None, name: str) -> RunDir:

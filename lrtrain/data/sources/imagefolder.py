@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from lrtrain.data.stratify import arranged
 from lrtrain.errors import ConfigError, DataError, Problem
 
 _VAL_NAMES = ("val", "valid", "validation")
+_NO_CLASS = ("set", "seg", "data", "dataset", "images", "imgs", "img", "photos", "split", "folder")
 # What such folders are called elsewhere, in small letters, and what they must be called here.
 _SPLITS = {"train": "train", "training": "train", **dict.fromkeys(_VAL_NAMES, "val"), "test": "test", "testing": "test"}
 
@@ -100,32 +102,42 @@ def _layout(root: Path) -> dict[str, Path]:
     names = subfolders(root)
     vals = [name for name in _VAL_NAMES if name in names]
     in_splits = "train" in names and bool(vals or "test" in names or subfolders(root / "train"))
-    known = {"train", *_VAL_NAMES, "test"} if in_splits else set()
-    _refuse_other_splits(root, [name for name in names if name not in known], in_splits)
+    _refuse_other_splits(root, names, ("train", *_VAL_NAMES, "test") if in_splits else ())
     if not in_splits:
         return {"train": root}
     val = {"val": root / vals[0]} if vals else {}
     return {"train": root / "train", **val, **({"test": root / "test"} if "test" in names else {})}
 
 
-def _refuse_other_splits(root: Path, names: Sequence[str], in_splits: bool) -> None:
-    """Refuse Training/ and Testing/, which would be classes, or beside a train/ be left out."""
-    meant = {name: split for name in names if (split := _meant(name, in_splits)) and subfolders(root / name)}
-    exact = [name for name in meant if name.lower() in _SPLITS]
-    if not (exact and (in_splits or "train" in meant.values())) and len(set(meant.values())) < 2:
+def _refuse_other_splits(root: Path, names: Sequence[str], read: Collection[str]) -> None:
+    """Refuse Training/ and Testing/, which would be classes, or beside the train/ that is `read` be left out."""
+    likely = [name for name in names if name not in read and _meant(name) and (not read or name.lower() in _SPLITS)]
+    inside = {name: _inside(root / name) for name in likely}
+    meant = {name: str(_meant(name)) for name, folders in inside.items() if folders}
+    repeats = any(set(folders) & set(names) for folders in inside.values())  # cat/, dog/, and test/cat, test/dog
+    if not meant or not (read or repeats or len(names) == 1 or len(set(meant.values())) > 1):
         return
-    folders = " and ".join(f"{name}/" for name in meant)
-    would = "be left out" if in_splits else "be taken for classes themselves"
-    holds = "hold" if len(meant) > 1 else "holds"
-    what = f"{str(root)!r} has {folders}, which {holds} folders of classes and would {would}"
-    renamed = ", ".join(f"{name}/ to {split}/" for name, split in meant.items() if name != split)
-    raise DataError(what, hint=f"rename {renamed}" if renamed else "put what is trained on into train/")
+    there = " and ".join(f"{name}/" for name in meant)
+    holds, would = "hold" if len(meant) > 1 else "holds", "be left out" if read else "be taken for classes"
+    what = f"{str(root)!r} has {there}, which {holds} folders of classes and would {would}"
+    renamed = {name: split for name, split in meant.items() if name != split}
+    if renamed and not repeats and len({*names, *renamed.values()}) == len(names) + len(renamed):
+        raise DataError(what, hint="rename " + ", ".join(f"{name}/ to {split}/" for name, split in renamed.items()))
+    raise DataError(
+        what, hint="classes belong into train/, val/ and test/ inside the root; move away what else is there"
+    )
 
 
-def _meant(name: str, exactly: bool) -> str | None:
-    """The split that a folder is called after: Training, and unless it must be so `exactly`, seg_train."""
-    words = [name.lower()] if exactly else [name.lower(), *re.findall("[a-z]+", name.lower())]
-    return next((_SPLITS[word] for word in words if word in _SPLITS), None)
+def _inside(folder: Path) -> list[str]:
+    with suppress(OSError):  # what is no split may be locked
+        return subfolders(folder)
+    return []
+
+
+def _meant(name: str) -> str | None:
+    """The split that a folder is called after: Training, seg_train, test_set, but not bullet_train."""
+    words = [word for word in re.findall("[a-z]+", name.lower()) if word not in _NO_CLASS]
+    return _SPLITS.get(words[0]) if len(words) == 1 else None
 
 
 def _doubled(root: Path) -> list[Problem]:
