@@ -97,7 +97,7 @@ def _layout(root: Path) -> dict[str, Path]:
     """The folders of train, val and test, as far as they are there; train is the root where there are no such.
 
     Raises:
-        DataError: all that is there are train, val and test by other names, which would be taken for classes.
+        DataError: there are splits of other names, which would be taken for classes or left out.
     """
     names = subfolders(root)
     vals = [name for name in _VAL_NAMES if name in names]
