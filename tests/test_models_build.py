@@ -385,6 +385,21 @@ def test_a_network_that_no_checkpoint_can_hold_is_refused(monkeypatch: pytest.Mo
         assert caught.value.problems[0].where == "model.name"
 
 
+def test_a_network_may_save_what_it_trains_in_another_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Turned(nn.Linear):
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return {"own": torch.cat([self.weight.detach(), self.bias.detach()[:, None]], 1).T.contiguous()}
+
+        def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+            both = state["own"].T
+            return super().load_state_dict({"weight": both[:, :-1], "bias": both[:, -1]})
+
+    mine = types.ModuleType("my_networks")
+    mine.__dict__.update(turned=lambda num_classes: Turned(4, num_classes))
+    monkeypatch.setitem(sys.modules, "my_networks", mine)
+    assert built("my_networks:turned").module.state_dict()["own"].shape == (5, 7)
+
+
 def clamped(module: nn.Module) -> nn.Module:
     def clamp(module: nn.Module, state: dict[str, torch.Tensor], *_: object) -> None:
         state["weight"] = state["weight"].clamp(-0.01, 0.01)

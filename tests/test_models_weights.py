@@ -72,7 +72,7 @@ def test_of_two_state_dicts_under_names_that_nobody_knows_none_is_taken(tmp_path
         lambda s: {"model": {"state_dict": s}},
         lambda s: {"n_averaged": torch.tensor(3)} | {f"module.{k}": v for k, v in s.items()},
         lambda s: {"state_dict": s, "seed": 2**64 - 1},
-        lambda s: {"net": s, "epoch": torch.tensor(3)},
+        lambda s: {"net": s, "epoch": torch.tensor(3), "confusion": torch.zeros(2, 2)},
         lambda s: {"model": {"name": "small_cnn"}, "weights": s},
         lambda s: {"net": {"state_dict": s}},
         lambda s: {f"module.module.{k}": v for k, v in s.items()} | {"module.n_averaged": torch.tensor(3)},

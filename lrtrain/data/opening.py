@@ -65,7 +65,8 @@ def _refuse_loop(folder: str | bytes | int | None) -> None:
         return
     path = Path(os.path.abspath(os.fsdecode(folder)))
     real = os.path.realpath(path)
-    if any(os.path.realpath(above) == real for above in path.parents):
+    # Once is no loop: SUN397 may be a link to the folder that it is wanted in.
+    if sum(os.path.realpath(above) == real for above in path.parents) > 1:
         raise ValueError(f"{path} links to a folder that it lies in")
 
 

@@ -23,7 +23,7 @@ from lrtrain import lookup
 from lrtrain.config import schema
 from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, LrtrainError, about, out_of_memory, quoted
 from lrtrain.models.infinite import infinite_buffers
-from lrtrain.models.loading import fitted, load_into, load_unchanged
+from lrtrain.models.loading import fitted, load_into, load_unchanged, same_bits
 from lrtrain.models.stems import make_gray, small_stem
 from lrtrain.models.weights import load_weights_file, normalisation_of, of_its_run
 from lrtrain.random import key, seeded
@@ -185,6 +185,12 @@ def _load_itself(module: nn.Module, model: schema.Model, where: Where) -> None:
     state = module.state_dict()
     given = {name: tensor.detach().clone() for name, tensor in state.items()}
     at = where("model", "name")
+    places = {tensor.data_ptr() for tensor in state.values()}
+    for name, parameter in module.named_parameters():
+        known = name in state or parameter.data_ptr() in places
+        if parameter.requires_grad and not known and not _is_saved(module, parameter, given):
+            what = f"{model.name} trains {name}, and its state_dict() leaves it out"
+            raise ConfigError(what, at, "let state_dict() give it, or freeze it: requires_grad_(False)")
     try:
         with about(at):
             load_unchanged(module, state, given)
@@ -193,6 +199,16 @@ def _load_itself(module: nn.Module, model: schema.Model, where: Where) -> None:
     except Exception as error:
         what = f"{model.name} cannot load what its own state_dict() gives: {' '.join(str(error).split())[:300]}"
         raise ConfigError(what, at, "load_state_dict() must take it: runs go on from that") from error
+
+
+def _is_saved(module: nn.Module, parameter: nn.Parameter, given: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a parameter is part of what a network saves, by whatever name and in whatever form."""
+    with torch.no_grad():
+        was = parameter.clone()
+        parameter.add_(1)
+        changed = any(not same_bits(given[name], tensor) for name, tensor in module.state_dict().items())
+        parameter.copy_(was)
+    return changed
 
 
 def _refuse_unsavable(module: nn.Module, model: schema.Model, where: Where) -> None:
@@ -225,13 +241,6 @@ def _refuse_unsavable(module: nn.Module, model: schema.Model, where: Where) -> N
     except CheckpointError as error:
         at = where("model", "name")
         raise ConfigError(replace(problem, where=at) for problem in error.problems) from error
-    places = {value.data_ptr() for value in state.values()}  # it may give them other names
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad and parameter.data_ptr() not in places and name not in state:
-            what = f"{model.name} trains {name}, and its state_dict() leaves it out"
-            raise ConfigError(
-                what, where("model", "name"), "let state_dict() give it, or freeze it: requires_grad_(False)"
-            )
 
 
 def _give_own_memory(module: nn.Module) -> None:

@@ -155,7 +155,8 @@ def _unwrapped(content: Any, file: Path) -> Any:
             break
         usual = [key for key in _WRAPPERS if isinstance(dict.get(content, key), dict)]
         held = [key for key in usual if _holds_tensors(dict.get(content, key))]
-        if not held and not any(isinstance(one, Tensor) and one.dim() > 1 for one in dict.values(content)):
+        # What has tensors of its own with a layer's name is a state dict itself.
+        if not held and not any(isinstance(one, Tensor) and "." in str(key) for key, one in dict.items(content)):
             held = [
                 key
                 for key, value in dict.items(content)
