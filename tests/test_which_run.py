@@ -17,11 +17,11 @@ from lrtrain.world import World, from_environment
 from tests.test_engine import job
 
 HERE, SELF, NOBODY = socket.gethostname(), "ours", 2**22 + 1  # above the most that Linux gives
+CONFIG = "{epochs: 1, batch_size: 8, model: small_cnn, optimizer: {name: SGD, lr: 0.1}, dataset: digits}"
 
 
 def test_what_torchrun_starts_again_goes_on_with_its_own_run_alone(tmp_path: Path) -> None:
-    config = "{epochs: 1, batch_size: 8, model: small_cnn, optimizer: {name: SGD, lr: 0.1}, dataset: digits}"
-    (tmp_path / "c.yaml").write_text(config)
+    (tmp_path / "c.yaml").write_text(CONFIG)
     run = RunDir(tmp_path / "run")
     run.checkpoints.mkdir(parents=True)
     begun, again = World(0, 2, 0, 0, "x"), World(0, 2, 0, 1, "x")
@@ -31,11 +31,11 @@ def test_what_torchrun_starts_again_goes_on_with_its_own_run_alone(tmp_path: Pat
 
     mark_begun(run, begun, [begun.launch])
     assert resumed() is None  # it was killed before it wrote its config, and begins
-    run.config.write_text(config)
+    run.config.write_text(CONFIG)
     assert resumed() == run
     (tmp_path / "c.yaml").write_text("epochs: [")  # is being edited for the next run
     assert resumed() == run
-    (tmp_path / "c.yaml").write_text(config)
+    (tmp_path / "c.yaml").write_text(CONFIG)
     for other in (World(0, 2, 0, 0, "y"), again):  # another torchrun's, and what this start has just begun itself
         mark_begun(run, other, [other.launch])
         with pytest.raises(RunDirError, match="is not empty"):
@@ -46,11 +46,10 @@ def test_what_torchrun_starts_again_goes_on_with_no_run_that_was_begun_since(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = "{epochs: 1, batch_size: 8, model: small_cnn, optimizer: {name: SGD, lr: 0.1}, dataset: digits}"
-    Path("lrtrain.yaml").write_text(config)
+    Path("lrtrain.yaml").write_text(CONFIG)
     for launch in ("x", "y"):
         run = create(None, "lrtrain")
-        run.config.write_text(ORIGIN.format("lrtrain.yaml", "1.0") + config)
+        run.config.write_text(ORIGIN.format("lrtrain.yaml", "1.0") + CONFIG)
         mark_begun(run, World(0, 2, 0, 0, launch), [launch])
     for launch, name in (("x", "runs/lrtrain"), ("y", "runs/lrtrain-2")):
         for resume in (False, True):
@@ -168,10 +167,9 @@ def test_what_is_no_run_is_passed_over_and_one_on_a_disk_that_is_gone_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = "{epochs: 1, batch_size: 8, model: small_cnn, optimizer: {name: SGD, lr: 0.1}, dataset: digits}"
-    Path("a.yaml").write_text(config)
+    Path("a.yaml").write_text(CONFIG)
     run = create(None, "a")
-    run.config.write_text(ORIGIN.format("a.yaml", "1.0") + config)
+    run.config.write_text(ORIGIN.format("a.yaml", "1.0") + CONFIG)
     Path("runs/a-9").write_text("notes")
     assert start_fit(Path("a.yaml"), None, None, resume=True)[1] == run
     Path("runs/a-11").symlink_to("/mnt/gone")
