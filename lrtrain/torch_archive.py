@@ -30,6 +30,7 @@ MAX_IN_TUPLE = 10_000  # all that a tuple holds, counted as often as it holds it
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.serialization.MAGIC_NUMBER, pickled
 
 _CALLED = (
+    "collections Counter",  # as MultiStepLR keeps its milestones
     "collections OrderedDict",
     "torch Size",
     "torch device",
@@ -171,23 +172,34 @@ def _refuse_other_pickles(data: bytes, file: Path) -> None:
                 stack.append(made)
 
 
+def _refuse_other_calls(called: int, given: int) -> None:
+    if called == _STORAGE:
+        raise ValueError("it makes storage of its own, which torch.save never does")
+    if called == _DICT and given > 1:
+        raise ValueError("it makes a dict of pairs, which torch.save never does")
+    if called == _COUNTER and not isinstance(given, _Counts):
+        raise ValueError("it counts what is no dict of counts")
+    if called not in (_DICT, _COUNTER, _NAMED):
+        raise ValueError("it calls what has no name")
+
+
 def _made(name: str, argument: object, held: list[int]) -> int | None:
     """What an opcode leaves on the stack; None where that is the container below, or nothing."""
-    if name == "REDUCE" and held[0] == _STORAGE:
-        raise ValueError("it makes storage of its own, which torch.save never does")
-    if name == "REDUCE" and held[0] not in (_DICT, _NAMED):
-        raise ValueError("it calls what has no name")
+    if name == "REDUCE":
+        _refuse_other_calls(*held)
     if name == "BINPERSID" and not isinstance(held[0], _Told):
         raise ValueError("it refers to something that no text begins")
-    if name == "REDUCE" and held[0] == _DICT and held[1] > 1:
-        raise ValueError("it makes a dict of pairs, which torch.save never does")
     if name.startswith("TUPLE"):
         if (size := 1 + sum(max(each, 1) for each in held)) > MAX_IN_TUPLE:
             raise ValueError(f"it holds a tuple of more than {MAX_IN_TUPLE:,} values")
+        if name == "TUPLE1" and isinstance(held[0], _Table):
+            return _Counts(size)
         return _Told(size) if held and held[0] == _TEXT else size
     if name == "GLOBAL":
         of = str(argument)
-        return _STORAGE if of.endswith("Storage") else _DICT if of.endswith("OrderedDict") else _NAMED
+        return _STORAGE if of.endswith("Storage") else _MADE.get(of, _NAMED)
+    if name == "EMPTY_DICT":
+        return _Table(1)
     if "UNICODE" in name or "STRING" in name:
         return _TEXT
     if name in ("REDUCE", "BINPERSID"):
@@ -201,7 +213,16 @@ _TAKEN = {
     "TUPLE": -1, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "SETITEM": 2, "SETITEMS": -1, "APPEND": 1, "APPENDS": -1,
     "REDUCE": 2, "BUILD": 1, "BINPERSID": 1, "STOP": 1, "PROTO": 0,
 }  # fmt: skip
-_STORAGE, _DICT, _NAMED, _TEXT = 0, -1, -2, -3
+_STORAGE, _DICT, _NAMED, _TEXT, _COUNTER = 0, -1, -2, -3, -4
+_MADE = {"collections OrderedDict": _DICT, "collections Counter": _COUNTER}
+
+
+class _Table(int):
+    """What a dict holds."""
+
+
+class _Counts(int):
+    """The size of a tuple of a dict alone."""
 
 
 class _Told(int):

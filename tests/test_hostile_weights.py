@@ -198,6 +198,8 @@ WEIGHTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("keys that are tuples, of one hash", _tuples_of_one_hash, "a key that is neither a text nor a number"),
     ("keys that are sizes", _pickled(b"\x80\x02}(ctorch\nSize\nK\1K\2\x86\x85RNu."), "a key that is neither a text"),
     ("a dict of pairs", _pickled(b"\x80\x02ccollections\nOrderedDict\n]K\1\x85K\2\x86a\x85R."), "makes a dict of pairs"),
+    ("counts of what is no dict", _pickled(b"\x80\x02ccollections\nCounter\n]K\1a\x85R."), "counts what is no dict"),
+    ("counts of two dicts", _pickled(b"\x80\x02ccollections\nCounter\n}}\x86R."), "counts what is no dict"),
     ("more taken than there is", _pickled(b"\x80\x02\x86."), "takes more than it holds"),
     ("a mark that is none", _pickled(b"\x80\x02t."), "w.pth"),
     ("what is not in the memo", _pickled(b"\x80\x02h\7."), "w.pth"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ def test_of_two_state_dicts_under_names_that_nobody_knows_none_is_taken(tmp_path
         lambda s: {"model": {"name": "small_cnn"}, "weights": s},
         lambda s: {"net": {"state_dict": s}},
         lambda s: {f"module.module.{k}": v for k, v in s.items()} | {"module.n_averaged": torch.tensor(3)},
+        lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "loops": {}},
+        lambda s: {"model": s, "schedule": {"milestones": Counter([30, 60, 60])}},
         lambda s: {"_orig_mod.n_averaged": torch.tensor(3)} | {f"_orig_mod.module.{k}": v for k, v in s.items()},
     ],
 )

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,6 +154,35 @@ def test_a_log_that_is_cut_or_written_anew_in_its_place_is_noticed(tmp_path: Pat
     assert log.safe()["log_bytes"] == {"metrics.jsonl": 24}
     with pytest.raises(EnvironmentFault, match="was cut or changed while training"):
         log.refuse_changed()  # as before training goes back
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_log_that_is_edited_to_the_same_length_is_noticed(tmp_path: Path, later: bool) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = Metrics(path)
+    log.note({"step": 1})
+    log(SaveDue(1, best=False))
+    time.sleep(0.02)  # a kernel's clock of files ticks a hundred times a second or more
+    path.write_bytes(b'{"step": 7}\n')
+    if later:
+        log.note({"step": 2})
+    with pytest.raises(EnvironmentFault, match="was cut or changed while training"):
+        log(SaveDue(2, best=False))
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_log_that_was_only_touched_is_this_runs_still(tmp_path: Path, at: int) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = Metrics(path)
+    for step in (1, 2):
+        log.note({"step": step})
+        if step == at:
+            os.utime(path)
+        log(SaveDue(step, best=False))
+    log.note({"step": 3})
+    log(SaveDue(3, best=False))
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    assert log.safe()["log_sha256"] == {"metrics.jsonl": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 @pytest.mark.parametrize("fails", ["os.fsync", "lrtrain.sinks.jsonl._write"])

@@ -28,7 +28,7 @@ from lrtrain.torch_archive import refuse_other_archives
 _KINDS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _COUNTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
-PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = ("module.", "_orig_mod.", "model.")
 _MOST_NESTED = 4
 _AVERAGES = "n_averaged"  # what torch's AveragedModel counts
 MAX_NAME = 1_000
@@ -59,7 +59,8 @@ def load_weights_file(
     """Read a `.safetensors` file, or the tensors of a `.pth` or `.pt` file, on the CPU.
 
     A checkpoint that holds its weights under `state_dict`, `model` or `model_state_dict`, or one state dict under any
-    name, is unwrapped; the `module.` and `_orig_mod.` that DDP and torch.compile put before every name are taken off.
+    name, is unwrapped; the `module.`, `_orig_mod.` and `model.` that DDP, torch.compile and Lightning put before every
+    name are taken off.
 
     Args:
         path: the file; `~` is a home.

@@ -48,6 +48,14 @@ class Metrics:
         with self._path.open("rb") as written:
             self._digest = hashlib.file_digest(written, "sha256")
         self._safe, self._since, self._doubtful = (length, self._digest.hexdigest()), bytearray(), False
+        self._written = self._written_at()
+
+    def _written_at(self) -> int:
+        """When the file was written last, in ns; -1 where that cannot be told, and every time is another one."""
+        try:
+            return os.fstat(self._file.fileno()).st_mtime_ns
+        except OSError:
+            return -1
 
     def close(self) -> None:
         """Nothing more is written, and what there is was safe when it was saved."""
@@ -94,11 +102,14 @@ class Metrics:
         """Append one more object."""
         if len(self._since) > _PART_BYTES:
             self._sync()
+        self._doubtful |= self._written_at() != self._written
         try:
             line = append(self._file, self._path, row)
         except EnvironmentFault:
             self._doubtful = True  # a network's file system may tell here that it has lost an earlier row
             raise
+        finally:
+            self._written = self._written_at()
         self._digest.update(line)
         self._since += line
 
@@ -109,7 +120,8 @@ class Metrics:
         """
         end = self._safe[0] + len(self._since)
         try:
-            if self._doubtful or self._file.seek(0, os.SEEK_END) != end:
+            changed = self._written_at() != self._written or self._file.seek(0, os.SEEK_END) != end
+            if self._doubtful or changed:
                 self.refuse_changed()
                 failed, self._file = self._file, _opened_to_append(self._path)
                 with suppress(OSError):
@@ -119,6 +131,7 @@ class Metrics:
             self._doubtful = True
             os.fsync(self._file.fileno())
             self._refuse_replaced()
+            self._written = self._written_at()
         except OSError as error:
             raise EnvironmentFault(f"cannot write: {error.strerror}", str(self._path)) from error
         self._safe, self._since, self._doubtful = (end, self._digest.hexdigest()), bytearray(), False
