@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lrtrain.checkpoint import format
+from lrtrain.engine.precision import make_deterministic
 from lrtrain.engine.state import load_module
 from lrtrain.errors import ConfigError
 from tests.test_models_build import built
@@ -142,3 +143,18 @@ def test_what_is_expanded_or_a_view_is_given_memory_of_its_own(monkeypatch: pyte
         assert not found.is_neg()
         module.load_state_dict({name: tensor + 1 for name, tensor in module.state_dict().items()})
         assert torch.equal(module.get_buffer("own"), expected + 1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_scripted_network_computes_at_first_what_it_computes_later() -> None:
+    """Else a resumed run, where torch.jit has fused nothing yet, is not the run that was left alone."""
+    torch.jit.set_fusion_strategy([("STATIC", 2), ("DYNAMIC", 10)])  # as torch begins
+    make_deterministic(torch.device("cpu"), False)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.Sigmoid(), nn.Conv2d(8, 4, 3), nn.Tanh())
+    scripted, images = torch.jit.script(body), torch.randn(8, 3, 32, 32)
+    gradients = []
+    for _ in range(4):
+        scripted.zero_grad()
+        scripted(images).square().sum().backward()
+        gradients.append(body[0].weight.grad.clone())
+    assert all(torch.equal(gradients[0], later) for later in gradients)

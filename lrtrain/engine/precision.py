@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Literal
 
 import torch
@@ -66,3 +67,8 @@ def make_deterministic(device: torch.device, wanted: bool) -> None:
     # Filling every new tensor with NaN finds reads of memory that nothing wrote; no result depends on it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not wanted
+    if wanted or device.type == "cpu":
+        # What torch.jit has fused by its third call differs in the last bits from what it ran before.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is deprecated, and so is all of torch.jit
+            torch.jit.set_fusion_strategy([])
