@@ -23,7 +23,7 @@ from lrtrain.checkpoint import folder, format, manifest
 from lrtrain.commands import rollback, verify
 from lrtrain.commands.kept import naming_kept
 from lrtrain.commands.signals import Requests
-from lrtrain.commands.start import start, start_fit, start_from_run
+from lrtrain.commands.start import again, start, start_fit, start_from_run
 from lrtrain.engine import events
 from lrtrain.engine.events import Evaluated, Evaluating, Logged, SaveDue, Stepped
 from lrtrain.engine.finite import NotFinite, Trouble
@@ -451,7 +451,7 @@ def test_a_file_system_that_goes_away_is_said_with_what_is_kept(
     log = Mock(seek=gone)
     words = r"metrics\.jsonl could not be written: Stale(.*\n)+.*mount it again(.*\n)+.*what was saved there is kept"
     monkeypatch.setattr("filelock.FileLock.release", gone)
-    with pytest.raises(EnvironmentFault, match=words), naming_kept(run), locked(run):
+    with pytest.raises(EnvironmentFault, match=words), naming_kept(run, "lrtrain fit --resume"), locked(run):
         jsonl.append(log, run.metrics, {})
 
 
@@ -477,3 +477,17 @@ def test_folders_that_are_no_checkpoints_may_hold_folders(tmp_path: Path) -> Non
     (run.checkpoints / "step-00000001" / "inner").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="a checkpoint holds files, and 'inner' is a folder"):
         refuse_other_files(run)
+
+
+def test_the_command_that_goes_on_trusts_the_runs_code_where_it_names_some(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "model: small_cnn\ndataset: {name: FakeData, val_fraction: 0.1}\nbatch_size: 8\nepochs: 1\n"
+        "optimizer: {name: SGD, lr: 0.1}\n"
+    )
+    ours = start(tmp_path / "c.yaml", None).config
+    mine = start(tmp_path / "c.yaml", ["model.name=mine:net"]).config
+    run = RunDir(Path("runs/a b"))
+    assert [again(run, config) for config in (mine, ours)] == [
+        "lrtrain fit --resume --out 'runs/a b' --trust",
+        "lrtrain fit --resume --out 'runs/a b'",
+    ]

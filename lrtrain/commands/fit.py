@@ -19,7 +19,7 @@ from lrtrain.commands.kept import naming_kept, with_kept
 from lrtrain.commands.origin import facts
 from lrtrain.commands.rollback import roll_back
 from lrtrain.commands.signals import EXIT_CODES, Requests
-from lrtrain.commands.start import Start, code_of
+from lrtrain.commands.start import Start, again, code_of
 from lrtrain.commands.together import refuse_other_config, refuse_other_start
 from lrtrain.config import yaml
 from lrtrain.data.workers import needing_workers
@@ -153,8 +153,8 @@ def _already_complete(job: Job, run_dir: RunDir, screen: Screen) -> int:
     if not early:
         total, per_epoch = job.recipe.total_steps, job.plan.steps_per_epoch
         key, length = ("steps", total) if job.config.steps else ("epochs", -(-total // per_epoch))
-        longer = f"--set {key}={2 * length} --extend hold" + (" --trust" if any(code_of(job.config)) else "")
-        screen.print(f"for longer: lrtrain fit --resume --out {run_dir.typed} {longer}", whole=True)
+        longer = f"--set {key}={2 * length} --extend hold"
+        screen.print(f"for longer: {again(run_dir, job.config)} {longer}", whole=True)
     if run_dir.read_status().get("state") != "done":  # killed after the last checkpoint, before it said so
         Status(run_dir, job.state, job.recipe.best).write("done", 0, "stopped early: no improvement" if early else None)
     return 0
@@ -225,18 +225,19 @@ def follow(
     unplanned = _pruned(run_dir, config.checkpoint.keep)
     checkpoints = Checkpoints(run_dir.checkpoints, state, config.checkpoint.keep, known, metrics.safe, unplanned)
     status = Status(run_dir, state, job.recipe.best)
+    command = again(run_dir, config)
     progress = Progress(screen, job.recipe.total_steps, job.plan.steps_per_epoch, state.step, len(job.groups) > 1)
     say = partial(screen.print, style="yellow")
     patience = Patience(config.checkpoint.disk_full_wait, say, asked_of_any(requests.stop))
     written: list[Sink] = [metrics, timing, checkpoints, status]
     sinks: list[Sink] = [progress, *locks, *(partial(patience.deliver, sink) for sink in written), requests.seen]
     with (
-        noting(lambda error: with_kept(_note(error, status), run_dir)),
+        noting(lambda error: with_kept(_note(error, status), run_dir, command)),
         _told(status, progress),
         closing(metrics),
         closing(timing),
         requests.ending(),
-        naming_kept(run_dir),
+        naming_kept(run_dir, command),
         needing_workers(),
         needing_peers(state.world),
     ):
@@ -300,7 +301,6 @@ def _note(error: E, status: Status) -> E:
 def _conclude(end: Event | None, job: Job, run_dir: RunDir, screen: Screen, status: Status) -> int:
     code = 0
     trust = " --trust" if code_of(job.config) else ""
-    again = f"lrtrain fit --resume --out {run_dir.typed}{trust}"
     screen.print()
     if isinstance(end, Stopped) and end.reason in EXIT_CODES:
         code = EXIT_CODES[end.reason]
@@ -325,7 +325,7 @@ def _conclude(end: Event | None, job: Job, run_dir: RunDir, screen: Screen, stat
         rows.append(("best", f"{job.recipe.best} {best.value:.4f} at epoch {epoch:g} (step {best.step:,})"))
     rows += [
         ("run", f"{run_dir}  (config.yaml, curve.csv, metrics.jsonl, checkpoints/)"),
-        ("next", again if code else f"lrtrain evaluate {run_dir.typed}{trust}"),
+        ("next", again(run_dir, job.config) if code else f"lrtrain evaluate {run_dir.typed}{trust}"),
     ]
     screen.facts(rows)
     return code

@@ -17,15 +17,15 @@ E = TypeVar("E", bound=LrtrainError)
 
 
 @contextmanager
-def naming_kept(run_dir: RunDir) -> Iterator[None]:
-    """Errors from inside that can be mended say which checkpoint the run goes on from."""
+def naming_kept(run_dir: RunDir, again: str) -> Iterator[None]:
+    """Errors from inside that can be mended say which checkpoint the run goes on from, by the command `again`."""
     try:
         yield
     except (DataError, DistributedError, EnvironmentFault) as error:
-        raise with_kept(error, run_dir) from error
+        raise with_kept(error, run_dir, again) from error
 
 
-def with_kept(error: E, run_dir: RunDir) -> E:
+def with_kept(error: E, run_dir: RunDir, again: str) -> E:
     """The error, its hint naming the run's last checkpoint where there is one that can be seen."""
     last = folder.pointed(run_dir.checkpoints, "last")
     if last is None and not (isinstance(error.__cause__, OSError) and error.__cause__.errno in GONE):
@@ -38,7 +38,7 @@ def with_kept(error: E, run_dir: RunDir) -> E:
         except EnvironmentFault:
             pass
     saved = "what was saved there" if last is None else last.name
-    kept = f"{saved} is kept: `lrtrain fit --resume --out {run_dir.typed}` goes on from it"
+    kept = f"{saved} is kept: `{again}` goes on from it"
     if isinstance(error, DataError):
         kept += ", as long as names and sizes of the images are those that the run began with; else begin a new run"
     first, *rest = error.problems

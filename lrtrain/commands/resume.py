@@ -13,6 +13,7 @@ from lrtrain.checkpoint.format import Checkpoint
 from lrtrain.checkpoint.manifest import COPY
 from lrtrain.commands.changes import refuse_differences, refuse_edits, refuse_other_data, weights_moved
 from lrtrain.commands.origin import FACTS, free_to_change
+from lrtrain.commands.start import again
 from lrtrain.commands.together import the_leaders
 from lrtrain.config.load import load
 from lrtrain.config.schema import Extension, RunConfig
@@ -111,7 +112,7 @@ def lengthened(config: RunConfig, run_dir: RunDir, found: Checkpoint | None, wis
     if found is None:
         if wishes.extend is not None:
             what = f"--extend {wishes.extend}: the run had not saved anything yet, so there is nothing to extend"
-            hint = f"lrtrain fit --resume --out {run_dir.typed}, and extend it once it has trained"
+            hint = f"{again(run_dir, config)}, and extend it once it has trained"
             raise ConfigError(what, hint=hint)
         return config
     made = refuse_edits(found, began, run_dir)
@@ -131,7 +132,7 @@ def lengthened(config: RunConfig, run_dir: RunDir, found: Checkpoint | None, wis
         return config.model_copy(update=kept)  # it was extended so already, and interrupted since
     if wishes.extend is not None and last is not None and len(began.extended or ()) > len(made.extended or ()):
         what = f"the run was extended to {last.steps:,} steps by {last.policy} already, and {found.path.name} is older"
-        hint = f"`lrtrain fit --resume --out {run_dir.typed}` goes on with that: extend it once more then"
+        hint = f"`{again(run_dir, config)}` goes on with that: extend it once more then"
         raise ConfigError(what, str(run_dir.config), hint)
     if wishes.extend is not None:
         if wanted <= total:
@@ -203,7 +204,7 @@ def continued(
         ),
         "{key} was {old} when the run began and is {new} now",
         f"a run is continued as it began (only {free} and where its images lie may change): "
-        f"lrtrain fit --resume --out {run_dir.typed}",
+        f"{again(run_dir, job.config)}",
     )
     if found is None:
         return job

@@ -244,6 +244,11 @@ def code_of(config: RunConfig) -> list[str]:
     return list(dict.fromkeys(text for text in _texts(config.dump()) if is_path(text)))
 
 
+def again(run_dir: RunDir, config: RunConfig) -> str:
+    """The command that goes on with a run, as it is typed."""
+    return f"lrtrain fit --resume --out {run_dir.typed}" + (" --trust" if code_of(config) else "")
+
+
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
