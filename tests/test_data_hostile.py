@@ -87,6 +87,10 @@ def a_symlink_loop(root):
     (root / "train" / "ants" / "loop").symlink_to(root / "train")
 
 
+def folders_without_end(root):
+    image(root.joinpath("train", "ants", *["d"] * 150, "0.png"))
+
+
 def a_link_to_itself(root):
     (root / "train" / "ants" / "self.png").symlink_to("self.png")
 
@@ -143,6 +147,7 @@ def a_val_that_links_to_train(root):
         (twins_in_spaces, "differ only in spaces"),
         (a_twin_in_val, "train/ has 'bees': give them the same name"),
         (a_symlink_loop, "links to a folder that it lies in"),
+        (folders_without_end, "lies more than 100 folders deep"),
         (a_link_to_itself, "is a broken link"),
         (a_pipe, "is no regular file (a pipe, socket or device)"),
         (a_link_to_a_device, "is no regular file (a pipe, socket or device)"),

@@ -238,3 +238,6 @@ def test_a_link_to_a_folder_that_it_lies_in_is_not_followed_by_torchvision(tmp_p
     assert sum(map(len, opened(**dataset).splits().values())) == 7
     (tmp_path / "photos" / "a" / "loop").symlink_to(".")
     assert "links to a folder that it lies in" in refused(DataError, **dataset)
+    (tmp_path / "photos" / "a" / "loop").unlink()
+    image(tmp_path.joinpath("photos", "a", *["d"] * 250, "0.png"))  # Python's stack has a step for each
+    assert "lies in more than 200 folders" in refused(DataError, **dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from unittest.mock import patch
 
@@ -99,6 +100,18 @@ def test_of_names_that_are_not_there_only_those_shown_are_compared(typed: Typed,
         chosen, problems = named(str(tmp_path / "s.txt"), ["a/0.png"], lambda i: "a/0.png")
     assert not chosen.any()
     assert len(problems) == 1000
+
+
+def test_long_names_are_not_compared_which_takes_minutes(tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text(f"a/no.png\na/{'n' * 5000}.png\n")
+    images = ["a/on.png", f"a/{'o' * 5000}.png"]
+    with patch("difflib.get_close_matches", wraps=difflib.get_close_matches) as compared:
+        _, problems = named(str(tmp_path / "s.txt"), images, images.__getitem__)
+    assert [problem.hint for problem in problems] == [
+        "did you mean 'a/on.png'?",
+        "names are paths from the dataset's root, such as 'a/on.png'",
+    ]
+    assert [call.args[1] for call in compared.call_args_list] == [["a/on.png"], []]
 
 
 def test_a_bare_file_name_is_not_that_of_an_image_in_a_folder_with_invisible_letters(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import tarfile
 import tracemalloc
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from lrtrain.data import shard_index
 from lrtrain.data.shard_index import index_file, indexed
 
-pytest.importorskip("webdataset")
+tariterators = pytest.importorskip("webdataset.tariterators")
 
 
 @pytest.fixture
@@ -159,3 +160,34 @@ def test_half_a_character_is_no_label(tmp_path, monkeypatch):
     assert not found
     assert "sample '1' in" in problems[0].what
     assert ".json cannot be read: " in problems[0].what
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("n" * 5_000 + ".png", "5,004 characters, 0 `/`"), ("a/" * 2_000 + "1.png", "4,005 characters, 2,000 `/`")],
+)
+def test_a_name_that_is_no_path_is_refused_at_once(tmp_path, monkeypatch, name, words):
+    monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "kept"))
+    path = written(tmp_path / "a.tar", {"1.png": "p", "1.cls": "x", name: "p"})
+    with patch("webdataset.tariterators.base_plus_ext", wraps=tariterators.base_plus_ext) as parted:
+        found, problems, _ = indexed([path])
+    assert not found
+    assert [words in problem.what and len(problem.what) < 400 for problem in problems] == [True]
+    assert name not in [call.args[0] for call in parted.call_args_list]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.REGTYPE])
+def test_a_name_that_thousands_of_members_share_is_not_kept_for_each(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "kept"))
+    one = tarfile.TarInfo("1.png")
+    one.type = kind
+    names = tarfile.TarInfo.create_pax_global_header({"path": "n" * 4_000 + ".png"})
+    (tmp_path / "a.tar").write_bytes(names + one.tobuf() * 20_000 + bytes(1024))
+    tracemalloc.start()
+    found, problems, _ = indexed([str(tmp_path / "a.tar")])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert not found
+    assert 1_000 < len(problems) < 1_010
+    assert "no more members are looked at" in problems[-1].what
+    assert peak < 20_000_000

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from lrtrain.data.files import IMAGE_SUFFIXES, FileSplit
-from lrtrain.errors import Problem
+from lrtrain.errors import Problem, quoted
 
+MOST_NESTED = 100  # folders in folders: no dataset has more, and each takes a step of Python's stack
 _LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "lost+found")
 
 
@@ -146,6 +147,9 @@ def _images(folder: str, name: str, found: ClassFolders, others: Counter[str], a
             if real in above:
                 what = f"{entry.path!r} links to a folder that it lies in"
                 found.problems.append(Problem(what, hint="remove it"))
+            elif inner.count("/") > MOST_NESTED:
+                what = f"{quoted(entry.path)} lies more than {MOST_NESTED} folders deep"
+                found.problems.append(Problem(what, hint="move its images up, or remove it"))
             elif found.claim(entry.path):
                 yield from _images(entry.path, inner, found, others, above | {real})
         elif not _is(entry, entry.is_file):

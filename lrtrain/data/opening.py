@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lrtrain import foreign
-from lrtrain.errors import CheckpointError
+from lrtrain.data.folders import MOST_NESTED
+from lrtrain.errors import CheckpointError, quoted
 from lrtrain.torch_archive import refuse_other_archives, refuse_other_legacy
 
 _LARGE = 2**29  # bytes: from here on it takes seconds to read a file
@@ -64,9 +65,14 @@ def _refuse_loop(folder: str | bytes | int | None) -> None:
     if isinstance(folder, int | None):
         return
     path = Path(os.path.abspath(os.fsdecode(folder)))
-    real = os.path.realpath(path)
-    # Once is no loop: SUN397 may be a link to the folder that it is wanted in.
-    if sum(os.path.realpath(above) == real for above in path.parents) > 1:
+    if len(path.parents) > 2 * MOST_NESTED:
+        raise ValueError(f"{quoted(str(path))} lies in more than {2 * MOST_NESTED} folders")
+    try:
+        here = os.stat(path)
+        again = sum(os.path.samestat(os.stat(above), here) for above in path.parents)
+    except OSError:  # said by who reads it
+        return
+    if again > 1:  # once is no loop: SUN397 may be a link to the folder that it is wanted in
         raise ValueError(f"{path} links to a folder that it lies in")
 
 

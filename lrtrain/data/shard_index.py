@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from lrtrain.data.disk_cache import cache_folder, completed, locked
 from lrtrain.data.files import IMAGE_SUFFIXES
-from lrtrain.data.folders import is_litter
+from lrtrain.data.folders import MOST_NESTED, is_litter
 from lrtrain.data.shards import Shard, Texts
-from lrtrain.errors import EnvironmentFault, Problem
+from lrtrain.errors import EnvironmentFault, Problem, quoted
 from lrtrain.foreign import opened, refuse_holes
 
 _FORMAT = 2  # goes up when what `_samples` takes for a sample, an image or a label changes
@@ -35,6 +35,8 @@ _EXTENDING = (
 )
 _EXTENDING_BYTES = 2**20
 _MOST_GLOBAL = 100  # fields for all members that follow, which tarfile goes through for each; writers have one or two
+_MOST_IN_NAME = 4_096  # characters: of a path that a file system takes
+_MOST_WRONG = 1_000  # members or samples, after which no more are looked for
 _META = re.compile(r"__[^/]*__($|/)")  # passed over, as by webdataset's tar_file_iterator
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 _AGAIN = "restore the file, or write the shard again"
@@ -188,7 +190,7 @@ def scanned(path: str, bar: Any) -> tuple[Shard | None, list[Problem]]:
         with open(path, "rb") as file:
             refuse_holes(file)
             before = os.fstat(file.fileno())
-            members = _Members(path, file, bar)
+            members = _Members(path, file, bar, problems)
 
             def twice(error: Exception) -> bool:
                 problems.append(
@@ -203,7 +205,6 @@ def scanned(path: str, bar: Any) -> tuple[Shard | None, list[Problem]]:
     except Exception as error:  # damaged headers raise TarError, ValueError, OverflowError ...
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return None, [*problems, Problem(f"cannot read the shard {path}: {why}", hint=_AGAIN)]
-    problems += members.problems
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         problems.append(Problem(f"{path} changed while it was indexed", hint="start again when it is complete"))
     if not samples and not problems:
@@ -241,10 +242,9 @@ class _Header(tarfile.TarInfo):
 class _Members:
     """The files in a tar file as `group_by_keys` takes them, with their place as data instead of their content."""
 
-    def __init__(self, path: str, file: IO[bytes], bar: Any):
-        self.path, self._file, self._bar = path, file, bar
+    def __init__(self, path: str, file: IO[bytes], bar: Any, problems: list[Problem]):
+        self.path, self._file, self._bar, self._problems = path, file, bar, problems
         self.latest, self.passed_over = "", 0
-        self.problems: list[Problem] = []
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         from webdataset.tariterators import base_plus_ext
@@ -259,6 +259,11 @@ class _Members:
                     raise _Wrong(f"{self.path} has {len(tar.pax_headers):,} fields for all of its members", _AGAIN)
                 if member.size < 0 or tar.offset <= behind:  # else the same member would come again without end
                     raise _Wrong(f"{self.path} is damaged at byte {member.offset:,}: a size below 0", _AGAIN)
+                if len(name) > _MOST_IN_NAME or name.count("/") > MOST_NESTED:  # n * m for webdataset's pattern
+                    what = f"{self.path} has a member {quoted(name)}: {len(name):,} characters, {name.count('/'):,} `/`"
+                    raise _Wrong(what, f"write it anew: at most {_MOST_IN_NAME:,} and {MOST_NESTED} are read")
+                if len(self._problems) > _MOST_WRONG:
+                    raise _Wrong(f"{self.path}: after byte {member.offset:,} no more members are looked at", _AGAIN)
                 if self._is_taken(member, base_plus_ext(name)[0]):
                     place = (name, member.offset_data, member.size)
                     yield {"fname": name, "data": place, "__url__": self.path}
@@ -276,7 +281,7 @@ class _Members:
             kind = (
                 "sparse" if member.issparse() else "a link" if member.issym() or member.islnk() else "no regular file"
             )
-            self.problems.append(Problem(f"{self.path}:{member.name} is {kind}", hint=_WHOLE))
+            self._problems.append(Problem(f"{self.path}:{member.name} is {kind}", hint=_WHOLE))
             return False
         return True
 

@@ -20,6 +20,7 @@ _MOST_BYTES = 200_000_000
 _MOST_IN_LINE = 20_000  # bytes: each of a path's 4,096 may be escaped by four
 _MORE = 1_000  # names that are none of the images', in a list for a larger dataset
 _COMPARED = 500  # names among which the one that was meant is looked for
+_MOST_COMPARED = 200  # characters of each, since that takes a time that grows with their square
 
 
 def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[NDArray[np.bool_], list[Problem]]:
@@ -182,6 +183,7 @@ def _hint(text: str, names: Sequence[str]) -> str:
     folder, base = os.path.split(text)
     same = (name for name in names if os.path.basename(name) == base)
     beside = [name for name in names if os.path.dirname(name) == folder][:_COMPARED]
-    guess = next(same, None) or next(iter(difflib.get_close_matches(text, beside or names[:_COMPARED], 1, 0.6)), None)
+    near = [name for name in beside or names[:_COMPARED] if max(len(name), len(text)) <= _MOST_COMPARED]
+    guess = next(same, None) or next(iter(difflib.get_close_matches(text, near, 1, 0.6)), None)
     such = f"such as {names[0]!r}" if names else "and it has no images"
     return f"did you mean {guess!r}?" if guess else f"names are paths from the dataset's root, {such}"
