@@ -362,6 +362,9 @@ def test_what_is_given_is_a_config_a_run_or_a_folder(tmp_path, monkeypatch):
     assert start_check(Path("c.yaml"), ["seed=3"], trust=False).seed == 3
     assert start_check(Path("photos"), None, trust=False) == Path("photos")
     assert start_check(Path("run"), None, trust=True).dataset.name == "a:b"
+    Path("photos/ants").mkdir()
+    Path("photos/config.yaml").write_text("title: my photos, or a config of other ones")
+    assert start_check(Path("photos"), None, trust=False) == Path("photos")
     for path, overrides, words in (
         ("run", [], "names code outside lrtrain"),
         ("photos", ["seed=3"], "--set changes a config, and 'photos' is none"),

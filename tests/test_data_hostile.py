@@ -24,7 +24,7 @@ from lrtrain.data.files import IMAGE_SUFFIXES
 from lrtrain.data.fingerprint import fingerprint
 from lrtrain.data.inspect import _PROMISED
 from lrtrain.data.order import smallest_part, steps_per_epoch
-from lrtrain.data.skip_list import written
+from lrtrain.data.skip_list import named, written
 from lrtrain.errors import ConfigError, DataError
 from lrtrain.models.build import build_model
 from tests.folders import image, opened, refused, tree, where
@@ -616,6 +616,13 @@ def test_members_of_shards_are_skipped_by_their_name_or_path(tmp_path, monkeypat
     assert source.counts() == {"train": {"0": 3, "1": 2}, "val": {"0": 2, "1": 3}}
     assert [int(source.train.read(i)[0, 0, 0]) for i in range(5)] == [0, 2, 3, 4, 5]
     assert [int(source.val.read(i)[0, 0, 0]) for i in range(5)] == [1, 2, 3, 4, 5]
+
+
+def test_a_members_name_that_is_another_path_to_one_is_its_own(tmp_path):
+    names = ["#s.tar:a//b.png", "#s.tar:a/b.png", "#s.tar:e/../a/b.png"]
+    (tmp_path / "skip.txt").write_text(written([(names[0], "cut"), (names[2], "cut")]))
+    chosen, problems = named(str(tmp_path / "skip.txt"), names, names.__getitem__)
+    assert (chosen.tolist(), problems) == ([True, False, True], [])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="leases are Linux's")

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,13 @@ def test_the_csv_reads_back_exactly_and_row_k_is_the_kth_step() -> None:
     assert [float(line[1]) for line in lines] == [k / 50 for k in range(1, 501)]
     assert [[float(x) for x in line[2:5]] for line in lines] == rows(plan)
     assert [[float(x) for x in line[5:]] for line in lines] == momenta(plan)
+
+
+def test_a_groups_name_drives_no_terminal_that_the_csv_is_shown_in() -> None:
+    plan = plan_of("fixed", lrs=(0.1,))
+    plan = replace(plan, groups=(replace(plan.groups[0], name="a\x1b]0;b\a\u202ec"),))
+    write_csv(plan, file := io.StringIO())
+    assert file.getvalue().splitlines()[0] == r"step,epoch,lr.a\x1b]0;b\x07\u202ec"
 
 
 def test_a_thinned_csv_keeps_ends_and_corners() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from lrtrain.config.load import DEFAULT, load
 from lrtrain.config.schema import RunConfig
+from lrtrain.data.folders import subfolders
 from lrtrain.errors import CheckpointError, ConfigError, LrtrainError, quoted
 from lrtrain.lookup import is_path
 from lrtrain.sinks.run_dir import RunDir, check_free, is_run, latest, refuse_lost_link, refuse_other_files, was_begun
@@ -179,7 +180,8 @@ def start_check(target: Path | None, overrides: Sequence[str] | None, *, trust: 
     """
     if target is None or not _is_folder(target):
         return start(target, overrides, trust=trust).config
-    if is_run(target) or (target / "config.yaml").is_file():
+    # A run that was killed at once has nothing but its config, which folders of photos may have beside them.
+    if is_run(target) or ((target / "config.yaml").is_file() and not _has_folders(target)):
         return start_from_run(target, overrides, trust=trust)
     if overrides:
         what = f"--set changes a config, and {str(target)!r} is none"
@@ -237,6 +239,13 @@ def _is_folder(path: Path) -> bool:
     is_file = path.is_file() or path.is_fifo()
     is_config = path.suffix in (".yaml", ".yml") or (is_file and not path.name.lower().endswith(archives))
     return path.is_dir() or not is_config
+
+
+def _has_folders(path: Path) -> bool:
+    try:
+        return bool(subfolders(path))
+    except OSError:  # said by who reads it
+        return False
 
 
 def code_of(config: RunConfig) -> list[str]:

@@ -44,7 +44,7 @@ def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[
     if missing:
         meant: dict[str, set[str]] = {}
         for text in missing:
-            for alias in (text, text.strip(), os.path.normpath(text.strip())):
+            for alias in (text, text.strip(), text.strip().removeprefix("./")):
                 meant.setdefault(alias, set()).add(text)
         for i, name in enumerate(names):
             shown = printable(name)

@@ -8,6 +8,7 @@ from typing import TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from lrtrain.errors import printable
 from lrtrain.schedule.plan import Plan
 
 _CHUNK_ROWS = 20_000
@@ -27,7 +28,8 @@ def write_csv(plan: Plan, file: TextIO, max_rows: int | None = None) -> None:
     tables = [("lr", plan.curve.lr)] + ([] if plan.curve.momentum is None else [("momentum", plan.curve.momentum)])
     columns = plan.curve.columns
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["step", "epoch", *(f"{what}.{plan.groups[g].name}" for what, _ in tables for g in groups)])
+    names = [printable(group.name) for group in plan.groups]
+    writer.writerow(["step", "epoch", *(f"{what}.{names[g]}" for what, _ in tables for g in groups)])
     rows = np.arange(len(plan.curve))
     if max_rows is not None and len(rows) > max_rows:
         rows = kept_rows(np.concatenate([table for _, table in tables], axis=1), max(max_rows, 4))
