@@ -36,7 +36,6 @@ from lrtrain.engine.train import Recipe
 from lrtrain.engine.trial import try_forward
 from lrtrain.errors import ConfigError, about, out_of_memory, quoted
 from lrtrain.models.build import BuiltModel, build_model, published
-from lrtrain.models.infinite import infinite_buffers
 from lrtrain.models.small_maps import multiply_small_maps
 from lrtrain.models.stem_pool import pool_before_relu
 from lrtrain.optim.build import build_optimizer, momentum_of
@@ -127,7 +126,7 @@ def build(
         live=plan.start_live(),
         world=world,
         built=tensors_as_built(built.module),
-        infinite=infinite_buffers(built.module),
+        infinite=built.infinite,
     )
     recipe = _recipe(config, plan, precision, source)
     return Job(

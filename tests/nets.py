@@ -171,9 +171,10 @@ class _Masked(nn.Module):
         super().__init__()
         self.head = nn.Linear(64 * in_channels, num_classes)
         self.register_buffer("mask", torch.full((8, 8), -torch.inf).triu(1))
+        self.frozen = nn.Parameter(self.mask.clone(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head((x + self.mask.exp() - 1).flatten(1))  # type: ignore[no-any-return]
+        return self.head((x + self.mask.exp() - self.frozen.exp()).flatten(1))  # type: ignore[no-any-return]
 
 
 def masked(num_classes: int, in_channels: int) -> nn.Module:
@@ -265,3 +266,44 @@ class Learned(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return image * self.factor
+
+
+class _Late(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int):
+        super().__init__()
+        self.head = nn.Linear(64 * in_channels, num_classes)
+        self.register_buffer("table", None, persistent=False)
+        self.register_buffer("positions", torch.zeros(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        if self.table is None:
+            self.table = torch.linspace(-1, 1, x.shape[1])
+            self.positions = torch.arange(x.shape[1]) / x.shape[1]
+        return self.head(x + self.table * self.positions)  # type: ignore[no-any-return]
+
+
+def late(num_classes: int, in_channels: int) -> nn.Module:
+    """A network that makes tables when it first needs them, as of rotary positions."""
+    return _Late(num_classes, in_channels)
+
+
+class _Range(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int, at: int):
+        super().__init__()
+        self.at = at
+        self.head = nn.Linear(64 * in_channels, num_classes)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("least", torch.tensor(torch.inf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+            self.least = torch.minimum(self.least, x.detach().min())
+        bad = self.training and int(self.calls) == self.at
+        return self.head((x - self.least.clamp(max=0)).flatten(1)) * (torch.inf if bad else 1)  # type: ignore[no-any-return]
+
+
+def ranged(num_classes: int, in_channels: int, at: int = 0) -> nn.Module:
+    """A network that keeps the least value that it has seen, at first infinite, as torch's observers do."""
+    return _Range(num_classes, in_channels, at)

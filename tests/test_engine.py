@@ -410,6 +410,15 @@ def test_a_buffer_that_grows_has_no_average() -> None:
         run(job(model={"name": "tests.nets:growing", "at": 5}, ema=0.9))
 
 
+def test_tables_that_a_network_makes_when_it_needs_them_are_no_obstacle_to_its_average() -> None:
+    made = job(model={"name": "tests.nets:late"}, ema=0.9, steps=3)
+    assert isinstance(run(made)[-1], Finished)
+    snapshot(made.state)
+    assert made.state.ema is not None
+    for name, table in made.state.model.named_buffers():
+        assert torch.equal(made.state.ema.module.get_buffer(name), table)
+
+
 def test_a_sparse_buffer_that_no_checkpoint_holds_trains_and_is_in_the_average() -> None:
     made = job(model={"name": "tests.nets:sparse"}, ema=0.9, steps=3)
     assert isinstance(run(made)[-1], Finished)

@@ -367,6 +367,7 @@ def test_a_normalisation_of_other_channels_is_refused(tmp_path: Path, channels: 
         ("bn.num_batches_tracked", torch.tensor(1e30), "a count of batches that is none"),
         ("bn.num_batches_tracked", torch.tensor(2**63 - 1), "a count of batches that is none"),
         ("bn.num_batches_tracked", torch.tensor(2.7), "a count of batches that is none"),
+        ("bn.running_var", -torch.ones(2), "a variance below 0"),
         ("bn.num_batches_tracked", torch.tensor(-1), "a count of batches below 0"),
     ],
 )

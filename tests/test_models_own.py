@@ -15,6 +15,7 @@ from lrtrain.checkpoint import format
 from lrtrain.engine.precision import make_deterministic
 from lrtrain.engine.state import load_module
 from lrtrain.errors import ConfigError
+from lrtrain.models.loading import load_unchanged
 from tests.test_models_build import built
 
 
@@ -110,6 +111,53 @@ def test_a_network_may_save_what_it_trains_in_another_form(monkeypatch: pytest.M
     mine.__dict__.update(turned=lambda num_classes: Turned(4, num_classes))
     monkeypatch.setitem(sys.modules, "my_networks", mine)
     assert built("my_networks:turned").module.state_dict()["own"].shape == (5, 7)
+
+
+def test_a_network_may_put_other_parameters_in_place_of_its_own_as_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An optimizer would go on to train those that it was made for, and the network would stay as it was."""
+
+    class Assigned(nn.Linear):
+        def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().load_state_dict(state, assign=True)
+
+    class Made(nn.Linear):
+        def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
+            self.weight = nn.Parameter(torch.empty_like(state[f"{prefix}weight"]))
+            super()._load_from_state_dict(state, prefix, *args)
+
+    mine = types.ModuleType("my_networks")
+    mine.__dict__.update(assigned=lambda num_classes: Assigned(4, num_classes))
+    mine.__dict__.update(made=lambda num_classes: nn.Sequential(nn.Linear(3, 4), Made(4, num_classes)))
+    monkeypatch.setitem(sys.modules, "my_networks", mine)
+    for name in ("assigned", "made"):
+        module = built(f"my_networks:{name}").module
+        known = dict(module.named_parameters())
+        state = {name: tensor + 1 for name, tensor in module.state_dict().items()}
+        load_unchanged(module, state, {name: tensor.clone() for name, tensor in state.items()})
+        assert all(parameter is known[name] for name, parameter in module.named_parameters())
+        assert all(torch.equal(parameter, state[name]) for name, parameter in module.named_parameters())
+
+
+def test_what_a_network_saves_in_half_under_other_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half(nn.Linear):
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return {f"half.{name}": value.half() for name, value in super().state_dict(*args, **kwargs).items()}
+
+        def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().load_state_dict({name[5:]: value for name, value in state.items()})
+
+    class Flat(nn.Linear):
+        def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+            self.weight = nn.Parameter(state["weight"].reshape(-1))
+
+    mine = types.ModuleType("my_networks")
+    mine.__dict__.update(half=lambda num_classes: Half(4, num_classes), flat=lambda num_classes: Flat(4, num_classes))
+    monkeypatch.setitem(sys.modules, "my_networks", mine)
+    for name, words in (("half", "'weight' is another one after it was saved"), ("flat", "another 'weight' after")):
+        with pytest.raises(ConfigError, match=words):
+            built(f"my_networks:{name}")
 
 
 def clamped(module: nn.Module) -> nn.Module:

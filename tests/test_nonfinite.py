@@ -274,10 +274,33 @@ def test_a_buffer_that_is_infinite_by_design_is_trained_with_averaged_and_resume
     ended = fit(tmp_path, config, "--resume", "--extend", "rescale", "--out", "again")
     assert ended.returncode == 0, ended.stderr
     for part in ("model", "ema"):
-        mask = tensors(tmp_path / "again")[f"{part}/mask"]
-        assert mask.equal(torch.full((8, 8), -torch.inf).triu(1))
+        for name in ("mask", "frozen"):
+            found = tensors(tmp_path / "again")[f"{part}/{name}"]
+            assert found.equal(torch.full((8, 8), -torch.inf).triu(1))
     best = [row["acc1"] for row in rows(tmp_path / "whole") if row["event"] == "eval"]
     assert best[-1] > 0.5  # the average is evaluated
+
+
+def test_a_buffer_that_is_infinite_at_first_alone_is_gone_back_to_and_averaged_alike(tmp_path: Path) -> None:
+    bad = 'model={name: "tests.nets:ranged", at: 4}'
+    ended = fit(tmp_path, FRAGILE, "--set", bad, "--out", "run")
+    assert ended.returncode == 6  # step 4 is as bad each time
+    assert "went back to step-00000000" in ended.stdout, ended.stderr
+    fit(tmp_path, FRAGILE, "--set", 'model={name: "tests.nets:ranged"}', "--set", "epochs=1", "--out", "first")
+    weights = next(iter((tmp_path / "first" / "checkpoints").glob("step-*[1-9]"))) / "model.safetensors"
+    config = FRAGILE.replace(
+        '{name: "tests.nets:fragile", limit: 0.05}', f'{{name: "tests.nets:ranged", weights: {weights}}}'
+    )
+    config = config.replace("every: 6step", "every: 6step, keep: 9").replace("epochs: 2", "epochs: 1")
+    for out in ("whole", "again"):
+        ended = fit(tmp_path, config, "--out", out)
+        assert ended.returncode == 0, ended.stderr
+    for saved in (tmp_path / "again" / "checkpoints").glob("step-*"):
+        if int(saved.name[5:]) > 6:
+            shutil.rmtree(saved)
+    ended = fit(tmp_path, config, "--out", "again", "--resume")
+    assert ended.returncode == 0, ended.stderr
+    assert_same_bits(tmp_path / "whole", tmp_path / "again")
 
 
 def test_where_training_goes_back_to_is_not_changed_on_the_way(rolled_back: Path) -> None:

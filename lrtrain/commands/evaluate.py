@@ -195,7 +195,7 @@ def _load(job: Job, checkpoint: format.Checkpoint) -> None:
     """Put a checkpoint's weights into the job's network."""
     if checkpoint.manifest.get("classes") != list(job.source.classes):
         raise CheckpointError("the dataset's classes are not those that the run was trained on", str(checkpoint.path))
-    load_module(job.state.evaluated, checkpoint, "model" if job.state.ema is None else "ema")
+    load_module(job.state.evaluated, checkpoint, "model" if job.state.ema is None else "ema", job.state.infinite)
 
 
 def _checkpoint(run_dir: RunDir, which: str, screen: Screen) -> format.Checkpoint:

@@ -34,5 +34,20 @@ def update(average: AveragedModel, model: nn.Module, constant: Collection[str] =
     average.n_averaged += 1
 
 
+def is_of(average: AveragedModel, model: nn.Module) -> bool:
+    """Whether both have the same tensors, by name, shape and type."""
+    kinds = ([(name, t.shape, t.dtype) for name, t in _tensors(module)] for module in (average.module, model))
+    return next(kinds) == next(kinds)
+
+
+def take_caches(average: AveragedModel, model: nn.Module) -> None:
+    """Give the average the buffers that a network has made since, or made larger, such as of positions."""
+    for part, other in zip(average.module.modules(), model.modules(), strict=True):
+        for name, new in other._buffers.items():
+            old = part._buffers.get(name)
+            if old is None or new is None or (old.shape, old.dtype) != (new.shape, new.dtype):
+                part._buffers[name] = None if new is None else new.detach().clone()
+
+
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]

@@ -173,7 +173,7 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, par
         CheckpointError: names the first tensor with infinities or NaN, or a variance or count of BatchNorm below 0.
     """
     for name, tensor in tensors.items():
-        below = next((what for end, what in NEVER_NEGATIVE.items() if name.endswith(end)), None)
+        below = NEVER_NEGATIVE.get(name.rpartition(".")[2])
         if below is not None and bool((tensor < 0).any()):
             raise CheckpointError(
                 f"the checkpoint's {part} holds a {below} below 0, in {quoted(name)}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +18,6 @@ from lrtrain.engine.finite import Gate
 from lrtrain.engine.fits import refuse_not_finite, refuse_odd_state, refuse_other_module, refuse_other_optimizer
 from lrtrain.engine.graph import Graphs
 from lrtrain.errors import CheckpointError, ConfigError
-from lrtrain.models.infinite import infinite_buffers
 from lrtrain.models.loading import load_unchanged, same_bits
 from lrtrain.optim.kept import kept, parameters_of
 from lrtrain.schedule.plan import Plan
@@ -171,8 +170,8 @@ def refuse_lost(module: nn.Module, built: Mapping[str, Tensor | Described]) -> N
     """Refuse a model that could not be resumed as it is now.
 
     What a checkpoint holds is of other shapes than the model is built with; or buffers with `persistent=False` are no
-    constants, so that what they hold would be lost. Of those, one of another shape than before passes for a cache, such
-    as of positions, that is made anew where it is needed.
+    constants, so that what they hold would be lost. Of those, one that was None or of another shape before passes for a
+    cache, such as of positions, that is made anew where it is needed.
 
     Args:
         module: as training has left it.
@@ -192,7 +191,7 @@ def refuse_lost(module: nn.Module, built: Mapping[str, Tensor | Described]) -> N
         )
     for name, new in _unsaved(module):
         old = built.get(name)
-        if not isinstance(old, Tensor) or (old.shape == new.shape and not same_bits(old, new)):
+        if isinstance(old, Tensor) and old.shape == new.shape and not same_bits(old, new):
             raise ConfigError(
                 f"the model changes its buffer {name!r} while it trains, and with `persistent=False` no checkpoint "
                 "holds it",
@@ -234,9 +233,9 @@ def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:
     momenta = [group.momentum for group in plan.groups]
     refuse_other_optimizer(state.optimizer, state.parameter_names, momenta, checkpoint)
     try:
-        load_module(state.model, checkpoint, "model")
+        load_module(state.model, checkpoint, "model", state.infinite)
         if state.ema is not None:
-            load_module(state.ema.module, checkpoint, "ema")
+            load_module(state.ema.module, checkpoint, "ema", state.infinite)
             state.ema.n_averaged.fill_(manifest["ema_updates"])
         tensors = checkpoint.tensors("optimizer")
         refuse_not_finite(tensors, checkpoint, "optimizer")
@@ -283,10 +282,10 @@ def _best(saved: Mapping[str, Any]) -> Best:
     return Best(saved["value"], saved["step"], saved["stale"])
 
 
-def load_module(module: nn.Module, checkpoint: Checkpoint, part: str) -> None:
-    """Load one part of a checkpoint into a module, as built, of exactly its shapes and types, and finite as it is."""
+def load_module(module: nn.Module, checkpoint: Checkpoint, part: str, infinite: Container[str] = ()) -> None:
+    """Load one part of a checkpoint into a module, of exactly its shapes and types, and finite but for `infinite`."""
     refuse_other_module(module, checkpoint, part)
-    tensors, infinite = checkpoint.tensors(part), infinite_buffers(module)
+    tensors = checkpoint.tensors(part)
     refuse_not_finite({name: t for name, t in tensors.items() if name not in infinite}, checkpoint, part)
     # Its own dict says the versions of its layers, by which some read their tensors: MNASNet takes none without.
     state = module.state_dict()

@@ -182,11 +182,10 @@ def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> float | N
         state.scaler.step(state.optimizer)
         state.scaler.update()
     if state.ema is not None:
-        try:
-            average.update(state.ema, state.model, state.infinite)
-        except (RuntimeError, ValueError):
-            refuse_lost(state.model, state.built)  # it may have changed its shape
-            raise
+        if not average.is_of(state.ema, state.model):
+            refuse_lost(state.model, state.built)
+            average.take_caches(state.ema, state.model)
+        average.update(state.ema, state.model, state.infinite)
     state.losses.add(loss_sum, batch.total)
     return None
 

@@ -48,7 +48,8 @@ class BuiltModel:
 
     `mean` and `std`, a number a channel, are the normalisation that its weights were trained with, and
     `input_size` the image size in px; None from scratch and where it is unknown. `notes` say what was made
-    to fit. `head` names the parameters that did not come with the weights; it is empty from scratch.
+    to fit. `head` names the parameters that did not come with the weights; it is empty from scratch. `infinite` are
+    its `infinite_buffers` before weights of the user's are loaded.
     """
 
     module: nn.Module
@@ -58,6 +59,7 @@ class BuiltModel:
     input_size: int | None = None
     notes: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
+    infinite: frozenset[str] = frozenset()
 
 
 def build_model(
@@ -184,6 +186,7 @@ def _load_itself(module: nn.Module, model: schema.Model, where: Where) -> None:
     """As every resumed run will: what an own network does when it is loaded belongs to one from nothing, too."""
     state = module.state_dict()
     given = {name: tensor.detach().clone() for name, tensor in state.items()}
+    trained = [(name, parameter, parameter.detach().clone()) for name, parameter in module.named_parameters()]
     at = where("model", "name")
     places = {tensor.data_ptr() for tensor in state.values()}
     for name, parameter in module.named_parameters():
@@ -194,6 +197,14 @@ def _load_itself(module: nn.Module, model: schema.Model, where: Where) -> None:
     try:
         with about(at):
             load_unchanged(module, state, given)
+            held = dict(module.named_parameters())
+            for name, parameter, was in trained:
+                if held.get(name) is not parameter:
+                    what = f"the model has another {name!r} after it was loaded, which the optimizer would not train"
+                    raise ConfigError(what, hint="let load_state_dict() write into it, in its shape and type")
+                if not same_bits(parameter, was):
+                    what = f"the model's {name!r} is another one after it was saved and loaded"
+                    raise ConfigError(what, hint="let state_dict() give it in full: runs go on from that")
     except LrtrainError:
         raise
     except Exception as error:
@@ -295,7 +306,8 @@ def _refuse_huge(builder: Callable[..., Any], model: schema.Model, where: Where,
 
 
 def _finish(module: nn.Module, **known: Any) -> BuiltModel:
-    return BuiltModel(module, sum(p.numel() for p in module.parameters()), **known)
+    count = sum(p.numel() for p in module.parameters())
+    return BuiltModel(module, count, infinite=infinite_buffers(module), **known)
 
 
 def _other(model: schema.Model, num_classes: int, in_channels: int, load: bool, where: Where) -> BuiltModel:
@@ -449,7 +461,7 @@ def _load_file(model: schema.Model, built: BuiltModel, num_classes: int, in_chan
         def look(state: Mapping[str, torch.Tensor]) -> None:
             fitted(built.module, state, num_classes, source)
 
-        state, metadata = load_weights_file(source, infinite_buffers(built.module), look)
+        state, metadata = load_weights_file(source, built.infinite, look)
         loaded = load_into(built.module, state, num_classes, source)
         own = {} if {"mean", "std"} & metadata.keys() else of_its_run(Path(os.path.expanduser(source)))
         known = normalisation_of(metadata | own, source)

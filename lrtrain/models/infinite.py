@@ -9,8 +9,12 @@ from torch import Tensor, nn
 
 
 def infinite_buffers(module: nn.Module) -> frozenset[str]:
-    """The names of the buffers that hold infinities as the model is built, such as a mask of attention: by design."""
-    return frozenset(name for name, buffer in module.named_buffers() if first_bad_tensor([(name, buffer)]) is not None)
+    """The names of the buffers that hold infinities as the model is built, such as a mask of attention: by design.
+
+    Parameters that are frozen where they are made are as good as buffers.
+    """
+    frozen = [(name, parameter) for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    return frozenset(name for name, one in (*module.named_buffers(), *frozen) if first_bad_tensor([(name, one)]))
 
 
 def first_bad_tensor(tensors: Sequence[tuple[str, Tensor]]) -> str | None:

@@ -31,6 +31,8 @@ class Loaded:
 def load_unchanged(module: nn.Module, state: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     """Load a state dict; hooks of an own network may do more, but not change that.
 
+    Parameters stay the objects that an optimizer knows, also where loading puts others in their place.
+
     Args:
         module: is loaded.
         state: what its `load_state_dict` takes.
@@ -39,13 +41,26 @@ def load_unchanged(module: nn.Module, state: Mapping[str, Tensor], given: Mappin
     Raises:
         ConfigError: one has changed.
     """
+    known = dict(module.named_parameters(remove_duplicate=False))
     module.load_state_dict(state)
+    _put_back(module, known)
     for name, tensor in module.state_dict().items():
         if name in given and not same_bits(given[name], tensor):
             raise ConfigError(
                 f"the model changes its {name!r} as it is loaded, and a run would not go on as it was saved",
                 hint="let load_state_dict() and its hooks leave it as it is; change it in forward()",
             )
+
+
+def _put_back(module: nn.Module, known: Mapping[str, nn.Parameter]) -> None:
+    for name, new in list(module.named_parameters(remove_duplicate=False)):
+        old = known.get(name)
+        if old is new or old is None or (old.shape, old.dtype) != (new.shape, new.dtype):
+            continue
+        with torch.no_grad():
+            old.copy_(new)
+        owner, _, last = name.rpartition(".")
+        module.get_submodule(owner)._parameters[last] = old
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

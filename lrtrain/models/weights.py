@@ -34,7 +34,7 @@ _AVERAGES = "n_averaged"  # what torch's AveragedModel counts
 MAX_NAME = 1_000
 _MOST_MANIFEST = 8_000_000  # bytes, as of a checkpoint's
 MOST_BATCHES = 10**15  # as of any count in a checkpoint
-NEVER_NEGATIVE = {"running_var": "variance", "num_batches_tracked": "count of batches"}  # of BatchNorm, by a name's end
+NEVER_NEGATIVE = {"running_var": "variance", "num_batches_tracked": "count of batches"}  # of BatchNorm
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO)
 _DAMAGED = (
     RuntimeError,
@@ -208,7 +208,7 @@ def _refuse_impossible(state: Mapping[str, Tensor], file: Path, infinite: Contai
     """Refuse values that no training makes; of shared layers once, however many names they have."""
     seen: set[object] = set()
     for name, tensor in state.items():
-        end = next((end for end in NEVER_NEGATIVE if name.endswith(end)), "")
+        end = last if (last := name.rpartition(".")[2]) in NEVER_NEGATIVE else ""
         if (this := (_place(tensor), end, name in infinite)) in seen:
             continue
         seen.add(this)
