@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+from typing import Any
 
 import numpy as np
 import torch
@@ -307,3 +308,85 @@ class _Range(nn.Module):
 def ranged(num_classes: int, in_channels: int, at: int = 0) -> nn.Module:
     """A network that keeps the least value that it has seen, at first infinite, as torch's observers do."""
     return _Range(num_classes, in_channels, at)
+
+
+class _Writing(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int, inplace: bool):
+        super().__init__()
+        self.head, self.inplace = nn.Linear(64 * in_channels, num_classes), inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.mul_(2).sub_(0.3) if self.inplace else x * 2 - 0.3
+        return self.head(x.flatten(1))  # type: ignore[no-any-return]
+
+
+def writing(num_classes: int, in_channels: int, inplace: bool) -> nn.Module:
+    """A network that normalises its images, in place or not."""
+    return _Writing(num_classes, in_channels, inplace)
+
+
+class _Teacher(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int):
+        super().__init__()
+        self.student, self.teacher = (nn.Linear(64 * in_channels, num_classes) for _ in "12")
+        self.teacher.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.teacher.weight.lerp_(self.student.weight.detach(), 0.1)
+        return self.student(x.flatten(1)) + self.teacher(x.flatten(1))  # type: ignore[no-any-return]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if "teacher" not in name}
+
+    def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().load_state_dict(state, strict=False)
+
+
+def teacher(num_classes: int, in_channels: int) -> nn.Module:
+    """A network with an average of itself, which it does not save."""
+    return _Teacher(num_classes, in_channels)
+
+
+class _Renamed(nn.Sequential):
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {f"own.{name}": value.clone() for name, value in super().state_dict(*args, **kwargs).items()}
+
+    def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().load_state_dict({name[4:]: value for name, value in state.items()})
+
+
+def renamed(num_classes: int, in_channels: int) -> nn.Module:
+    """A network that saves copies under names of its own, statistics among them."""
+    return _Renamed(nn.Flatten(), nn.BatchNorm1d(64 * in_channels), nn.Linear(64 * in_channels, num_classes))
+
+
+class _Folding(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int):
+        super().__init__()
+        self.stem = nn.Linear(64 * in_channels, 16).requires_grad_(False)
+        self.head = nn.Linear(16, num_classes)
+        self.register_buffer("scale", torch.ones(16), persistent=False)
+        self._fold()
+        self.register_load_state_dict_post_hook(lambda module, _: module._fold())
+
+    def _fold(self) -> None:
+        self.scale.copy_(1 / self.stem.weight.detach().norm(dim=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x.flatten(1)) * self.scale)  # type: ignore[no-any-return]
+
+
+def folding(num_classes: int, in_channels: int) -> nn.Module:
+    """A network that computes a buffer from its weights whenever they are loaded."""
+    return _Folding(num_classes, in_channels)
+
+
+def sparse_gradients(num_classes: int, in_channels: int) -> nn.Module:
+    """A network with a table of which only the rows that were used have gradients."""
+    return nn.Sequential(nn.Embedding(4, num_classes, sparse=True))
+
+
+def half(num_classes: int, in_channels: int) -> nn.Module:
+    """A network with weights in float16."""
+    return linear(num_classes, in_channels).half()

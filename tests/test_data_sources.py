@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -207,6 +208,24 @@ def test_splits_of_other_names_are_not_left_out_beside_train(tmp_path, names):
     text = refused(DataError, name="imagefolder", root=str(tmp_path))
     assert f"has {names[-1]}/, which holds folders of classes and would be left out" in text
     assert ("rename" in text) == (names[-1] != "Val" or "val" not in names)
+
+
+def test_a_class_called_train_does_not_make_the_others_vanish(tmp_path):
+    tree(tmp_path, dict.fromkeys(("bus/day", "bus/night", "car/day", "train/day", "train/night"), 3))
+    text = refused(DataError, name="imagefolder", root=str(tmp_path), val_fraction=0.3)
+    assert "has train/ and bus/, car/ beside it, all with folders of images | " in text
+    with pytest.raises(DataError, match="bus/, car/ beside it"):
+        unsplit(tmp_path)
+
+
+def test_what_lies_beside_train_is_told(tmp_path):
+    tree(tmp_path, dict.fromkeys(("train/a", "train/b", "val/a", "val/b", "dev/a", "docs"), 2))
+    assert "passed over beside train/: dev/, docs/" in opened(name="imagefolder", root=str(tmp_path)).notes
+    shutil.rmtree(tmp_path / "val")
+    shutil.rmtree(tmp_path / "dev")
+    found = opened(name="imagefolder", root=str(tmp_path), val_fraction=0.5)
+    assert found.classes == ("a", "b")
+    assert "passed over beside train/: docs/" in found.notes
 
 
 @pytest.mark.parametrize("names", [("test", "walk"), ("train_station", "walk"), ("Train", "walk")])

@@ -405,6 +405,35 @@ def test_a_buffer_that_would_come_back_other_than_it_was_is_refused(net: str, fo
         snapshot(made.state)
 
 
+@pytest.mark.parametrize(
+    ("net", "changes", "words"),
+    [
+        ("teacher", {}, "its parameter 'teacher.weight' while it trains, and as state_dict"),
+        ("sparse_gradients", {}, "has sparse gradients in 0"),
+        ("half", {"precision": "fp16"}, "those of group 'default' are float16"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_or_resumed_is_refused_before(net: str, changes: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        job(model={"name": f"tests.nets:{net}"}, **changes)
+
+
+def test_a_network_that_saves_statistics_under_names_of_its_own_trains() -> None:
+    made = job(model={"name": "tests.nets:renamed"}, steps=3)
+    assert isinstance(run(made)[-1], Finished)
+    assert "own.1.running_var" in snapshot(made.state)[0]["model"]
+
+
+def test_a_network_that_writes_into_its_images_is_evaluated_with_their_mirror_images() -> None:
+    found = [
+        [event.metrics for event in run(job(model={"name": "tests.nets:writing", "inplace": inplace}, tta="flip"))
+         if isinstance(event, Evaluated)]
+        for inplace in (False, True)
+    ]  # fmt: skip
+    assert found[0]
+    assert found[0] == found[1]
+
+
 def test_a_buffer_that_grows_has_no_average() -> None:
     with pytest.raises(ConfigError, match="in the type and shape that it ends"):
         run(job(model={"name": "tests.nets:growing", "at": 5}, ema=0.9))

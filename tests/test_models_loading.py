@@ -36,6 +36,19 @@ def test_all_but_a_head_of_another_size_arrives(old: int, new: int, gray: bool) 
     assert all(torch.equal(tensor, expected[name]) for name, tensor in module.state_dict().items())
 
 
+def test_a_head_that_a_file_of_a_backbone_lacks_is_new() -> None:
+    state, module = {k: v for k, v in state_of(9).items() if not k.startswith("fc.")}, small_cnn(7, 3, 4)
+    own = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    loaded = load_into(module, state, 7, "a file")
+    assert (loaded.head, loaded.notes) == (("fc.weight", "fc.bias"), ("head fc: not in the file, new",))
+    expected = state | {name: own[name] for name in loaded.head}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in module.state_dict().items())
+    for lacks in (("fc.weight",), ("conv2.weight",), ("fc.", "conv2.")):  # half a head, and what else has eight rows
+        state = {k: v for k, v in state_of(9).items() if not k.startswith(lacks)}
+        with pytest.raises(CheckpointError, match="missing are"):
+            load_into(small_cnn(8, 3, 4), state, 8, "a file")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lrtrain.build import Job
 from lrtrain.checkpoint import format
@@ -298,6 +299,25 @@ def test_a_buffer_that_is_infinite_at_first_alone_is_gone_back_to_and_averaged_a
     for saved in (tmp_path / "again" / "checkpoints").glob("step-*"):
         if int(saved.name[5:]) > 6:
             shutil.rmtree(saved)
+    ended = fit(tmp_path, config, "--out", "again", "--resume")
+    assert ended.returncode == 0, ended.stderr
+    assert_same_bits(tmp_path / "whole", tmp_path / "again")
+
+
+def test_a_run_with_weights_of_which_a_network_computes_more_is_resumed(tmp_path: Path) -> None:
+    config = FRAGILE.replace('{name: "tests.nets:fragile", limit: 0.05}', '{name: "tests.nets:folding"}')
+    assert fit(tmp_path, config, "--out", "first").returncode == 0
+    weights = tmp_path / "w.safetensors"
+    saved = tensors(tmp_path / "first")
+    save_file({name[6:]: value * 3 for name, value in saved.items() if name.startswith("model/")}, weights)
+    config = config.replace('folding"', f'folding", weights: {weights}').replace(
+        "every: 6step", "every: 6step, keep: 9"
+    )
+    for out in ("whole", "again"):
+        assert fit(tmp_path, config, "--out", out).returncode == 0
+    for step in (tmp_path / "again" / "checkpoints").glob("step-*"):
+        if int(step.name[5:]) > 12:
+            shutil.rmtree(step)
     ended = fit(tmp_path, config, "--out", "again", "--resume")
     assert ended.returncode == 0, ended.stderr
     assert_same_bits(tmp_path / "whole", tmp_path / "again")

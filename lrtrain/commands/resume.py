@@ -20,7 +20,7 @@ from lrtrain.config.schema import Extension, RunConfig
 from lrtrain.data.fingerprint import fingerprint
 from lrtrain.data.open import open_source
 from lrtrain.engine.consistent import refuse_contradictions, refuse_other_story
-from lrtrain.engine.state import ROLLBACK_FACTOR, TrainState, restore
+from lrtrain.engine.state import ROLLBACK_FACTOR, TrainState, restore, tensors_as_built
 from lrtrain.errors import CheckpointError, ConfigError, quoted
 from lrtrain.models.weights import normalisation_of, trained_with
 from lrtrain.schedule.plan import Plan, make_plan, run_steps
@@ -210,6 +210,7 @@ def continued(
         return job
     job = replace(job, exact=_compared(found, job, known, wishes))
     restore(job.state, job.plan, found)
+    job.state.built = tensors_as_built(job.state.model)  # some of it may be computed from what was loaded
     factor = ROLLBACK_FACTOR if job.config.on_nonfinite == "rollback" else None
     refuse_contradictions(job.state, job.recipe, job.config.batch_size, factor, found)
     refuse_other_story(job.state, job.recipe, partial(rows, run_dir.metrics, found), found)

@@ -58,9 +58,10 @@ def evaluate(
             if stopping():
                 return None
             with autocast(batch.images.device, precision):
+                mirrored = batch.images.flip(-1) if flip else None  # before a network writes into what it is given
                 logits = model(batch.images).float()
-                if flip:
-                    logits = (logits + model(batch.images.flip(-1)).float()) / 2
+                if mirrored is not None:
+                    logits = (logits + model(mirrored).float()) / 2
             loss = F.cross_entropy(logits, batch.labels, reduction="sum")
             answers = answer(logits)
             first = answers == batch.labels  # of equal logits, topk takes any

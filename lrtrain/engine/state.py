@@ -151,9 +151,9 @@ def snapshot(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str,
 
 
 def tensors_as_built(module: nn.Module) -> dict[str, Tensor | Described]:
-    """Type and shape of all that a checkpoint holds, and copies of the buffers with `persistent=False`.
+    """Type and shape of all that a checkpoint holds, and copies of the buffers and frozen parameters that it does not.
 
-    Those it leaves out: they follow from the model.
+    Those follow from the model.
     """
     return {**described(module.state_dict()), **{name: buffer.detach().clone() for name, buffer in _unsaved(module)}}
 
@@ -161,9 +161,17 @@ def tensors_as_built(module: nn.Module) -> dict[str, Tensor | Described]:
 def _unsaved(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     saved = module.state_dict()
     places = {tensor.data_ptr() for tensor in saved.values()} - {0}  # an own network may give them other names
-    for name, buffer in module.named_buffers():
-        if name not in saved and buffer.layout == torch.strided and buffer.data_ptr() not in places:
-            yield name, buffer
+    frozen = [(name, parameter) for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    held = dict((*module.named_buffers(), *frozen))
+    # Under other names it may give copies too: of all that torch would have saved.
+    renamed = not saved.keys() <= {*held, *dict(module.named_parameters())}
+    parts = module.named_modules()
+    short_lived = {f"{path}.{name}".lstrip(".") for path, part in parts for name in part._non_persistent_buffers_set}
+    for name, tensor in held.items():
+        if name in saved or tensor.layout != torch.strided or tensor.data_ptr() in places:
+            continue
+        if name in short_lived or not renamed:
+            yield name, tensor
 
 
 def refuse_lost(module: nn.Module, built: Mapping[str, Tensor | Described]) -> None:
@@ -192,11 +200,11 @@ def refuse_lost(module: nn.Module, built: Mapping[str, Tensor | Described]) -> N
     for name, new in _unsaved(module):
         old = built.get(name)
         if isinstance(old, Tensor) and old.shape == new.shape and not same_bits(old, new):
-            raise ConfigError(
-                f"the model changes its buffer {name!r} while it trains, and with `persistent=False` no checkpoint "
-                "holds it",
-                hint="leave `persistent=False` out where it is registered",
-            )
+            why, hint = "with `persistent=False`", "leave `persistent=False` out where it is registered"
+            if name in dict(module.named_parameters()):
+                why, hint = "as state_dict() leaves it out,", "let state_dict() give it"
+            what = f"the model changes its {'parameter' if 'state_dict' in why else 'buffer'} {name!r} while it trains"
+            raise ConfigError(f"{what}, and {why} no checkpoint holds it", hint=hint)
 
 
 def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:

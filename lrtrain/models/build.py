@@ -234,6 +234,10 @@ def _refuse_unsavable(module: nn.Module, model: schema.Model, where: Where) -> N
                 where("model", "name"),
                 "give the layer its size, or pass zeros of the images' shape through the network where it is made",
             )
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
+            what = f"{model.name} has sparse gradients in {name}, which clipping, averages and checkpoints do not take"
+            raise ConfigError(what, where("model", "name"), "leave `sparse=True` out")
     state = module.state_dict()
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):

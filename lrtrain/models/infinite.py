@@ -22,6 +22,6 @@ def first_bad_tensor(tensors: Sequence[tuple[str, Tensor]]) -> str | None:
     floats = [
         (name, tensor.detach())
         for name, tensor in tensors
-        if tensor.is_floating_point() and tensor.numel() and tensor.layout == torch.strided
+        if tensor.is_floating_point() and tensor.numel() and tensor.layout == torch.strided and not tensor.is_meta
     ]
     return next((name for name, tensor in floats if not bool(tensor.float().isfinite().all())), None)

@@ -88,8 +88,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], num_classes: int, 
     module.load_state_dict(own)
     if not head:
         return Loaded((*notes, f"head: {num_classes} classes, kept as in {source}"), ())
-    classes = {name.rpartition(".")[0]: tensor.shape[0] for name, tensor in head.items()}
-    heads = (f"head {name}: {old} -> {num_classes} classes, new" for name, old in classes.items())
+    classes = {_layer(name): tensor.shape[0] for name, tensor in head.items()}
+    heads = (f"head {name}: {old} -> {num_classes} classes, new" for name, old in classes.items() if old != num_classes)
     return Loaded((*notes, *heads), tuple(head))
 
 
@@ -109,7 +109,11 @@ def fitted(
         raise CheckpointError(what, hint=f"leave {quoted(names[0])} out of the file")
     given = {name: tensor for name, tensor in given.items() if name in own or not _needless(name, own)}
     notes = _fit_colour(module, given)
+    absent = _headless(module, own, given, num_classes)
     head = {name: given.pop(name) for name in _head(module, own, given, num_classes)}
+    if absent:
+        head |= {name: own[name] for name in absent}
+        notes += tuple(f"head {layer}: not in the file, new" for layer in dict.fromkeys(map(_layer, absent)))
     _refuse_mismatch(own, given, head, source)
     return given, head, notes
 
@@ -158,7 +162,7 @@ def _head(module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tens
     layers: dict[str, list[str]] = {}
     for name in own:
         if name in given:
-            layers.setdefault(name.rpartition(".")[0], []).append(name)
+            layers.setdefault(_layer(name), []).append(name)
     return [
         name
         for layer, names in layers.items()
@@ -168,6 +172,28 @@ def _head(module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tens
         for name in names
         if _other_classes(own[name], given[name], num_classes)
     ]
+
+
+def _headless(module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor], num_classes: int) -> list[str]:
+    """The tensors of the layers that give a number to each class, where the file, as of a backbone, has none of them.
+
+    These must be all that it lacks, and the network's last.
+    """
+    there = {own[name].data_ptr() for name in given if name in own} - {0}  # what shares its memory is there too
+    missing = [name for name in own if name not in given and own[name].data_ptr() not in there]
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    parts, layers = dict(module.named_modules()), {_layer(name) for name in missing}
+    last = bool(given) and set(list(own)[-len(missing) :]) == set(missing)
+    whole = not any(_layer(name) in layers for name in given)
+    heads = all(
+        isinstance(part := parts.get(layer), nn.Linear | nn.Conv2d) and part.weight.shape[0] == num_classes
+        for layer in layers
+    )
+    return missing if last and whole and heads else []
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _other_classes(own: Tensor, given: Tensor, num_classes: int) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from lrtrain.data.classes import folded, twins, unfit
-from lrtrain.data.files import channels_for, checked_root, common_size
+from lrtrain.data.files import IMAGE_SUFFIXES, channels_for, checked_root, common_size
 from lrtrain.data.folders import ClassFolders, scan, subfolders
 from lrtrain.data.skip_list import without
 from lrtrain.data.source import Source, absent_note, with_notes
@@ -90,7 +90,7 @@ def _source(
     problems = [*_doubled(folder), *problems, *wrong, *source.problems]
     roots = tuple(os.path.realpath(part) for part in layout.values())
     source = replace(source, measured=size, class_roots=roots, problems=tuple(problems))
-    return with_notes(source, *notes, left_out)
+    return with_notes(source, _beside(folder, layout), *notes, left_out)
 
 
 def _layout(root: Path) -> dict[str, Path]:
@@ -105,6 +105,8 @@ def _layout(root: Path) -> dict[str, Path]:
     _refuse_other_splits(root, names, ("train", *_VAL_NAMES, "test") if in_splits else ())
     if not in_splits:
         return {"train": root}
+    if not vals and "test" not in names:
+        _refuse_classes_beside(root, [name for name in names if name != "train"])
     val = {"val": root / vals[0]} if vals else {}
     return {"train": root / "train", **val, **({"test": root / "test"} if "test" in names else {})}
 
@@ -126,6 +128,32 @@ def _refuse_other_splits(root: Path, names: Sequence[str], read: Collection[str]
     raise DataError(
         what, hint="classes belong into train/, val/ and test/ inside the root; move away what else is there"
     )
+
+
+def _refuse_classes_beside(root: Path, others: Sequence[str]) -> None:
+    """Refuse bus/ and car/ with folders of images beside a train/ that has such too: a class, or all that is read?"""
+    alike = [name for name in others if any(_has_images(root / name / part) for part in _inside(root / name))]
+    if alike:
+        more = f" and {len(alike) - 3} more" if len(alike) > 3 else ""
+        what = f"{str(root)!r} has train/ and {', '.join(f'{name}/' for name in alike[:3])}{more} beside it"
+        hint = (
+            "rename what is to be evaluated to val/ and move the rest away; if train/ is a class, give it another name"
+        )
+        raise DataError(f"{what}, all with folders of images", hint=hint)
+
+
+def _has_images(folder: Path) -> bool:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return any(os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES for entry in entries)
+    return False
+
+
+def _beside(root: Path, layout: Mapping[str, Path]) -> str:
+    """The folders beside train/ that are not read, in words."""
+    read = {part.name for part in layout.values()}
+    others = [f"{name}/" for name in subfolders(root) if name not in read] if layout["train"] != root else []
+    more = f" and {len(others) - 6:,} more" if len(others) > 6 else ""
+    return f"passed over beside train/: {', '.join(others[:6])}{more}" if others else ""
 
 
 def _inside(folder: Path) -> list[str]:
