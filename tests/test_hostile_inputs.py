@@ -184,7 +184,8 @@ def test_patterns_find_what_glob_does(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_more_names_than_a_checkpoint_can_hold_are_refused() -> None:
     assert not unfit([f"n{i:08}" for i in range(21_841)])
-    assert "take 5,400,000 bytes; at most 3,000,000" in unfit([f"{i:048}" for i in range(100_000)])[0].what
+    assert "take 3,036,000 bytes; at most 3,000,000" in unfit([f"{i:0500}" for i in range(6_000)])[0].what
+    assert "there are 30,001 classes, and at most 30,000" in unfit([str(i) for i in range(30_001)])[0].what
 
 
 @pytest.mark.parametrize(

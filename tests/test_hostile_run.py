@@ -296,6 +296,21 @@ def test_a_run_whose_config_was_edited_is_not_evaluated(
     assert_clear(typed("evaluate", "run"), 2, words)
 
 
+@pytest.mark.parametrize("command", [("evaluate", "run"), ("fit", "--resume", "--out", "run")])
+def test_a_network_of_another_size_is_refused_before_it_takes_memory(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    edit("width: 4", "width: 3000")(tmp_path / "run")
+    step = next((tmp_path / "run" / "checkpoints").glob("step-*"))
+    config = json.loads((step / "manifest.json").read_text())["config"]
+    config["model"]["width"] = 3000
+    rewrite(step, config=config)
+    monkeypatch.setattr("lrtrain.build.open_source", lambda *_, **__: pytest.fail("built"))
+    assert_clear(
+        typed(*command), 4, "another model: it has 1,761 ", "weights and biases, and this one 1,", "the checkpoint"
+    )
+
+
 def test_a_checkpoint_of_a_newer_lrtrain_is_not_passed_over(typed: Typed, tmp_path: Path) -> None:
     steps = tmp_path / "run" / "checkpoints"
     shutil.copytree(steps / "step-00000004", steps / "step-00000003")

@@ -34,7 +34,7 @@ from lrtrain.sinks.console import Screen
 from lrtrain.sinks.jsonl import Metrics, Timing, rows
 from lrtrain.sinks.lock import locked
 from lrtrain.sinks.patience import Patience
-from lrtrain.sinks.run_dir import RunDir, check_free, refuse_other_files
+from lrtrain.sinks.run_dir import RunDir, check_free, is_run, refuse_other_files
 from lrtrain.sinks.status import Status
 from lrtrain.world import World
 from lrtrain.writing import write_atomically
@@ -154,6 +154,22 @@ def test_a_log_that_is_cut_or_written_anew_in_its_place_is_noticed(tmp_path: Pat
     assert log.safe()["log_bytes"] == {"metrics.jsonl": 24}
     with pytest.raises(EnvironmentFault, match="was cut or changed while training"):
         log.refuse_changed()  # as before training goes back
+
+
+def test_a_config_beside_any_checkpoints_is_no_run(tmp_path: Path) -> None:
+    for name in ("config.yaml", "mine.yaml"):
+        (tmp_path / name).write_text("model: small_cnn")
+    (tmp_path / "checkpoints").mkdir()
+    assert not is_run(tmp_path)
+    (tmp_path / "curve.csv").touch()
+    assert is_run(tmp_path)
+    (tmp_path / "curve.csv").unlink()
+    (tmp_path / "checkpoints").rmdir()
+    (tmp_path / "checkpoints").symlink_to("gone")
+    assert is_run(tmp_path)
+    (tmp_path / "checkpoints").unlink()
+    (tmp_path / "checkpoints" / "step-00000000").mkdir(parents=True)
+    assert is_run(tmp_path)
 
 
 @pytest.mark.parametrize("later", [False, True])

@@ -210,7 +210,7 @@ def refuse_unreadable(content: Mapping[str, Any], text: bytes, path: Path) -> No
     """
     if len(text) > MAX_BYTES:
         what = f"the checkpoint's manifest would have {len(text):,} bytes, and {MAX_BYTES:,} are the most"
-        raise CheckpointError(what, str(path), "shorten the names of the classes: they are most of it")
+        raise CheckpointError(what, str(path), "take fewer classes, or shorter names")
     _refuse_other_fields(dict(content), path)
 
 

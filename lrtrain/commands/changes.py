@@ -163,7 +163,8 @@ def changes_of_data(found: Checkpoint, source: Source, now: Mapping[str, Any]) -
         CheckpointError: what its manifest says of that cannot be read.
     """
     before, classes = found.manifest["classes"], list(source.classes)
-    lost, new = [c for c in before if c not in classes], [c for c in classes if c not in before]
+    were, are = set(before), set(classes)
+    lost, new = [c for c in before if c not in are], [c for c in classes if c not in were]
     said = [
         f"{len(names)} of its classes are {word}: {', '.join(map(quoted, names[:4]))}{' ...' * (len(names) > 4)}"
         for names, word in ((lost, "gone"), (new, "new"))

@@ -23,6 +23,7 @@ from lrtrain.data.batches import Batch
 from lrtrain.data.fingerprint import fingerprint
 from lrtrain.engine.evaluate import answer, evaluate
 from lrtrain.engine.events import Metrics
+from lrtrain.engine.fits import refuse_larger
 from lrtrain.engine.state import load_module
 from lrtrain.errors import CheckpointError, ConfigError, DataError, printable
 from lrtrain.sinks.console import Screen
@@ -89,6 +90,7 @@ def _ready(run_dir: RunDir, config: RunConfig, which: str, split: str, screen: S
             own = load(run_dir.config)
             refuse_edits(checkpoint, own, run_dir)
             _refuse_other_held_out(config, own)
+            refuse_larger(config, checkpoint)
             job = job or build(config, load_weights=False, trains=False)
             if split != "test":
                 _refuse_moved_hold_out(job, own, checkpoint, screen)

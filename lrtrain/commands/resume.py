@@ -20,6 +20,7 @@ from lrtrain.config.schema import Extension, RunConfig
 from lrtrain.data.fingerprint import fingerprint
 from lrtrain.data.open import open_source
 from lrtrain.engine.consistent import refuse_contradictions, refuse_other_story
+from lrtrain.engine.fits import refuse_larger
 from lrtrain.engine.state import ROLLBACK_FACTOR, TrainState, restore, tensors_as_built
 from lrtrain.errors import CheckpointError, ConfigError, quoted
 from lrtrain.models.weights import normalisation_of, trained_with
@@ -165,6 +166,8 @@ def built(config: RunConfig, found: Checkpoint | None, *, world: World) -> Job:
         LrtrainError: see `build`; of a checkpoint, that its dataset is another one.
     """
     known = None
+    if found is not None:
+        refuse_larger(config, found)
     if found is not None and (config.model.weights is not None or config.model.pretrained):
         # Numbers alone: lists of transforms of a foreign run may name code.
         known = normalisation_of(trained_with(found.manifest["config"], ("val", "train")), str(found.path))

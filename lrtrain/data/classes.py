@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from lrtrain.errors import Problem, quoted
 
 MOST_CHARACTERS = 1_000  # of a name
+MOST_CLASSES = 30_000  # a checkpoint's manifest says of each split what each has
 MOST_BYTES = 3_000_000  # of all names, as a checkpoint writes them: JSON in ASCII
 
 
@@ -22,6 +23,9 @@ def unfit(classes: Sequence[str]) -> list[Problem]:
         for name in classes
         if len(name) > MOST_CHARACTERS or any("\ud800" <= c <= "\udfff" for c in name)
     ]
+    if len(classes) > MOST_CLASSES:
+        what = f"there are {len(classes):,} classes, and at most {MOST_CLASSES:,} are trained"
+        problems.append(Problem(what, hint="are these labels classes?"))
     size = sum(len(ascii(name)) + 4 for name in classes)
     if size > MOST_BYTES:
         what = f"the names of the {len(classes):,} classes take {size:,} bytes; at most {MOST_BYTES:,} can be saved"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +13,10 @@ from torch.optim import Optimizer
 
 from lrtrain.checkpoint.format import Checkpoint
 from lrtrain.checkpoint.manifest import COPY
+from lrtrain.config.schema import RunConfig
 from lrtrain.errors import CheckpointError, quoted
+from lrtrain.lookup import is_path
+from lrtrain.models.build import build_model
 from lrtrain.models.weights import NEVER_NEGATIVE
 from lrtrain.tensor_header import Described, described
 
@@ -23,6 +28,25 @@ def refuse_other_module(module: nn.Module, checkpoint: Checkpoint, part: str) ->
         CheckpointError: names the first that differs, as it is in both.
     """
     _refuse_differences(described(module.state_dict()), checkpoint.described(part), checkpoint, part, "another model")
+
+
+def refuse_larger(config: RunConfig, checkpoint: Checkpoint) -> None:
+    """Refuse a network with many more weights than a checkpoint holds before it takes memory; one's own is not built.
+
+    Raises:
+        CheckpointError: says both numbers.
+    """
+    if is_path(config.model.name):
+        return
+    held = sum(math.prod(kind.shape) for kind in checkpoint.described("model").values())
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            built = build_model(config.model, len(checkpoint.manifest["classes"]), 3, config.seed, config.where, False)
+    except Exception:  # the real one will tell
+        return
+    if (wanted := sum(tensor.numel() for tensor in built.module.state_dict().values())) > 2 * held + _FEW:
+        what = f"the checkpoint is of another model: it has {held:,} weights and biases, and this one {wanted:,}"
+        raise CheckpointError(what, str(checkpoint.path), _CONFIG)
 
 
 def refuse_other_optimizer(
@@ -92,6 +116,7 @@ _NOT_NEGATIVE = frozenset(
     )
 )
 _CONFIG = "go on with the config that the checkpoint was made with"
+_FEW = 2**24  # numbers, for which no memory is missed
 
 
 def _refuse_differences(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lrtrain.data.classes import twins
+from lrtrain.data.classes import MOST_CLASSES, twins
 from lrtrain.data.files import channels_for, common_size, shortened
 from lrtrain.data.shard_index import indexed, is_number
 from lrtrain.data.shards import Shard, ShardSplit
@@ -316,6 +316,9 @@ def _class_file(classes: str) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise DataError(f"cannot read the class names in {str(file)!r}: {why}", hint="one name a line") from error
+    if len(names) > MOST_CLASSES:
+        what = f"{str(file)!r} has {len(names):,} lines, and at most {MOST_CLASSES:,} classes are read"
+        raise DataError(what, hint="one name a line")
     lines: dict[str, int] = {}
     problems = []
     for i, name in enumerate(names, 1):
