@@ -42,9 +42,17 @@ def ending(function: Callable[P, int | None]) -> Callable[P, None]:
                 complain(traceback.format_exc())
             fault, code = no_bug(error) or (_crash(error), 1)
             _report([fault], code)
+        _forget_compile_times()
         raise SystemExit(code)
 
     return guarded
+
+
+def _forget_compile_times() -> None:
+    """What torch does with them at the exit looks for a package in the working folder, whose disk may be gone."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    if (dump := getattr(utils, "dump_compile_times", None)) is not None:
+        atexit.unregister(dump)
 
 
 def leave(code: int) -> NoReturn:

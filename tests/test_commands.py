@@ -177,3 +177,17 @@ def test_list_marks_what_must_be_given_and_what_is_filled_in(lrtrain: Callable[.
 
 def test_the_schema_is_json(lrtrain: Callable[..., Ended]) -> None:
     assert json.loads(lrtrain("schema").out)["title"] == "lrtrain config"
+
+
+def test_at_the_exit_torch_looks_for_no_package() -> None:
+    """It would look in the working folder, whose disk may be gone."""
+    script = """
+import atexit, sys, types
+from lrtrain.ending import ending
+found = sys.modules["torch._dynamo.utils"] = types.SimpleNamespace(dump_compile_times=lambda: print("looked"))
+atexit.register(found.dump_compile_times)
+atexit.register(print, "left")
+ending(lambda: 3)()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "left\n", "")

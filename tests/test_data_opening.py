@@ -239,5 +239,13 @@ def test_a_link_to_a_folder_that_it_lies_in_is_not_followed_by_torchvision(tmp_p
     (tmp_path / "photos" / "a" / "loop").symlink_to(".")
     assert "links to a folder that it lies in" in refused(DataError, **dataset)
     (tmp_path / "photos" / "a" / "loop").unlink()
+    for i in range(22):  # four million ways to the last
+        (tmp_path / "links" / str(i)).mkdir(parents=True)
+        for name in "ab":
+            (tmp_path / "links" / str(i) / name).symlink_to(f"../{i + 1}")
+    image(tmp_path / "links" / "22" / "0.png")
+    (tmp_path / "photos" / "a" / "links").symlink_to(tmp_path / "links" / "0")
+    assert "by more than 3,000 ways through links" in refused(DataError, **dataset)
+    (tmp_path / "photos" / "a" / "links").unlink()
     image(tmp_path.joinpath("photos", "a", *["d"] * 250, "0.png"))  # Python's stack has a step for each
     assert "lies in more than 200 folders" in refused(DataError, **dataset)

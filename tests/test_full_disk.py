@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from lrtrain.commands.fit import write_plan
 from lrtrain.errors import EnvironmentFault
 from lrtrain.sinks.jsonl import append
 from lrtrain.sinks.patience import Patience
+from lrtrain.sinks.run_dir import RunDir
+from tests.folders import files_of_at_most
 from tests.forked import environment
+from tests.test_engine import job
 from tests.test_fit import QUICK, assert_same_bits, fit
 
 
@@ -88,3 +92,12 @@ def test_a_disk_too_small_is_refused_before_training(monkeypatch: pytest.MonkeyP
     refuse_small_disk(tmp_path / "run", 10**6)
     with pytest.raises(EnvironmentFault, match=r"needs 6.6 MB .* 4.0 MB are free"):
         refuse_small_disk(tmp_path / "run", 3 * 10**6)
+
+
+def test_a_run_whose_config_could_not_be_written_is_begun_anew(tmp_path: Path) -> None:
+    made = job()
+    with files_of_at_most(100), pytest.raises(EnvironmentFault, match="begin anew, without --resume"):
+        write_plan(made, RunDir(tmp_path), "c.yaml")
+    write_plan(made, RunDir(tmp_path), "c.yaml")
+    with files_of_at_most(100), pytest.raises(EnvironmentFault, match="then `--resume`"):
+        write_plan(made, RunDir(tmp_path), "c.yaml")

@@ -332,10 +332,10 @@ def test_a_wish_to_save_does_not_end_the_wait_for_room() -> None:
 def test_the_best_is_pointed_to_where_it_is_there_and_nowhere_else(tmp_path: Path) -> None:
     best = {"value": 0.5, "step": 2, "stale": 0}
     path = format.write(tmp_path, 2, {"model": {}}, {"best": best})
-    point_again(tmp_path, format.open_checkpoint(path))
+    assert point_again(tmp_path, format.open_checkpoint(path)) is None
     assert (folder.pointed(tmp_path, "last"), folder.pointed(tmp_path, "best")) == (path, path)
     path = format.write(tmp_path, 3, {"model": {}}, {"best": {**best, "step": 1}})
-    point_again(tmp_path, format.open_checkpoint(path))
+    assert point_again(tmp_path, format.open_checkpoint(path)) == "step-00000001"
     assert (folder.pointed(tmp_path, "last"), folder.pointed(tmp_path, "best")) == (path, None)
 
 

@@ -101,11 +101,8 @@ def run(
         replicate(job)
         if resumed is not None:
             job = resume.continued(job, resumed, found, known, wishes, screen)
-            if world.leads:
-                folder.sweep(resumed.checkpoints)
-            if found is not None and world.leads:
-                folder.set_aside_after(resumed.checkpoints, found.step)
-                point_again(resumed.checkpoints, found)
+            if screen is not None:
+                _put_in_order(resumed.checkpoints, found, screen)
             if resume.is_complete(job):
                 return 0 if screen is None else _already_complete(job, resumed, screen)
         run_dir = resumed
@@ -125,6 +122,16 @@ def run(
         log_bytes = 0 if found is None else found.manifest["log_bytes"]["metrics.jsonl"]
         drawn = wishes.extend is not None
         return follow(job, run_dir, screen, requests, {**known, "exact": job.exact}, log_bytes, locks, drawn=drawn)
+
+
+def _put_in_order(checkpoints: Path, found: format.Checkpoint | None, screen: Screen) -> None:
+    """What a kill has left behind."""
+    folder.sweep(checkpoints)
+    if found is None:
+        return
+    folder.set_aside_after(checkpoints, found.step)
+    if (lost := point_again(checkpoints, found)) is not None:
+        screen.print(f"warning: {lost}, the best so far, is gone: evaluate has the last alone", "yellow")
 
 
 def _begun(resumed: RunDir | None, world: World) -> RunDir | None:
@@ -163,7 +170,8 @@ def _already_complete(job: Job, run_dir: RunDir, screen: Screen) -> int:
 def write_plan(job: Job, run_dir: RunDir, label: str) -> None:
     """Write config.yaml as resolved, and the LR as planned."""
     header = ORIGIN.format(printable(begun_with(run_dir) or label), lrtrain.__version__)
-    write_atomically(run_dir.config, header + yaml.dump(job.config.dump()))
+    then = "`--resume`" if run_dir.config.exists() else "begin anew, without --resume"
+    write_atomically(run_dir.config, header + yaml.dump(job.config.dump()), then)
     write_curve(job, run_dir)
 
 

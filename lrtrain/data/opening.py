@@ -19,9 +19,11 @@ from lrtrain.errors import CheckpointError, quoted
 from lrtrain.torch_archive import refuse_other_archives, refuse_other_legacy
 
 _LARGE = 2**29  # bytes: from here on it takes seconds to read a file
+_MOST_TIMES = 3_000  # that a folder is looked into: links to links double the ways to it again and again
 _MOST_NAMES = 1_000  # of a class, and letters of each
 _SYSTEMS = ("/dev/null", "/dev/urandom", "/dev/random")
-_here = threading.local()  # .guards: whether this thread is within `only_whole_files`
+# .guards: whether this thread is within `only_whole_files`; .seen: how often it has looked into each folder meanwhile
+_here = threading.local()
 
 
 @contextmanager
@@ -34,6 +36,7 @@ def only_whole_files() -> Iterator[None]:
     """
     _listen()
     was, _here.guards = getattr(_here, "guards", False), True
+    _here.seen = {}
     try:
         yield
     finally:
@@ -72,6 +75,9 @@ def _refuse_loop(folder: str | bytes | int | None) -> None:
         again = sum(os.path.samestat(os.stat(above), here) for above in path.parents)
     except OSError:  # said by who reads it
         return
+    seen = _here.seen[here.st_dev, here.st_ino] = _here.seen.get((here.st_dev, here.st_ino), 0) + 1
+    if seen > _MOST_TIMES:
+        raise ValueError(f"{path} is reached by more than {_MOST_TIMES:,} ways through links")
     if again > 1:  # once is no loop: SUN397 may be a link to the folder that it is wanted in
         raise ValueError(f"{path} links to a folder that it lies in")
 

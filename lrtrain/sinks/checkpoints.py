@@ -53,12 +53,15 @@ class Checkpoints:
         self._saved = event.step
 
 
-def point_again(root: Path, checkpoint: format.Checkpoint) -> None:
+def point_again(root: Path, checkpoint: format.Checkpoint) -> str | None:
     """Move the pointers to where they belong after this checkpoint: a kill right after its commit has left them behind.
 
     Args:
         root: the run's checkpoints folder.
         checkpoint: the one that the run goes on from.
+
+    Returns:
+        The name of the best so far, where it is gone.
     """
     best = checkpoint.manifest["best"]
     of_best = None if best["value"] is None else root / f"step-{best['step']:08d}"
@@ -67,3 +70,4 @@ def point_again(root: Path, checkpoint: format.Checkpoint) -> None:
             folder.point_nowhere(root, name)
         elif folder.pointed(root, name) != path:
             folder.point(root, name, path)
+    return None if of_best is None or of_best.exists() else of_best.name
