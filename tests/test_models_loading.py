@@ -49,6 +49,12 @@ def test_a_head_that_a_file_of_a_backbone_lacks_is_new() -> None:
             load_into(small_cnn(8, 3, 4), state, 8, "a file")
 
 
+def test_a_prefix_that_no_name_should_have_is_named() -> None:
+    state = {f"encoder_q.{name}": tensor for name, tensor in state_of(9).items()} | {"queue": torch.zeros(3)}
+    with pytest.raises(CheckpointError, match=r"begin with 'encoder_q\.' alone"):
+        load_into(small_cnn(7, 3, 4), state, 7, "a file")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -23,7 +23,7 @@ from lrtrain.data.shards import Shard, Texts
 from lrtrain.errors import EnvironmentFault, Problem, quoted
 from lrtrain.foreign import opened, refuse_holes
 
-_FORMAT = 2  # goes up when what `_samples` takes for a sample, an image or a label changes
+_FORMAT = 3  # goes up when what `_samples` takes for a sample, an image or a label changes
 _LABEL_BYTES = 2**20  # more is no label
 _BLOCK = 512  # bytes: tar files consist of these
 _EXTENDING = (
@@ -358,13 +358,20 @@ def _label(sample: str, file: IO[bytes], parts: dict[str, tuple[str, int, int]])
     content = os.pread(file.fileno(), size, offset)  # it leaves tarfile's place in the file alone
     try:
         text = content.decode("utf-8-sig")
-        label = _json_label(json.loads(text)) if suffix == "json" else text.strip()
+        label = _json_label(json.loads(text, object_pairs_hook=_fields)) if suffix == "json" else text.strip()
         label.encode("utf-8")  # JSON can spell half a character
     except (ValueError, RecursionError) as error:
         raise _Wrong(f"{sample}: .{suffix} cannot be read: {error}", _AGAIN) from error
     if len(label.splitlines()) != 1 or "\0" in label:
         raise _Wrong(f"{sample}: .{suffix} must hold a number or a name, not {label[:80]!r}", _AGAIN)
     return str(int(label)) if is_number(label) else label  # 007 is 7
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs if name in ("label", "cls")]
+    if len(set(names)) < len(names):  # json takes the last one, and others the first
+        raise ValueError(f"it has `{max(names, key=names.count)}` twice")
+    return dict(pairs)
 
 
 def _json_label(data: Any) -> str:

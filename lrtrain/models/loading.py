@@ -227,10 +227,12 @@ def _refuse_mismatch(
         if names
     ]
     if wrong:
-        raise CheckpointError(
-            f"the weights of {source} do not fit this network: {'; '.join(wrong)}",
-            hint="they must be of the same `model.name`, `stem` and arguments; only the number of classes may differ",
-        )
+        hint = "they must be of the same `model.name`, `stem` and arguments; only the number of classes may differ"
+        first = next(iter(own), "")
+        before = next((name.removesuffix(first) for name in given if name.endswith(f".{first}")), "")
+        if not own.keys() & given.keys() and before:  # as MoCo's and SimCLR's
+            hint = f"save those that begin with {quoted(before)} alone, without that, with torch.save"
+        raise CheckpointError(f"the weights of {source} do not fit this network: {'; '.join(wrong)}", hint=hint)
 
 
 def _shape(tensor: Tensor) -> str:
