@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +10,28 @@ from torch.optim.swa_utils import AveragedModel
 
 
 @torch.no_grad()
-def update(average: AveragedModel, model: nn.Module, constant: Collection[str] = ()) -> None:
+def update(
+    average: AveragedModel,
+    model: nn.Module,
+    constant: Collection[str] = (),
+    changed: Callable[[], None] = lambda: None,
+) -> None:
     """What `average.update_parameters(model)` does, which copies the counter to the GPU and waits for it.
 
     Tensors of whole numbers, such as indices, are the model's own: an average of equal ones is truncated to another.
-    So are the buffers named `constant`: of infinities the average is NaN.
+    So are the buffers named `constant`: of infinities the average is NaN. `changed` is called where the model has
+    tensors of other names, shapes or types than the average, which takes such buffers over: of positions, for example.
     """
+    theirs, ours = _tensors(model), _tensors(average.module)
+    if [(name, t.shape, t.dtype) for name, t in ours] != [(name, t.shape, t.dtype) for name, t in theirs]:
+        changed()
+        _take_caches(average.module, model)
+        ours = _tensors(average.module)
     if average.multi_avg_fn is None or not int(average.n_averaged):
         average.update_parameters(model)
         return
     by_type: dict[tuple[torch.dtype, bool], tuple[list[Tensor], list[Tensor]]] = {}
-    for (name, own), (_, new) in zip(_tensors(average.module), _tensors(model), strict=True):
+    for (name, own), (_, new) in zip(ours, theirs, strict=True):
         moves = (own.dtype.is_floating_point or own.dtype.is_complex) and name not in constant
         moves = moves and own.layout == torch.strided  # torch averages no sparse ones
         averaged, current = by_type.setdefault((own.dtype, moves), ([], []))
@@ -34,15 +45,8 @@ def update(average: AveragedModel, model: nn.Module, constant: Collection[str] =
     average.n_averaged += 1
 
 
-def is_of(average: AveragedModel, model: nn.Module) -> bool:
-    """Whether both have the same tensors, by name, shape and type."""
-    kinds = ([(name, t.shape, t.dtype) for name, t in _tensors(module)] for module in (average.module, model))
-    return next(kinds) == next(kinds)
-
-
-def take_caches(average: AveragedModel, model: nn.Module) -> None:
-    """Give the average the buffers that a network has made since, or made larger, such as of positions."""
-    for part, other in zip(average.module.modules(), model.modules(), strict=True):
+def _take_caches(average: nn.Module, model: nn.Module) -> None:
+    for part, other in zip(average.modules(), model.modules(), strict=True):
         for name, new in other._buffers.items():
             old = part._buffers.get(name)
             if old is None or new is None or (old.shape, old.dtype) != (new.shape, new.dtype):

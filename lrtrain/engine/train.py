@@ -182,10 +182,7 @@ def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> float | N
         state.scaler.step(state.optimizer)
         state.scaler.update()
     if state.ema is not None:
-        if not average.is_of(state.ema, state.model):
-            refuse_lost(state.model, state.built)
-            average.take_caches(state.ema, state.model)
-        average.update(state.ema, state.model, state.infinite)
+        average.update(state.ema, state.model, state.infinite, lambda: refuse_lost(state.model, state.built))
     state.losses.add(loss_sum, batch.total)
     return None
 
