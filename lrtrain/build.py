@@ -127,6 +127,7 @@ def build(
         world=world,
         built=tensors_as_built(built.module),
         infinite=built.infinite,
+        derived=built.derived,
     )
     recipe = _recipe(config, plan, precision, source)
     return Job(

@@ -281,7 +281,10 @@ class _Late(nn.Module):
         if self.table is None:
             self.table = torch.linspace(-1, 1, x.shape[1])
             self.positions = torch.arange(x.shape[1]) / x.shape[1]
-        return self.head(x + self.table * self.positions)  # type: ignore[no-any-return]
+            self.register_buffer("more", torch.ones(x.shape[1]), persistent=False)
+            self.layer = nn.Module()
+            self.layer.register_buffer("last", torch.ones(x.shape[1]), persistent=False)
+        return self.head(x + self.table * self.positions * self.more)  # type: ignore[no-any-return]
 
 
 def late(num_classes: int, in_channels: int) -> nn.Module:
@@ -390,3 +393,58 @@ def sparse_gradients(num_classes: int, in_channels: int) -> nn.Module:
 def half(num_classes: int, in_channels: int) -> nn.Module:
     """A network with weights in float16."""
     return linear(num_classes, in_channels).half()
+
+
+class _Centre(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int):
+        super().__init__()
+        self.head = nn.Linear(64 * in_channels, num_classes)
+        self.register_buffer("centre", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        if self.training:
+            self.centre = x.mean(0) if self.centre is None else self.centre.lerp(x.mean(0), 0.1)
+        return self.head(x if self.centre is None else x - self.centre)  # type: ignore[no-any-return]
+
+
+def moving_centre(num_classes: int, in_channels: int) -> nn.Module:
+    """A network with an average of its images, which begins with the first of them, and which it does not save."""
+    return _Centre(num_classes, in_channels)
+
+
+class _Norm(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int):
+        super().__init__()
+        self.head = nn.Linear(64 * in_channels, num_classes)
+        self.register_buffer("scale", self.head.weight.detach().norm(), persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, _: module._measure())
+
+    def _measure(self) -> None:
+        self.scale = self.head.weight.detach().norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1)) / self.scale  # type: ignore[no-any-return]
+
+
+def norm_as_loaded(num_classes: int, in_channels: int) -> nn.Module:
+    """A network with the norm of its weights, as they were when they were loaded."""
+    return _Norm(num_classes, in_channels)
+
+
+class _Recurrent(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int):
+        super().__init__()
+        self.rows = nn.LSTM(8 * in_channels, 16, batch_first=True)
+        self.head = nn.Linear(16, num_classes)
+
+    def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().load_state_dict(state, assign=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rows(x.flatten(1, 2))[0][:, -1])  # type: ignore[no-any-return]
+
+
+def recurrent(num_classes: int, in_channels: int) -> nn.Module:
+    """A network that is loaded by assignment, with a layer that keeps its parameters in two places."""
+    return _Recurrent(num_classes, in_channels)

@@ -213,19 +213,19 @@ def test_splits_of_other_names_are_not_left_out_beside_train(tmp_path, names):
 def test_a_class_called_train_does_not_make_the_others_vanish(tmp_path):
     tree(tmp_path, dict.fromkeys(("bus/day", "bus/night", "car/day", "train/day", "train/night"), 3))
     text = refused(DataError, name="imagefolder", root=str(tmp_path), val_fraction=0.3)
-    assert "has train/ and bus/, car/ beside it, all with folders of images | " in text
+    assert "has train/ and bus/, car/ beside it, with folders of images that are called the same | " in text
     with pytest.raises(DataError, match="bus/, car/ beside it"):
         unsplit(tmp_path)
 
 
 def test_what_lies_beside_train_is_told(tmp_path):
-    tree(tmp_path, dict.fromkeys(("train/a", "train/b", "val/a", "val/b", "dev/a", "docs"), 2))
-    assert "passed over beside train/: dev/, docs/" in opened(name="imagefolder", root=str(tmp_path)).notes
+    tree(tmp_path, dict.fromkeys(("train/a", "train/b", "val/a", "val/b", "dev/a", "docs", "runs/plot"), 2))
+    assert "passed over beside train/: dev/, docs/, runs/" in opened(name="imagefolder", root=str(tmp_path)).notes
     shutil.rmtree(tmp_path / "val")
     shutil.rmtree(tmp_path / "dev")
     found = opened(name="imagefolder", root=str(tmp_path), val_fraction=0.5)
     assert found.classes == ("a", "b")
-    assert "passed over beside train/: docs/" in found.notes
+    assert "passed over beside train/: docs/, runs/" in found.notes
 
 
 @pytest.mark.parametrize("names", [("test", "walk"), ("train_station", "walk"), ("Train", "walk")])

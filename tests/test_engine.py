@@ -418,6 +418,20 @@ def test_a_network_that_cannot_be_trained_or_resumed_is_refused_before(net: str,
         job(model={"name": f"tests.nets:{net}"}, **changes)
 
 
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        ("moving_centre", "its buffer 'centre' while it trains, and with `persistent=False`"),
+        ("norm_as_loaded", "computes its buffer 'scale' when it is loaded, and has another one"),
+    ],
+)
+def test_a_buffer_that_a_resumed_run_would_have_otherwise_is_refused_by_the_second_save(net: str, words: str) -> None:
+    made = job(model={"name": f"tests.nets:{net}"})
+    events = (event for event in train(made.state, made.plan, made.batches, made.recipe) if isinstance(event, Stepped))
+    with pytest.raises(ConfigError, match=words):
+        [next(events) and snapshot(made.state) for _ in range(2)]
+
+
 def test_a_network_that_saves_statistics_under_names_of_its_own_trains() -> None:
     made = job(model={"name": "tests.nets:renamed"}, steps=3)
     assert isinstance(run(made)[-1], Finished)
@@ -442,7 +456,8 @@ def test_a_buffer_that_grows_has_no_average() -> None:
 def test_tables_that_a_network_makes_when_it_needs_them_are_no_obstacle_to_its_average() -> None:
     made = job(model={"name": "tests.nets:late"}, ema=0.9, steps=3)
     assert isinstance(run(made)[-1], Finished)
-    snapshot(made.state)
+    saved = snapshot(made.state)[0]
+    assert saved["ema"].keys() == saved["model"].keys() == {"head.weight", "head.bias"}
     assert made.state.ema is not None
     for name, table in made.state.model.named_buffers():
         assert torch.equal(made.state.ema.module.get_buffer(name), table)

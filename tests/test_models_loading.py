@@ -49,6 +49,14 @@ def test_a_head_that_a_file_of_a_backbone_lacks_is_new() -> None:
             load_into(small_cnn(8, 3, 4), state, 8, "a file")
 
 
+def test_a_head_that_shares_its_weights_with_what_the_file_has_is_not_new() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 7, bias=False), nn.Linear(4, 7))
+    module[2].weight = module[1].weight
+    state = {"0.weight": torch.ones(4, 4), "0.bias": torch.ones(4), "1.weight": torch.ones(7, 4)}
+    with pytest.raises(CheckpointError, match=r"missing are 2\.bias"):
+        load_into(module, state, 7, "a file")
+
+
 def test_a_prefix_that_no_name_should_have_is_named() -> None:
     state = {f"encoder_q.{name}": tensor for name, tensor in state_of(9).items()} | {"queue": torch.zeros(3)}
     with pytest.raises(CheckpointError, match=r"begin with 'encoder_q\.' alone"):

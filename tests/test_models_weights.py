@@ -19,6 +19,7 @@ from lrtrain.config.schema import Model
 from lrtrain.config.yaml import dotted
 from lrtrain.errors import CheckpointError, EnvironmentFault
 from lrtrain.models.build import BuiltModel, build_model
+from lrtrain.models.infinite import infinite_buffers
 from lrtrain.models.loading import load_into
 from lrtrain.models.small_cnn import small_cnn
 from lrtrain.models.weights import load_weights_file, trained_with
@@ -160,6 +161,9 @@ def test_a_mask_of_infinities_is_read_where_the_network_has_one(tmp_path: Path) 
     state = masked(7, 3).state_dict()
     save_file(state, tmp_path / "w.safetensors")
     assert built("tests.nets:masked", tmp_path / "w.safetensors").module.state_dict()["mask"].equal(state["mask"])
+    wrapped = nn.ModuleDict({"model": masked(7, 3)})
+    read, _ = load_weights_file(tmp_path / "w.safetensors", infinite_buffers(wrapped))
+    assert read["mask"].equal(state["mask"])
     save_file(state | {"head.bias": torch.full((7,), torch.inf)}, tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match=r"not finite, in 'head\.bias'"):
         built("tests.nets:masked", tmp_path / "w.safetensors")

@@ -304,15 +304,14 @@ def test_a_buffer_that_is_infinite_at_first_alone_is_gone_back_to_and_averaged_a
     assert_same_bits(tmp_path / "whole", tmp_path / "again")
 
 
-def test_a_run_with_weights_of_which_a_network_computes_more_is_resumed(tmp_path: Path) -> None:
-    config = FRAGILE.replace('{name: "tests.nets:fragile", limit: 0.05}', '{name: "tests.nets:folding"}')
+@pytest.mark.parametrize("net", ["folding", "recurrent", "late"])
+def test_a_run_with_weights_of_which_a_network_computes_more_is_resumed(tmp_path: Path, net: str) -> None:
+    config = FRAGILE.replace('{name: "tests.nets:fragile", limit: 0.05}', f'{{name: "tests.nets:{net}"}}')
     assert fit(tmp_path, config, "--out", "first").returncode == 0
     weights = tmp_path / "w.safetensors"
     saved = tensors(tmp_path / "first")
     save_file({name[6:]: value * 3 for name, value in saved.items() if name.startswith("model/")}, weights)
-    config = config.replace('folding"', f'folding", weights: {weights}').replace(
-        "every: 6step", "every: 6step, keep: 9"
-    )
+    config = config.replace(f'{net}"', f'{net}", weights: {weights}').replace("every: 6step", "every: 6step, keep: 9")
     for out in ("whole", "again"):
         assert fit(tmp_path, config, "--out", out).returncode == 0
     for step in (tmp_path / "again" / "checkpoints").glob("step-*"):

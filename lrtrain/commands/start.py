@@ -16,7 +16,6 @@ from typing import Any
 
 from lrtrain.config.load import DEFAULT, load
 from lrtrain.config.schema import RunConfig
-from lrtrain.data.folders import subfolders
 from lrtrain.errors import CheckpointError, ConfigError, LrtrainError, quoted
 from lrtrain.lookup import is_path
 from lrtrain.sinks.run_dir import RunDir, check_free, is_run, latest, refuse_lost_link, refuse_other_files, was_begun
@@ -243,7 +242,8 @@ def _is_folder(path: Path) -> bool:
 
 def _has_folders(path: Path) -> bool:
     try:
-        return bool(subfolders(path))
+        with os.scandir(path) as entries:
+            return any(entry.is_dir() for entry in entries if not entry.name.startswith("."))
     except OSError:  # said by who reads it
         return False
 

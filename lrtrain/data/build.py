@@ -14,6 +14,7 @@ from lrtrain.data.default_transforms import (
     PHOTO,
     default_size,
     default_statistics,
+    is_scaled,
     train_default,
     val_default,
 )
@@ -197,10 +198,11 @@ def _with_defaults(
     given = train or val
     known = final_size(given[1], size) if given else None
     target = known or default_size(source, photo_size)
-    colour = _colour(source, written["train"] or written["val"] or [])
+    other = written["train"] or written["val"] or []
+    colour, scaled = _colour(source, other), is_scaled(other)
     return (
-        train or made("train", [*colour, *train_default(source, target)]),
-        val or made("val", [*colour, *val_default(source, target)]),
+        train or made("train", [*colour, *train_default(source, target, scaled)]),
+        val or made("val", [*colour, *val_default(source, target, scaled)]),
     )
 
 

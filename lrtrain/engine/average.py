@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection
 
 import torch
@@ -31,7 +32,9 @@ def update(
         average.update_parameters(model)
         return
     by_type: dict[tuple[torch.dtype, bool], tuple[list[Tensor], list[Tensor]]] = {}
-    for (name, own), (_, new) in zip(ours, theirs, strict=True):
+    known = dict(ours)
+    for name, new in theirs:
+        own = known[name]
         moves = (own.dtype.is_floating_point or own.dtype.is_complex) and name not in constant
         moves = moves and own.layout == torch.strided  # torch averages no sparse ones
         averaged, current = by_type.setdefault((own.dtype, moves), ([], []))
@@ -46,7 +49,13 @@ def update(
 
 
 def _take_caches(average: nn.Module, model: nn.Module) -> None:
-    for part, other in zip(average.modules(), model.modules(), strict=True):
+    for path, other in model.named_modules():
+        part = dict(average.named_modules()).get(path)
+        if part is None:  # it may have made a layer of tables
+            owner, _, last = path.rpartition(".")
+            average.get_submodule(owner)._modules[last] = copy.deepcopy(other)
+            continue
+        part._non_persistent_buffers_set |= other._non_persistent_buffers_set
         for name, new in other._buffers.items():
             old = part._buffers.get(name)
             if old is None or new is None or (old.shape, old.dtype) != (new.shape, new.dtype):

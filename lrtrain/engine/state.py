@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -94,6 +94,7 @@ class TrainState:
         rollbacks: how often and where training went back, for `Plan.lowered`.
         built: `tensors_as_built` of the model.
         infinite: `infinite_buffers` of it.
+        derived: `BuiltModel.derived`.
     """
 
     model: nn.Module
@@ -113,8 +114,9 @@ class TrainState:
     rollbacks: list[Rollback] = field(default_factory=list)
     best: Best = field(default_factory=Best)
     early: Best = field(default_factory=Best)
-    built: Mapping[str, Tensor | Described] = field(default_factory=dict)
+    built: dict[str, Tensor | Described] = field(default_factory=dict)
     infinite: frozenset[str] = frozenset()
+    derived: frozenset[str] = frozenset()
 
     @property
     def evaluated(self) -> nn.Module:
@@ -130,6 +132,7 @@ def snapshot(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str,
         ConfigError: the model has changed a buffer that a checkpoint leaves out, or the shape of one that it holds.
     """
     refuse_lost(state.model, state.built)
+    _refuse_outdated(state.model, state.derived)
     tensors, scalars = kept(state.optimizer, state.parameter_names)
     parts: dict[str, dict[str, Tensor]] = {"model": dict(state.model.state_dict()), "optimizer": tensors}
     if state.ema is not None:
@@ -174,16 +177,16 @@ def _unsaved(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
-def refuse_lost(module: nn.Module, built: Mapping[str, Tensor | Described]) -> None:
+def refuse_lost(module: nn.Module, built: dict[str, Tensor | Described]) -> None:
     """Refuse a model that could not be resumed as it is now.
 
     What a checkpoint holds is of other shapes than the model is built with; or buffers with `persistent=False` are no
     constants, so that what they hold would be lost. Of those, one that was None or of another shape before passes for a
-    cache, such as of positions, that is made anew where it is needed.
+    cache, such as of positions, that is made anew where it is needed: it may not change from here on.
 
     Args:
         module: as training has left it.
-        built: its `tensors_as_built`.
+        built: its `tensors_as_built`, to which such caches are added.
 
     Raises:
         ConfigError: names the first such tensor.
@@ -205,6 +208,19 @@ def refuse_lost(module: nn.Module, built: Mapping[str, Tensor | Described]) -> N
                 why, hint = "as state_dict() leaves it out,", "let state_dict() give it"
             what = f"the model changes its {'parameter' if 'state_dict' in why else 'buffer'} {name!r} while it trains"
             raise ConfigError(f"{what}, and {why} no checkpoint holds it", hint=hint)
+        if not isinstance(old, Tensor) or old.shape != new.shape:
+            built[name] = new.detach().clone()
+
+
+def _refuse_outdated(module: nn.Module, derived: Collection[str]) -> None:
+    """Refuse buffers that a resumed run would have otherwise, as they follow from weights that have changed since."""
+    if not derived:
+        return
+    were = {name: module.get_buffer(name).detach().clone() for name in derived}
+    load_unchanged(module, module.state_dict(), {})
+    if outdated := [name for name, old in were.items() if not same_bits(old, module.get_buffer(name))]:
+        what = f"the model computes its buffer {outdated[0]!r} when it is loaded, and has another one while it trains"
+        raise ConfigError(what, hint="compute it in forward(), or leave `persistent=False` out where it is registered")
 
 
 def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:

@@ -60,7 +60,7 @@ def _put_back(module: nn.Module, known: Mapping[str, nn.Parameter]) -> None:
         with torch.no_grad():
             old.copy_(new)
         owner, _, last = name.rpartition(".")
-        module.get_submodule(owner)._parameters[last] = old
+        setattr(module.get_submodule(owner), last, old)  # RNNs keep another list of theirs
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -184,7 +184,7 @@ def _headless(module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, 
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     parts, layers = dict(module.named_modules()), {_layer(name) for name in missing}
     last = bool(given) and set(list(own)[-len(missing) :]) == set(missing)
-    whole = not any(_layer(name) in layers for name in given)
+    whole = all(name in missing for name in own if _layer(name) in layers)
     heads = all(
         isinstance(part := parts.get(layer), nn.Linear | nn.Conv2d) and part.weight.shape[0] == num_classes
         for layer in layers

@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -54,7 +54,7 @@ Look = Callable[[Mapping[str, Tensor]], object]
 
 
 def load_weights_file(
-    path: str | Path, infinite: Container[str] = (), look: Look = lambda _: None
+    path: str | Path, infinite: Collection[str] = (), look: Look = lambda _: None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a `.safetensors` file, or the tensors of a `.pth` or `.pt` file, on the CPU.
 
@@ -97,7 +97,7 @@ def load_weights_file(
         raise _unreadable(file, error) from error
     state = _state_dict(content, file)
     _refuse_views(state, file)
-    _refuse_impossible(state, file, infinite)
+    _refuse_impossible(state, file, {_stripped(name) for name in infinite}.union(infinite))
     return state, metadata
 
 
@@ -197,6 +197,12 @@ def _state_dict(content: Any, file: Path, device: str = "cpu") -> dict[str, Tens
     while prefix := next((prefix for prefix in PREFIXES if _all_begin(state, prefix)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name != _AVERAGES}
     return state
+
+
+def _stripped(name: str) -> str:
+    while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _all_begin(state: Mapping[str, Tensor], prefix: str) -> bool:

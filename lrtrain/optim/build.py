@@ -45,7 +45,9 @@ def build_optimizer(
     if scaled and args.get("fused"):
         what = "fused: true and precision fp16 do not go together: a skipped first step leaves uninitialised momentum"
         raise ConfigError(what, where("optimizer", "fused"), "leave fused out, or use bf16")
-    half = next((f"{g.name!r}" for g in groups if any(p.dtype == torch.float16 for p in g.parameters)), None)
+    half = next(
+        (f"{g.name!r}" for g in groups if any(p.dtype == torch.float16 and p.requires_grad for p in g.parameters)), None
+    )
     if scaled and half:
         what = f"precision fp16 scales the gradients of float32 weights, and those of group {half} are float16"
         raise ConfigError(what, where("precision"), "leave half() out of the model: it computes in float16 anyway")

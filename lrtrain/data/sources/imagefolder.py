@@ -131,15 +131,18 @@ def _refuse_other_splits(root: Path, names: Sequence[str], read: Collection[str]
 
 
 def _refuse_classes_beside(root: Path, others: Sequence[str]) -> None:
-    """Refuse bus/ and car/ with folders of images beside a train/ that has such too: a class, or all that is read?"""
-    alike = [name for name in others if any(_has_images(root / name / part) for part in _inside(root / name))]
+    """Refuse bus/ and car/ beside a train/, all with folders day and night of images: is train a class, or a split?"""
+    parts = set(_inside(root / "train"))
+    shared = {name: parts.intersection(_inside(root / name)) for name in others}
+    alike = [name for name, same in shared.items() if any(_has_images(root / name / part) for part in same)]
     if alike:
         more = f" and {len(alike) - 3} more" if len(alike) > 3 else ""
         what = f"{str(root)!r} has train/ and {', '.join(f'{name}/' for name in alike[:3])}{more} beside it"
+        what += ", with folders of images that are called the same"
         hint = (
             "rename what is to be evaluated to val/ and move the rest away; if train/ is a class, give it another name"
         )
-        raise DataError(f"{what}, all with folders of images", hint=hint)
+        raise DataError(what, hint=hint)
 
 
 def _has_images(folder: Path) -> bool:
