@@ -114,6 +114,13 @@ def test_long_names_are_not_compared_which_takes_minutes(tmp_path: Path) -> None
     assert [call.args[1] for call in compared.call_args_list] == [["a/on.png"], []]
 
 
+def test_a_path_may_be_spelt_otherwise(tmp_path: Path) -> None:
+    images = ["a/0.png", "a/1.png", "a/2.png", "a/3.png"]
+    (tmp_path / "s.txt").write_text("a//0.png\n.//a/1.png\n a/x/../2.png\n")
+    chosen, problems = named(str(tmp_path / "s.txt"), images, images.__getitem__)
+    assert (chosen.tolist(), problems) == ([True, True, True, False], [])
+
+
 def test_a_bare_file_name_is_not_that_of_an_image_in_a_folder_with_invisible_letters(tmp_path: Path) -> None:
     names = ["cats\u200d/1.png", "dogs\u200d/1.png"]
 

@@ -164,6 +164,10 @@ def test_a_config_beside_any_checkpoints_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "curve.csv").touch()
     assert is_run(tmp_path)
     (tmp_path / "curve.csv").unlink()
+    for left in ("timing.jsonl", "checkpoints/last.json", "checkpoints/.lock"):
+        (tmp_path / left).touch()
+        assert is_run(tmp_path)
+        (tmp_path / left).unlink()
     (tmp_path / "checkpoints").rmdir()
     (tmp_path / "checkpoints").symlink_to("gone")
     assert is_run(tmp_path)

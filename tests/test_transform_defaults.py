@@ -87,11 +87,23 @@ def test_defaults_of_photos_are_the_usual_ones(tmp_path):
     assert [entry["size"] for entry in own.resolved_transforms["val"][:2]] == [11, [10, 10]]
 
 
+BLUR = {"name": "RandomApply", "p": 0.5, "transforms": [{"name": "GaussianBlur", "kernel_size": 3}]}
+
+
 @pytest.mark.parametrize(
     ("given", "other", "first"),
     [
         ({"train": [{"name": "RandomCrop", "size": 12}]}, "val", {"name": "CenterCrop", "size": [12, 12]}),
         ({"train": [{"name": "Resize", "size": 24}]}, "val", {"name": "Resize", "size": [24, 24]}),
+        ({"train": [{"name": "Resize", "size": 12}]}, "val", {"name": "Resize", "size": [12, 12]}),
+        ({"train": [{"name": "RandomResizedCrop", "size": 12}]}, "val", {"name": "Resize", "size": [12, 12]}),
+        (
+            {"train": [{"name": "Resize", "size": 20}, {"name": "RandomCrop", "size": 12}]},
+            "val",
+            {"name": "CenterCrop", "size": [12, 12]},
+        ),
+        ({"train": [{"name": "RandomCrop", "size": 12}, BLUR]}, "val", {"name": "CenterCrop", "size": [12, 12]}),
+        ({"val": [{"name": "Resize", "size": 12}]}, "train", {"name": "Resize", "size": [12, 12]}),
         ({"val": [{"name": "CenterCrop", "size": 12}]}, "train", {"name": "RandomCrop", "size": [12, 12]}),
         ({"val": [{"name": "Resize", "size": 24}]}, "train", {"name": "Resize", "size": [24, 24]}),
     ],
@@ -99,6 +111,19 @@ def test_defaults_of_photos_are_the_usual_ones(tmp_path):
 def test_a_missing_list_follows_the_size_of_the_given_one(folder, given, other, first):
     made = pipeline(name="imagefolder", root=str(folder), **lists(**given))
     assert made.resolved_transforms[other][0] == first
+    assert made.shape == made.val_shape
+
+
+def test_of_photos_of_several_sizes_the_other_list_follows_what_is_found_by_trying(tmp_path):
+    root = noise(noise(tmp_path, {"train": 3, "val": 2}, size=(90, 80)), {"train/more": 3}, size=(99, 70))
+    made = pipeline(
+        name="imagefolder", root=str(root), **lists(train=[{"name": "RandomResizedCrop", "size": 64}, BLUR])
+    )
+    assert made.resolved_transforms["val"][:2] == [
+        {"name": "Resize", "size": 73},
+        {"name": "CenterCrop", "size": [64, 64]},
+    ]
+    assert made.shape == made.val_shape == (3, 64, 64)
 
 
 OWN = {"name": "Normalize", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.1]}

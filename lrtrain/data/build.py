@@ -113,14 +113,17 @@ def make_pipeline(
         resolved = [entry for _, entry in located]
         return resolved, build_steps(resolved, places)
 
-    train, val = _with_defaults(source, written, size, photo_size, made)
-    _refuse_random(val[1])
-    with about(place):
-        for name, (_, steps) in {"train": train, "val": val}.items():
+    on = {name: some(len(split)) for name, split in source.splits().items()} if tried is None else tried
+
+    def shape_after(name: str, steps: Sequence[Step]) -> tuple[int, int, int]:
+        if name == "val":
+            _refuse_random(steps)
+        with about(place):
             _refuse_huge(name, steps, size)
-        on = {name: some(len(split)) for name, split in source.splits().items()} if tried is None else tried
-        shape = _tried(source.train, "train", train[1], on["train"], seed, where)
-        val_shape = _tried(source.val, "val", val[1], on["val"], seed, where)
+            return _tried(source.train if name == "train" else source.val, name, steps, on[name], seed, where)
+
+    train, val = _with_defaults(source, written, size, photo_size, made, shape_after)
+    shape, val_shape = shape_after("train", train[1]), shape_after("val", val[1])
     if shape[0] != val_shape[0]:
         raise ConfigError(
             f"the train transforms leave images of {shape[0]} channels, and those of val of {val_shape[0]}",
@@ -192,11 +195,14 @@ def _with_defaults(
     size: Size | None,
     photo_size: int,
     made: Callable[[str, Sequence[Entry]], tuple[list[Entry], list[Step]]],
+    shape_after: Callable[[str, Sequence[Step]], tuple[int, int, int]],
 ) -> tuple[tuple[list[Entry], list[Step]], tuple[list[Entry], list[Step]]]:
     """Both lists, built; one that is absent gets the default for the size that the other ends with."""
     train, val = (made(name, entries) if entries is not None else None for name, entries in written.items())
     given = train or val
     known = final_size(given[1], size) if given else None
+    if given and known is None and not (train and val):
+        known = shape_after("train" if train else "val", given[1])[1:]
     target = known or default_size(source, photo_size)
     other = written["train"] or written["val"] or []
     colour, scaled = _colour(source, other), is_scaled(other)

@@ -12,7 +12,7 @@ Size = tuple[int, int]
 
 MOST_PIXELS = 61_000_000  # that a transform may make, as few as `decode` reads of colour
 _SETS_SIZE = frozenset(("CenterCrop", "RandomCrop", "RandomResizedCrop"))
-# A name missing here costs speed only: batched ops after it run sample by sample.
+# A name missing here costs time only: batched ops after it run sample by sample, and the size is found by trying.
 _KEEPS_SIZE = frozenset(
     (
         "AugMix",

@@ -41,10 +41,12 @@ def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[
     wanted = _read(where, len(names))
     chosen = np.fromiter((name in wanted for name in names), dtype=np.bool_, count=len(names))
     missing = set(wanted) - {names[i] for i in np.flatnonzero(chosen).tolist()}
-    if missing:
+    for spelt in (_without_dot, os.path.normpath):  # a//b is a member's own name first
+        if not missing:
+            break
         meant: dict[str, set[str]] = {}
         for text in missing:
-            for alias in (text, text.strip(), text.strip().removeprefix("./")):
+            for alias in (text, text.strip(), spelt(text.strip())):
                 meant.setdefault(alias, set()).add(text)
         for i, name in enumerate(names):
             shown = printable(name)
@@ -72,6 +74,10 @@ def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[
         if (shown := printable(name)) in both and shown != name
     ]
     return chosen, problems
+
+
+def _without_dot(path: str) -> str:
+    return path.removeprefix("./")
 
 
 def _from_roots(path: str, name: str) -> Iterator[str]:

@@ -143,9 +143,10 @@ def _data(job: Job) -> Iterator[tuple[str, str]]:
     for note in source.notes:
         yield "", note
     transforms = job.config.dataset.transforms
-    for split in (transforms.train, transforms.val):
+    shapes = {"train": job.pipeline.shape, "val": job.pipeline.val_shape}
+    for name, split in (("train", transforms.train), ("val", transforms.val)):
         words = ", ".join(_transform(item) for item in split or ())
-        yield ("train" if split is transforms.train else "val"), f"{words} -> {'x'.join(map(str, job.pipeline.shape))}"
+        yield name, f"{words} -> {'x'.join(map(str, shapes[name]))}"
 
 
 def _transform(item: Named) -> str:

@@ -91,11 +91,12 @@ class RunDir:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is what a run left: checkpoints of ours, or a config.yaml beside what training writes."""
-    beside = ("curve.csv", "metrics.jsonl", "status.json")
+    beside = ("curve.csv", "metrics.jsonl", "status.json", "timing.jsonl")
+    inside = ("checkpoints/last.json", "checkpoints/best.json", "checkpoints/.lock")  # an empty one is anybody's
     return any((folder / "checkpoints").glob("step-*")) or (
-        # Links that lead nowhere count too: archives from elsewhere may hold them. An empty checkpoints/ is anybody's.
+        # Links that lead nowhere count too: archives from elsewhere may hold them.
         os.path.lexists(folder / "config.yaml")
-        and (any(os.path.lexists(folder / name) for name in beside) or (folder / "checkpoints").is_symlink())
+        and (any(os.path.lexists(folder / name) for name in beside + inside) or (folder / "checkpoints").is_symlink())
     )
 
 
