@@ -131,7 +131,7 @@ class Run:
         assert self.errors().count("error: ") == 1
         assert words in self.errors()
         assert "lrtrain/engine" not in self.errors()  # the only traceback is torchrun's own
-        assert "is kept: `lrtrain fit --resume --out run`" in self.errors()
+        assert "is kept: `lrtrain fit --resume --out run --trust`" in self.errors()
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -43,7 +43,7 @@ WORDS = {
 def run(start: Start, lrs: NDArray[np.float64], mode: str, folder: Path, json: Path | None) -> None:
     """Run the test; write range-test.png and range-test.json into `folder`."""
     refuse_unwritable(json, "--json")
-    config, steps = start.config, len(lrs)
+    config, steps, screen = start.config, len(lrs), Screen()
     refuse_unmakable(folder, "cannot make the folder")
     for name in ("range-test.json", "range-test.png") if folder.exists() else ():
         refuse_unwritable(folder / name, "--out")
@@ -64,11 +64,12 @@ def run(start: Start, lrs: NDArray[np.float64], mode: str, folder: Path, json: P
     longest = config.model_copy(update={"epochs": None, "steps": max(steps, job.plan.total_steps)})
     refuse_single_images(longest, job.built.module, len(job.source.train), job.plan.steps_per_epoch)
     with tqdm(total=steps, desc="range test", unit="step", leave=False, disable=None, dynamic_ncols=True) as bar:
+        if bar.disable:  # where nobody sees it grow, it should not look as if it hung
+            screen.print(f"sweeping {steps:,} steps from {number(lrs[0])} to {number(lrs[-1])}")
         result = sweep(job, lrs, lambda step: bar.update())
     job.batches.close()
     smoothed = smooth(result.losses)
     suggestions = suggest(result.lrs, result.losses, steps)
-    screen = Screen()
     screen.print(
         draw_range_test(result.lrs, smoothed, suggestions, width=min(screen.width, 100), unicode=screen.unicode)
     )
