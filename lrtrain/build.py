@@ -127,7 +127,7 @@ def build(
         world=world,
         built=tensors_as_built(built.module),
         infinite=built.infinite,
-        derived=built.derived,
+        own=lookup.is_path(config.model.name),
     )
     recipe = _recipe(config, plan, precision, source)
     return Job(

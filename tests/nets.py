@@ -282,8 +282,10 @@ class _Late(nn.Module):
             self.table = torch.linspace(-1, 1, x.shape[1])
             self.positions = torch.arange(x.shape[1]) / x.shape[1]
             self.register_buffer("more", torch.ones(x.shape[1]), persistent=False)
-            self.layer = nn.Module()
-            self.layer.register_buffer("last", torch.ones(x.shape[1]), persistent=False)
+            self.register_buffer("mask", torch.full((2,), -torch.inf), persistent=False)
+            self.layer, self.other = nn.Module(), nn.Module()
+            for layer in (self.layer, self.other):
+                layer.register_buffer("last", self.more, persistent=False)
         return self.head(x + self.table * self.positions * self.more)  # type: ignore[no-any-return]
 
 
@@ -448,3 +450,40 @@ class _Recurrent(nn.Module):
 def recurrent(num_classes: int, in_channels: int) -> nn.Module:
     """A network that is loaded by assignment, with a layer that keeps its parameters in two places."""
     return _Recurrent(num_classes, in_channels)
+
+
+class _Folded(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int, written: str):
+        super().__init__()
+        self.head, self.written = nn.Linear(64 * in_channels, num_classes), written
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("twice", None, persistent=False)
+        self.register_buffer("norm", torch.ones(()), persistent=False)
+        self._compute()
+
+    def _compute(self) -> None:
+        self.twice = 2 * self.head.weight.detach()
+        if self.written == "norm":
+            self.norm.data.copy_(self.twice.norm())
+        if self.written == "scale":
+            self.scale.data.clamp_(max=1.0)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().load_state_dict(*args, **kwargs)
+        self._compute()
+        return found
+
+    def train(self, mode: bool = True) -> Any:
+        self.twice = None if mode else 2 * self.head.weight.detach()
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.twice is not None and self.training:
+            raise RuntimeError("it is folded")
+        weight = 2 * self.head.weight if self.twice is None else self.twice
+        return nn.functional.linear(x.flatten(1), weight, self.head.bias) * self.scale
+
+
+def folded(num_classes: int, in_channels: int, written: str = "") -> nn.Module:
+    """A network that computes weights to evaluate with, and when it is loaded what `written` says, too."""
+    return _Folded(num_classes, in_channels, written)

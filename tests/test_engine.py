@@ -432,6 +432,32 @@ def test_a_buffer_that_a_resumed_run_would_have_otherwise_is_refused_by_the_seco
         [next(events) and snapshot(made.state) for _ in range(2)]
 
 
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("norm", "computes its buffer 'norm' when it is loaded, and has another one"),
+        ("scale", "the model changes its 'scale' as it is loaded"),
+    ],
+)
+def test_a_save_notices_what_loading_would_change(written: str, words: str) -> None:
+    made = job(model={"name": "tests.nets:folded", "written": written})
+    snapshot(made.state)
+    made.state.model.train()
+    with torch.no_grad():
+        for parameter in made.state.model.parameters():
+            parameter.add_(1)
+    with pytest.raises(ConfigError, match=words):
+        snapshot(made.state)
+
+
+def test_a_save_takes_away_what_a_network_computes_when_it_is_loaded() -> None:
+    made = job(model={"name": "tests.nets:folded"}, steps=9, eval_every="4step")
+    for event in train(made.state, made.plan, made.batches, made.recipe):
+        if isinstance(event, Stepped):
+            snapshot(made.state)
+    assert isinstance(event, Finished)
+
+
 def test_a_network_that_saves_statistics_under_names_of_its_own_trains() -> None:
     made = job(model={"name": "tests.nets:renamed"}, steps=3)
     assert isinstance(run(made)[-1], Finished)

@@ -96,3 +96,11 @@ def test_of_an_unchanged_config_nothing_is_told(
     capfd.readouterr()
     tell_of_edits(RunDir(Path("runs/lrtrain")), Screen())
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["\u0645\u06cc\u200c\u062e.yaml", "a\tb.yaml", "new\nline.yaml", "\udce4.yaml"])
+def test_a_config_may_have_a_name_that_is_not_printed_as_it_is(typed: Typed, name: str) -> None:
+    Path(name).write_text(QUICK)
+    assert typed("fit", name).code == 0
+    ended = typed("fit", name, "--resume")
+    assert (ended.code, "already complete" in ended.out) == (0, True), ended.err

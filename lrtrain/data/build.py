@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,8 @@ from lrtrain.data.default_transforms import (
     PHOTO,
     default_size,
     default_statistics,
-    is_scaled,
-    train_default,
-    val_default,
+    train_defaults,
+    val_defaults,
 )
 from lrtrain.data.known_transforms import Size, TooLarge, draws, nested, refuse_huge, size_after
 from lrtrain.data.loader import SAME_SIZE
@@ -204,11 +204,21 @@ def _with_defaults(
     if given and known is None and not (train and val):
         known = shape_after("train" if train else "val", given[1])[1:]
     target = known or default_size(source, photo_size)
-    other = written["train"] or written["val"] or []
-    colour, scaled = _colour(source, other), is_scaled(other)
+    colour = _colour(source, written["train"] or written["val"] or [])
+
+    def fitting(name: str, lists: Iterator[list[Entry]]) -> tuple[list[Entry], list[Step]]:
+        """The first list that ends with images of the size, of all that can be built; the last one does."""
+        *others, last = lists
+        for entries in others:
+            with suppress(ConfigError):
+                found = made(name, [*colour, *entries])
+                if final_size(found[1], size) == target:
+                    return found
+        return made(name, [*colour, *last])
+
     return (
-        train or made("train", [*colour, *train_default(source, target, scaled)]),
-        val or made("val", [*colour, *val_default(source, target, scaled)]),
+        train or fitting("train", train_defaults(source, target, written["val"])),
+        val or fitting("val", val_defaults(source, target, written["train"])),
     )
 
 

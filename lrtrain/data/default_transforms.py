@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lrtrain.data.source import Source
@@ -11,7 +11,6 @@ SMALL = 64  # px: up to this as their larger side, images of one size are traine
 PHOTO = 224  # px: what others are brought to, torchvision's and timm's usual size
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,), (0.5,))
-_SCALING = ("Resize", "RandomResizedCrop", "RandomResize", "RandomShortestSize", "ScaleJitter")
 
 Entry = dict[str, Any]
 Size = tuple[int, int]
@@ -28,36 +27,71 @@ def default_size(source: Source, photo_size: int = PHOTO) -> Size:
     return size or (photo_size, photo_size)
 
 
-def is_scaled(other: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a list ends with whole images at another scale, not with a part of them."""
-    sizing = (str(entry["name"]) for entry in reversed(other))
-    return next((name in _SCALING for name in sizing if name in _SCALING or name.endswith("Crop")), False)
+def train_defaults(source: Source, size: Size, val: Sequence[Any] | None) -> Iterator[list[Entry]]:
+    """Lists that may do, the first whose images are of `size`: small images as `val` makes them, and the usual one.
 
-
-def train_default(source: Source, size: Size, scaled: bool = False) -> list[Entry]:
-    """Small images are padded by an eighth and cropped; of others a random part is taken (Szegedy 2015).
-
-    Both are mirrored at odds of 1/2, unless the source says that a mirrored image is another thing. Small images that
-    the other list makes smaller are scaled or cropped as they are there.
+    Small images are padded by an eighth and cropped; of others a random part is taken (Szegedy 2015). Both are
+    mirrored at odds of 1/2, unless the source says that a mirrored image is another thing.
     """
     flip: list[Entry] = [{"name": "RandomHorizontalFlip", "p": 0.5}] if source.mirrored_is_same else []
     if not is_small(source):
-        return [{"name": "RandomResizedCrop", "size": list(size)}, *flip]
-    resize: list[Entry] = [{"name": "Resize", "size": list(size)}] if scaled or _larger(size, source) else []
-    smaller = not resize and size != source.image_size
-    padding: Entry = {} if smaller else {"padding": [size[1] // 8, size[0] // 8]}
-    return [*resize, {"name": "RandomCrop", "size": list(size), **padding}, *flip]
+        yield [{"name": "RandomResizedCrop", "size": list(size)}, *flip]
+        return
+    crop: Entry = {"name": "RandomCrop", "size": list(size), "padding": [size[1] // 8, size[0] // 8]}
+    same = _without_chance(source, val or (), "RandomCrop")
+    yield [*same, *([] if any(entry["name"] == "RandomCrop" for entry in same) else [crop]), *flip]
+    yield [*_resized(source, size), crop, *flip]
 
 
-def val_default(source: Source, size: Size, scaled: bool = False) -> list[Entry]:
-    """Small images: as they are, or scaled or cropped as in the other list; others: the middle 7/8."""
-    if is_small(source):
-        if size == source.image_size:
-            return []
-        return [{"name": "Resize" if scaled or _larger(size, source) else "CenterCrop", "size": list(size)}]
-    if size[0] != size[1]:
-        return [{"name": "Resize", "size": list(size)}]
-    return [{"name": "Resize", "size": round(size[0] * 8 / 7)}, {"name": "CenterCrop", "size": list(size)}]
+def val_defaults(source: Source, size: Size, train: Sequence[Any] | None) -> Iterator[list[Entry]]:
+    """Lists that may do, the first whose images are of `size`: what `train` does but without chance, and the usual one.
+
+    That takes the middle 7/8 of the shorter side, also where a random part is taken of photos; small ones stay whole.
+    """
+    small = is_small(source)
+    same = _without_chance(source, train or (), "CenterCrop")
+    if size == source.image_size and all(entry["name"] == "CenterCrop" for entry in same):
+        yield []
+    if small or not any(name == "RandomResizedCrop" for name in _names(train or ())):
+        yield same
+    if small or size[0] != size[1]:
+        yield _resized(source, size)
+    yield [{"name": "Resize", "size": round(size[0] * 8 / 7)}, {"name": "CenterCrop", "size": list(size)}]
+
+
+def _without_chance(source: Source, other: Sequence[Any], crop: str) -> list[Entry]:
+    """How a list scales, pads and crops, its crops as `crop`, and where it takes parts at random scales, the whole."""
+    square = source.image_size is not None and len(set(source.image_size)) == 1
+    found: list[Entry] = []
+    for entry in _flat(other):
+        size = entry.get("size")
+        both = [size, size] if isinstance(size, int) else size
+        if entry["name"] == "Pad":
+            found.append(entry)
+        elif entry["name"] == "Resize":  # one number is the shorter side's
+            found.append({**entry, "size": both} if square else entry)
+        elif entry["name"] in ("RandomCrop", "CenterCrop"):
+            found.append({"name": crop, "size": both})
+        elif entry["name"] == "RandomResizedCrop":
+            found.append({"name": "Resize", "size": both})
+    return found
+
+
+def _flat(entries: Sequence[Any]) -> Iterator[Entry]:
+    for entry in entries:
+        plain = entry if isinstance(entry, Mapping) else {"name": str(entry)}
+        if plain["name"] == "Compose":
+            yield from _flat(plain.get("transforms") or ())
+        else:
+            yield dict(plain)
+
+
+def _names(entries: Sequence[Any]) -> Iterator[str]:
+    return (str(entry["name"]) for entry in _flat(entries))
+
+
+def _resized(source: Source, size: Size) -> list[Entry]:
+    return [] if size == source.image_size else [{"name": "Resize", "size": list(size)}]
 
 
 def default_statistics(source: Source, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -65,8 +99,3 @@ def default_statistics(source: Source, channels: int) -> tuple[tuple[float, ...]
     if source.mean is not None and source.std is not None and len(source.mean) == channels:
         return source.mean, source.std
     return IMAGENET if channels == 3 else HALF
-
-
-def _larger(size: Size, source: Source) -> bool:
-    own = source.image_size
-    return own is not None and (size[0] > own[0] or size[1] > own[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -94,7 +94,7 @@ class TrainState:
         rollbacks: how often and where training went back, for `Plan.lowered`.
         built: `tensors_as_built` of the model.
         infinite: `infinite_buffers` of it.
-        derived: `BuiltModel.derived`.
+        own: whether the model is code of one's own, which may compute something as it is loaded.
     """
 
     model: nn.Module
@@ -116,7 +116,7 @@ class TrainState:
     early: Best = field(default_factory=Best)
     built: dict[str, Tensor | Described] = field(default_factory=dict)
     infinite: frozenset[str] = frozenset()
-    derived: frozenset[str] = frozenset()
+    own: bool = False
 
     @property
     def evaluated(self) -> nn.Module:
@@ -132,7 +132,8 @@ def snapshot(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str,
         ConfigError: the model has changed a buffer that a checkpoint leaves out, or the shape of one that it holds.
     """
     refuse_lost(state.model, state.built)
-    _refuse_outdated(state.model, state.derived)
+    if state.own:
+        _refuse_outdated(state.model)
     tensors, scalars = kept(state.optimizer, state.parameter_names)
     parts: dict[str, dict[str, Tensor]] = {"model": dict(state.model.state_dict()), "optimizer": tensors}
     if state.ema is not None:
@@ -212,15 +213,25 @@ def refuse_lost(module: nn.Module, built: dict[str, Tensor | Described]) -> None
             built[name] = new.detach().clone()
 
 
-def _refuse_outdated(module: nn.Module, derived: Collection[str]) -> None:
-    """Refuse buffers that a resumed run would have otherwise, as they follow from weights that have changed since."""
-    if not derived:
+def _refuse_outdated(module: nn.Module) -> None:
+    """Refuse buffers that a resumed run would have otherwise, as they follow from weights that have changed since.
+
+    The module is loaded with what it has, as it will be then; what it makes of that is taken away again.
+    """
+    were = {name: tensor.detach().clone() for name, tensor in _unsaved(module)}
+    if not were:
         return
-    were = {name: module.get_buffer(name).detach().clone() for name in derived}
-    load_unchanged(module, module.state_dict(), {})
-    if outdated := [name for name, old in were.items() if not same_bits(old, module.get_buffer(name))]:
+    held = [(part, dict(part._buffers)) for part in module.modules()]
+    state = module.state_dict()
+    load_unchanged(module, state, {name: tensor.detach().clone() for name, tensor in state.items()})
+    now = dict((*module.named_buffers(), *module.named_parameters()))
+    changed = [name for name, old in were.items() if name in now and not same_bits(old, now[name])]
+    if outdated := [name for name in changed if now[name].shape == were[name].shape]:
         what = f"the model computes its buffer {outdated[0]!r} when it is loaded, and has another one while it trains"
         raise ConfigError(what, hint="compute it in forward(), or leave `persistent=False` out where it is registered")
+    for part, buffers in held:
+        part._buffers.clear()
+        part._buffers.update(buffers)
 
 
 def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:

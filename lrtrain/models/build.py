@@ -49,8 +49,7 @@ class BuiltModel:
     `mean` and `std`, a number a channel, are the normalisation that its weights were trained with, and
     `input_size` the image size in px; None from scratch and where it is unknown. `notes` say what was made
     to fit. `head` names the parameters that did not come with the weights; it is empty from scratch. `infinite` are
-    its `infinite_buffers` before weights of the user's are loaded, and `derived` the buffers that no state dict has and
-    that a network of one's own computes when it is loaded.
+    its `infinite_buffers` before weights of the user's are loaded.
     """
 
     module: nn.Module
@@ -61,7 +60,6 @@ class BuiltModel:
     notes: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
     infinite: frozenset[str] = frozenset()
-    derived: frozenset[str] = frozenset()
 
 
 def build_model(
@@ -182,14 +180,9 @@ def _construct(builder: Callable[..., Any], model: schema.Model, where: Where, /
     return module
 
 
-def _load_itself(module: nn.Module, model: schema.Model, where: Where) -> frozenset[str]:
-    """As every resumed run will: what an own network does when it is loaded belongs to one from nothing, too.
-
-    Returns:
-        The names of the buffers that are no part of its state, and that it makes or writes into as it is loaded.
-    """
+def _load_itself(module: nn.Module, model: schema.Model, where: Where) -> None:
+    """As every resumed run will: what an own network does when it is loaded belongs to one from nothing, too."""
     state = module.state_dict()
-    others = {name: (buffer, buffer._version) for name, buffer in module.named_buffers() if name not in state}
     given = {name: tensor.detach().clone() for name, tensor in state.items()}
     trained = [(name, parameter, parameter.detach().clone()) for name, parameter in module.named_parameters()]
     at = where("model", "name")
@@ -215,12 +208,6 @@ def _load_itself(module: nn.Module, model: schema.Model, where: Where) -> frozen
     except Exception as error:
         what = f"{model.name} cannot load what its own state_dict() gives: {' '.join(str(error).split())[:300]}"
         raise ConfigError(what, at, "load_state_dict() must take it: runs go on from that") from error
-    return frozenset(
-        name
-        for name, buffer in module.named_buffers()
-        if name not in state
-        and (name not in others or others[name][0] is not buffer or others[name][1] < buffer._version)
-    )
 
 
 def _is_saved(module: nn.Module, parameter: nn.Parameter, given: Mapping[str, torch.Tensor]) -> bool:
@@ -333,9 +320,10 @@ def _other(model: schema.Model, num_classes: int, in_channels: int, load: bool, 
     if callable(builder) and "in_channels" in inspect.signature(builder).parameters:
         kwargs["in_channels"] = in_channels
     module = _construct(builder, model, where, **kwargs)
-    derived = _load_itself(module, model, where) if lookup.is_path(model.name) else frozenset()
+    if lookup.is_path(model.name):
+        _load_itself(module, model, where)
     notes = (small_stem(module, where("model", "stem")),) if model.stem == "small" else ()
-    return _finish(module, notes=notes, derived=derived)
+    return _finish(module, notes=notes)
 
 
 def _torchvision(model: schema.Model, num_classes: int, in_channels: int, load: bool, where: Where) -> BuiltModel:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, RunDirError, quoted
+from lrtrain.errors import CheckpointError, ConfigError, EnvironmentFault, RunDirError, printable, quoted
 from lrtrain.foreign import json_object, read_bytes
 from lrtrain.world import World
 from lrtrain.writing import is_of_the_system, write_atomically
@@ -330,7 +330,7 @@ def _highest_first(name: str) -> Iterator[RunDir]:
     for _, run in sorted(numbered.items(), reverse=True):
         # runs/a-2 is the second of a.yaml, or the first of a-2.yaml.
         began = begun_with(run)
-        if began is None or Path(began).stem == name:
+        if began is None or Path(began).stem in (name, printable(name)):
             yield run
 
 
