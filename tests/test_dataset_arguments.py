@@ -121,6 +121,14 @@ def test_a_path_may_be_spelt_otherwise(tmp_path: Path) -> None:
     assert (chosen.tolist(), problems) == ([True, True, True, False], [])
 
 
+@pytest.mark.parametrize("spelt", ["pets/cats/0.png", "./pets/cats/0.png", "pets//cats/0.png", "pets/cats/0.png "])
+def test_an_images_name_goes_before_a_path_to_another_however_it_is_spelt(tmp_path: Path, spelt: str) -> None:
+    images = ["cats/0.png", "pets/cats/0.png"]
+    (tmp_path / "s.txt").write_text(spelt + "\n")
+    chosen, problems = named(str(tmp_path / "s.txt"), images, lambda i: f"pets/{images[i]}")
+    assert (chosen.tolist(), problems) == ([False, True], [])
+
+
 def test_a_bare_file_name_is_not_that_of_an_image_in_a_folder_with_invisible_letters(tmp_path: Path) -> None:
     names = ["cats\u200d/1.png", "dogs\u200d/1.png"]
 

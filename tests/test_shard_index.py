@@ -155,7 +155,7 @@ def test_the_map_of_a_sparse_member_is_not_read(tmp_path, monkeypatch, kind):
 
 def test_a_label_given_twice_is_none(tmp_path, monkeypatch):
     monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "kept"))
-    text = '{"label": 1, "more": {"x": 1, "x": 2}, "label": 2}'
+    text = '{"label": 1, "more": {"cls": 1, "cls": 2}, "label": 2}'
     found, problems, _ = indexed([written(tmp_path / "a.tar", {"1.png": "p", "1.json": text})])
     assert not found
     assert ".json cannot be read: it has `label` twice" in problems[0].what

@@ -358,7 +358,7 @@ def _label(sample: str, file: IO[bytes], parts: dict[str, tuple[str, int, int]])
     content = os.pread(file.fileno(), size, offset)  # it leaves tarfile's place in the file alone
     try:
         text = content.decode("utf-8-sig")
-        label = _json_label(json.loads(text, object_pairs_hook=_fields)) if suffix == "json" else text.strip()
+        label = _json_label(json.loads(text, object_pairs_hook=_Fields)) if suffix == "json" else text.strip()
         label.encode("utf-8")  # JSON can spell half a character
     except (ValueError, RecursionError) as error:
         raise _Wrong(f"{sample}: .{suffix} cannot be read: {error}", _AGAIN) from error
@@ -367,14 +367,18 @@ def _label(sample: str, file: IO[bytes], parts: dict[str, tuple[str, int, int]])
     return str(int(label)) if is_number(label) else label  # 007 is 7
 
 
-def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs if name in ("label", "cls")]
-    if len(set(names)) < len(names):  # json takes the last one, and others the first
-        raise ValueError(f"it has `{max(names, key=names.count)}` twice")
-    return dict(pairs)
+class _Fields(dict[str, Any]):
+    """A JSON object that knows which of its names are given twice: json takes the last one, and others the first."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        super().__init__(pairs)
+        names = [name for name, _ in pairs if name in ("label", "cls")]
+        self.twice = sorted({name for name in names if names.count(name) > 1})
 
 
 def _json_label(data: Any) -> str:
+    if isinstance(data, _Fields) and data.twice:
+        raise ValueError(f"it has `{data.twice[0]}` twice")
     found = [data[field] for field in ("label", "cls") if field in data] if isinstance(data, dict) else []
     if not found:
         raise ValueError("it has no field `label` or `cls`")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
+from itertools import chain, product, starmap
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[
     wanted = _read(where, len(names))
     chosen = np.fromiter((name in wanted for name in names), dtype=np.bool_, count=len(names))
     missing = set(wanted) - {names[i] for i in np.flatnonzero(chosen).tolist()}
-    for spelt in (_without_dot, os.path.normpath):  # a//b is a member's own name first
+    # An image's name goes before a path to another, and a//b is a member's own name first.
+    for rooted, spelt in product((False, True), (_without_dot, os.path.normpath)):
         if not missing:
             break
         meant: dict[str, set[str]] = {}
@@ -50,7 +52,8 @@ def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[
                 meant.setdefault(alias, set()).add(text)
         for i, name in enumerate(names):
             shown = printable(name)
-            for alias in (name, shown, *_from_roots(path(i), name), *_from_roots(printable(path(i)), shown)):
+            roots = (path(i), name), (printable(path(i)), shown)
+            for alias in chain.from_iterable(starmap(_from_roots, roots)) if rooted else (name, shown):
                 if alias in meant:
                     chosen[i] = True
                     missing -= meant[alias]

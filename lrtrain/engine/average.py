@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection
 
 import torch
@@ -20,28 +19,21 @@ def update(
     """What `average.update_parameters(model)` does, which copies the counter to the GPU and waits for it.
 
     Tensors of whole numbers, such as indices, are the model's own: an average of equal ones is truncated to another.
-    So are the buffers named `constant`, and those with `persistent=False`: of infinities the average is NaN. `changed`
-    is called where the model has tensors of other names, shapes or types than the average, which takes such buffers
-    over: of positions, for example.
+    So are the buffers named `constant`: of infinities the average is NaN. Those with `persistent=False` are left alone:
+    they are constants, or tables that both make as they need them. `changed` is called where others differ in shape.
     """
-    theirs, ours = _tensors(model), _tensors(average.module)
-    if [(name, t.shape, t.dtype) for name, t in ours] != [(name, t.shape, t.dtype) for name, t in theirs]:
-        changed()
-        _take_caches(average.module, model)
-        ours = _tensors(average.module)
     if average.multi_avg_fn is None:
         average.update_parameters(model)
         return
+    theirs, ours = _tensors(model), dict(_tensors(average.module))
+    if any(name not in ours or (new.shape, new.dtype) != (ours[name].shape, ours[name].dtype) for name, new in theirs):
+        changed()
     first = not int(average.n_averaged)
     by_type: dict[tuple[torch.dtype, bool], tuple[list[Tensor], list[Tensor]]] = {}
-    known = dict(ours)
-    parts = average.module.named_modules()
-    short_lived = {f"{path}.{name}".lstrip(".") for path, part in parts for name in part._non_persistent_buffers_set}
     for name, new in theirs:
-        own = known[name]
+        own = ours[name]
         moves = (own.dtype.is_floating_point or own.dtype.is_complex) and name not in constant
-        moves = moves and not first and name not in short_lived
-        moves = moves and own.layout == torch.strided  # torch averages no sparse ones
+        moves = moves and not first and own.layout == torch.strided  # torch averages no sparse ones
         averaged, current = by_type.setdefault((own.dtype, moves), ([], []))
         averaged.append(own.detach())
         current.append(new.detach())
@@ -53,20 +45,8 @@ def update(
     average.n_averaged += 1
 
 
-def _take_caches(average: nn.Module, model: nn.Module) -> None:
-    made: dict[int, Tensor] = {}  # a table that several layers share is one here, too
-    for path, other in model.named_modules():
-        part = dict(average.named_modules()).get(path)
-        if part is None:  # it may have made a layer of tables
-            owner, _, last = path.rpartition(".")
-            average.get_submodule(owner)._modules[last] = copy.deepcopy(other)
-            continue
-        part._non_persistent_buffers_set |= other._non_persistent_buffers_set
-        for name, new in other._buffers.items():
-            old = part._buffers.get(name)
-            if old is None or new is None or (old.shape, old.dtype) != (new.shape, new.dtype):
-                part._buffers[name] = None if new is None else made.setdefault(id(new), new.detach().clone())
-
-
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]
+    parts = module.named_modules()
+    unsaved = {f"{path}.{name}".lstrip(".") for path, part in parts for name in part._non_persistent_buffers_set}
+    buffers = [(name, buffer) for name, buffer in module.named_buffers() if name not in unsaved]
+    return [*module.named_parameters(), *buffers]
