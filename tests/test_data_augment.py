@@ -93,6 +93,20 @@ def test_batched_normalisation_equals_torchvisions():
     torch.testing.assert_close(op(scaled, draws(op)), expected, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.int16, torch.uint16, torch.int32])
+def test_whole_numbers_of_any_type_are_normalised_on_their_own_scale(dtype):
+    op = op_for("Normalize", mean=[0.5] * 3, std=[0.5] * 3)
+    whole = F.to_dtype(IMAGES, dtype, scale=True)
+    expected = F.normalize(F.to_dtype(whole, torch.float32, scale=True), [0.5] * 3, [0.5] * 3)
+    torch.testing.assert_close(op(whole, draws(op)), expected, rtol=1e-5, atol=2e-6)
+
+
+def test_counts_are_no_pixels():
+    op = op_for("Normalize", mean=[0.5] * 3, std=[0.5] * 3)
+    with pytest.raises(ValueError, match="pixels of int64 have no scale; uint8 and float32 have"):
+        op(IMAGES.long(), draws(op))
+
+
 def test_batched_conversion_equals_torchvisions():
     op = op_for("ToDtype", dtype=torch.float32, scale=True)
     expected = [F.to_dtype(image, torch.float32, scale=True) for image in IMAGES]

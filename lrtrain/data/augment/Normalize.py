@@ -14,7 +14,7 @@ from lrtrain.data.moved import moved
 
 @dataclass(frozen=True)
 class Normalize:
-    """`(x - mean) / std` as `x a + b`; for uint8 pixels x is meant on the scale 0..1, so `a` includes 1/255."""
+    """`(x - mean) / std` as `x a + b`; of whole numbers x is meant on the scale 0..1: for uint8 `a` includes 1/255."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -29,12 +29,14 @@ class Normalize:
         """Normalise a batch.
 
         Raises:
-            ValueError: the images have another number of channels than `mean`.
+            ValueError: the images have another number of channels than `mean`, or numbers without a scale.
         """
         if images.shape[1] != len(self.mean):
             raise ValueError(f"{len(self.mean)} means for images of {images.shape[1]} channels")
+        if images.dtype in (torch.int64, torch.uint64):  # as what is counted; no pixel reaches its largest number
+            raise ValueError(f"pixels of {images.dtype} have no scale; uint8 and float32 have".replace("torch.", ""))
         std = torch.tensor(self.std, dtype=torch.float64)
-        scale = 1 / std / (255 if images.dtype == torch.uint8 else 1)
+        scale = 1 / std / (1 if images.is_floating_point() else torch.iinfo(images.dtype).max)
         shift = -torch.tensor(self.mean, dtype=torch.float64) / std
         a, b = moved(torch.stack([scale, shift]).float(), images.device)[:, None, :, None, None]
         # Two roundings, not one fused: whether a kernel fuses depends on a pixel's place in the batch.
