@@ -309,6 +309,22 @@ def test_a_network_of_another_size_is_refused_before_it_takes_memory(
     assert_clear(typed(*command), 4, "it has 1,761 weights and biases, and this one 810,285,013")
 
 
+def test_a_plateau_that_no_evaluation_has_seen_is_refused(typed: Typed, tmp_path: Path) -> None:
+    plateau = "schedule={name: ReduceLROnPlateau, monitor: val_loss, patience: 0}"
+    args = ("--set", plateau, "--set", "eval_every=1step", "--out", "flat")
+    assert typed("fit", "c.yaml", *args).code == 0
+    shutil.rmtree(tmp_path / "flat" / "checkpoints" / "step-00000004")
+    steps = sorted((tmp_path / "flat" / "checkpoints").glob("step-*"))
+    for name in ("last", "best"):
+        (tmp_path / "flat" / "checkpoints" / f"{name}.json").unlink()
+    held = json.loads((steps[-1] / "manifest.json").read_text())["plateau"]
+    rewrite(steps[-1], plateau=held | {"best": "0.125"})
+    ended = typed("fit", "c.yaml", *args, "--resume")
+    assert_clear(ended, 4, "plateau: its best val_loss is 0.125, and metrics.jsonl has no such evaluation")
+    rewrite(steps[-1], plateau=held)
+    assert typed("fit", "c.yaml", *args, "--resume").code == 0
+
+
 def test_a_checkpoint_of_a_newer_lrtrain_is_not_passed_over(typed: Typed, tmp_path: Path) -> None:
     steps = tmp_path / "run" / "checkpoints"
     shutil.copytree(steps / "step-00000004", steps / "step-00000003")

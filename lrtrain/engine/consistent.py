@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -93,6 +94,10 @@ def refuse_other_story(
         if found is None or (monitor in _LOGGED and found.get(_LOGGED[monitor]) != best.value):
             said = "has no evaluation then" if found is None else f"says {found.get(_LOGGED[monitor])}"
             what = f"{name}: {monitor} is {best.value} at step {best.step} in the manifest, and metrics.jsonl {said}"
+    key = _LOGGED.get(recipe.plateau or "")
+    low = math.inf if state.live is None else float(state.live.state()["best"])
+    if key and math.isfinite(low) and not any(said.get(key) == low for said in rows("eval", None)):
+        what = f"plateau: its best {recipe.plateau} is {low}, and metrics.jsonl has no such evaluation"
     was_due = state.step and due(state.step, recipe.eval_every, recipe)
     if (state.pending or was_due) and (row(state.step) is None) != state.pending:
         what = (
