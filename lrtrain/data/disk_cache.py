@@ -81,7 +81,9 @@ class StoredImages:
             # Forks read from the same descriptor, and preadv has no place in the file that they would share.
             read = os.preadv(self._file.fileno(), [image.numpy().data], self._start + i * self._each)
         except OSError as error:
-            raise DataError(f"cannot read {self.path}: {error.strerror}", hint=_ANEW) from error
+            raise DataError(
+                f"cannot read {self.path}: {error.strerror}", hint="remove it, and go on with --resume: it is made anew"
+            ) from error
         if read != self._each:
             raise DataError(f"the cache file {self.path} was cut while it was in use", hint=_ANEW)
         return image
