@@ -102,6 +102,23 @@ BLUR = {"name": "RandomApply", "p": 0.5, "transforms": [{"name": "GaussianBlur",
             "val",
             {"name": "Resize", "size": [20, 20]},
         ),
+        ({"train": [BLUR, {"name": "RandomCrop", "size": 12}]}, "val", {"name": "CenterCrop", "size": [12, 12]}),
+        (
+            {"train": [{"name": "RandomResize", "min_size": 12, "max_size": 20}, {"name": "RandomCrop", "size": 12}]},
+            "val",
+            {"name": "Resize", "size": [12, 12]},
+        ),
+        (
+            {"train": [{"name": "ToDtype", "dtype": "float32", "scale": True}, {"name": "Pad", "padding": 4}]},
+            "val",
+            {"name": "Resize", "size": [24, 24]},
+        ),
+        ({"train": [{"name": "Pad", "padding": 4, "fill": [255, 0, 0]}, "Grayscale"]}, "val", {"name": "Grayscale"}),
+        (
+            {"val": [{"name": "CenterCrop", "size": 20}]},
+            "train",
+            {"name": "RandomCrop", "size": [20, 20], "pad_if_needed": True},
+        ),
         ({"train": [{"name": "Pad", "padding": 4}]}, "val", {"name": "Pad", "padding": 4}),
         ({"val": [{"name": "Pad", "padding": 4}]}, "train", {"name": "Pad", "padding": 4}),
         (
@@ -129,6 +146,14 @@ def test_a_missing_list_follows_the_size_of_the_given_one(folder, given, other, 
     made = pipeline(name="imagefolder", root=str(folder), **lists(**given))
     assert made.resolved_transforms[other][0] == first
     assert made.shape == made.val_shape
+
+
+def test_photos_that_are_all_of_the_usual_size_are_made_as_others_are(tmp_path):
+    made = pipeline(name="imagefolder", root=str(noise(tmp_path, {"train": 2, "val": 1}, size=(224, 224))))
+    assert names(made) == {
+        "train": ["RandomResizedCrop", "RandomHorizontalFlip", "ToDtype", "Normalize"],
+        "val": ["Resize", "CenterCrop", "ToDtype", "Normalize"],
+    }
 
 
 def test_of_photos_of_several_sizes_the_other_list_follows_what_is_found_by_trying(tmp_path):

@@ -31,7 +31,6 @@ from lrtrain.data.transforms import (
     build_steps,
     channels_after,
     completed,
-    final_size,
     is_ending,
     stages,
 )
@@ -115,15 +114,16 @@ def make_pipeline(
 
     on = {name: some(len(split)) for name, split in source.splits().items()} if tried is None else tried
 
-    def shape_after(name: str, steps: Sequence[Step]) -> tuple[int, int, int]:
+    def shape_after(name: str, steps: Sequence[Step], changing: set[int]) -> tuple[int, int, int]:
         if name == "val":
             _refuse_random(steps)
         with about(place):
             _refuse_huge(name, steps, size)
-            return _tried(source.train if name == "train" else source.val, name, steps, on[name], seed, where)
+            split = source.train if name == "train" else source.val
+            return _tried(split, name, steps, on[name], seed, where, changing)
 
     train, val = _with_defaults(source, written, size, photo_size, made, shape_after)
-    shape, val_shape = shape_after("train", train[1]), shape_after("val", val[1])
+    shape, val_shape = shape_after("train", train[1], set()), shape_after("val", val[1], set())
     if shape[0] != val_shape[0]:
         raise ConfigError(
             f"the train transforms leave images of {shape[0]} channels, and those of val of {val_shape[0]}",
@@ -195,30 +195,31 @@ def _with_defaults(
     size: Size | None,
     photo_size: int,
     made: Callable[[str, Sequence[Entry]], tuple[list[Entry], list[Step]]],
-    shape_after: Callable[[str, Sequence[Step]], tuple[int, int, int]],
+    shape_after: Callable[[str, Sequence[Step], set[int]], tuple[int, int, int]],
 ) -> tuple[tuple[list[Entry], list[Step]], tuple[list[Entry], list[Step]]]:
     """Both lists, built; one that is absent gets the default for the size that the other ends with."""
     train, val = (made(name, entries) if entries is not None else None for name, entries in written.items())
-    given = train or val
-    known = final_size(given[1], size) if given else None
-    if given and known is None and not (train and val):
-        known = shape_after("train" if train else "val", given[1])[1:]
-    target = known or default_size(source, photo_size)
-    colour = _colour(source, written["train"] or written["val"] or [])
+    if train and val:
+        return train, val
+    given, name = (train, "train") if train else (val, "val")
+    changing: set[int] = set()
+    target = shape_after(name, given[1], changing)[1:] if given else default_size(source, photo_size)
+    sized = [(entry, i in changing) for i, entry in enumerate(given[0])] if given else []
+    colour = _colour(source, written[name] or [])
 
     def fitting(name: str, lists: Iterator[list[Entry]]) -> tuple[list[Entry], list[Step]]:
-        """The first list that ends with images of the size, of all that can be built; the last one does."""
+        """The first list that makes images of the size; the last one does."""
         *others, last = lists
-        for entries in others:
+        for entries in others if given else ():
             with suppress(ConfigError):
                 found = made(name, [*colour, *entries])
-                if final_size(found[1], size) == target:
+                if shape_after(name, found[1], set())[1:] == target:
                     return found
         return made(name, [*colour, *last])
 
     return (
-        train or fitting("train", train_defaults(source, target, written["val"])),
-        val or fitting("val", val_defaults(source, target, written["train"])),
+        train or fitting("train", train_defaults(source, target, sized)),
+        val or fitting("val", val_defaults(source, target, sized)),
     )
 
 
@@ -258,9 +259,12 @@ def some(n: int) -> list[int]:
 
 
 def _tried(
-    split: Split, name: str, steps: Sequence[Step], on: Sequence[int], seed: int, where: Where
+    split: Split, name: str, steps: Sequence[Step], on: Sequence[int], seed: int, where: Where, changing: set[int]
 ) -> tuple[int, int, int]:
-    """Run a list on a few images, so that what fails is known before training; the shape they end with."""
+    """Run a list on a few images, so that what fails is known before training; the shape they end with.
+
+    The entries that change the size of one are added to `changing`, by their place in the list.
+    """
     if len(split) == 0:
         raise DataError(f"the {name} split has no images")
     shapes: dict[tuple[int, ...], int] = {}
@@ -269,6 +273,7 @@ def _tried(
         image: Any = split.read(i)
         with moment.seeded(i):
             for step in steps:
+                size = tuple(image.shape[1:])
                 try:
                     image = step.to_sample(image, i, moment)
                 except TooLarge as error:
@@ -284,6 +289,8 @@ def _tried(
                         step.where,
                         "leave it out",
                     )
+                if tuple(image.shape[1:]) != size:
+                    changing.add(step.position)
         if image.dtype != torch.float32:
             raise ConfigError(
                 f"the {name} transforms must end with float32 images, not {image.dtype}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lrtrain.data.known_transforms import KEEPS_SIZE
 from lrtrain.data.source import Source
 
 SMALL = 64  # px: up to this as their larger side, images of one size are trained on as they are
@@ -14,6 +15,7 @@ HALF = ((0.5,), (0.5,))
 
 Entry = dict[str, Any]
 Size = tuple[int, int]
+Sized = tuple[Entry, bool]  # of a list, and whether it was seen to change the size of an image
 
 
 def is_small(source: Source) -> bool:
@@ -27,7 +29,7 @@ def default_size(source: Source, photo_size: int = PHOTO) -> Size:
     return size or (photo_size, photo_size)
 
 
-def train_defaults(source: Source, size: Size, val: Sequence[Any] | None) -> Iterator[list[Entry]]:
+def train_defaults(source: Source, size: Size, val: Sequence[Sized]) -> Iterator[list[Entry]]:
     """Lists that may do, the first whose images are of `size`: small images as `val` makes them, and the usual one.
 
     Small images are padded by an eighth and cropped; of others a random part is taken (Szegedy 2015). Both are
@@ -38,56 +40,72 @@ def train_defaults(source: Source, size: Size, val: Sequence[Any] | None) -> Ite
         yield [{"name": "RandomResizedCrop", "size": list(size)}, *flip]
         return
     crop: Entry = {"name": "RandomCrop", "size": list(size), "padding": [size[1] // 8, size[0] // 8]}
-    same = _without_chance(source, val or (), "RandomCrop")
-    yield [*same, *([] if any(entry["name"] == "RandomCrop" for entry in same) else [crop]), *flip]
+    same = _without_chance(source, val, "RandomCrop")
+    if same is not None:
+        cropped = any(entry["name"] == "RandomCrop" for entry in same)
+        yield [*same, *([] if cropped else [crop]), *flip]
+        # CenterCrop pads what is too small.
+        yield [*({**entry, "pad_if_needed": True} if entry["name"] == "RandomCrop" else entry for entry in same), *flip]
     yield [*_resized(source, size), crop, *flip]
 
 
-def val_defaults(source: Source, size: Size, train: Sequence[Any] | None) -> Iterator[list[Entry]]:
+def val_defaults(source: Source, size: Size, train: Sequence[Sized]) -> Iterator[list[Entry]]:
     """Lists that may do, the first whose images are of `size`: what `train` does but without chance, and the usual one.
 
     That takes the middle 7/8 of the shorter side, also where a random part is taken of photos; small ones stay whole.
     """
-    small = is_small(source)
-    same = _without_chance(source, train or (), "CenterCrop")
-    if size == source.image_size and all(entry["name"] == "CenterCrop" for entry in same):
-        yield []
-    if small or not any(name == "RandomResizedCrop" for name in _names(train or ())):
-        yield same
-    if small or size[0] != size[1]:
+    same = _without_chance(source, train, "CenterCrop")
+    if is_small(source):
+        if size == source.image_size and all(entry["name"] == "CenterCrop" for entry in same or ()):
+            yield []
+        if same is not None:
+            yield same
         yield _resized(source, size)
-    yield [{"name": "Resize", "size": round(size[0] * 8 / 7)}, {"name": "CenterCrop", "size": list(size)}]
+        return
+    if same and not any(entry["name"] == "RandomResizedCrop" for entry, _ in _flat(train)):
+        yield same
+    if size[0] != size[1]:
+        yield _resized(source, size)
+    else:
+        yield [{"name": "Resize", "size": round(size[0] * 8 / 7)}, {"name": "CenterCrop", "size": list(size)}]
 
 
-def _without_chance(source: Source, other: Sequence[Any], crop: str) -> list[Entry]:
-    """How a list scales, pads and crops, its crops as `crop`, and where it takes parts at random scales, the whole."""
+def _without_chance(source: Source, other: Sequence[Sized], crop: str) -> list[Entry] | None:
+    """How a list scales, pads and crops, its crops as `crop`, and where it takes parts at random scales, the whole.
+
+    None where it changes the size otherwise, or pads with what depends on its place in the list.
+    """
     square = source.image_size is not None and len(set(source.image_size)) == 1
     found: list[Entry] = []
-    for entry in _flat(other):
-        size = entry.get("size")
+    converted = False
+    for entry, changes in _flat(other):
+        name, size = entry["name"], entry.get("size")
         both = [size, size] if isinstance(size, int) else size
-        if entry["name"] == "Pad":
+        if name == "Pad":
+            if converted or entry.get("fill") not in (None, 0):
+                return None
             found.append(entry)
-        elif entry["name"] == "Resize":  # one number is the shorter side's
+        elif name == "Resize":  # one number is the shorter side's
             found.append({**entry, "size": both} if square else entry)
-        elif entry["name"] in ("RandomCrop", "CenterCrop"):
+        elif name in ("RandomCrop", "CenterCrop"):
             found.append({"name": crop, "size": both})
-        elif entry["name"] == "RandomResizedCrop":
+        elif name == "RandomResizedCrop":
             found.append({"name": "Resize", "size": both})
+        elif changes and name not in KEEPS_SIZE:
+            return None
+        converted |= name in ("ToDtype", "ToTensor", "ConvertImageDtype", "Normalize")
     return found
 
 
-def _flat(entries: Sequence[Any]) -> Iterator[Entry]:
-    for entry in entries:
-        plain = entry if isinstance(entry, Mapping) else {"name": str(entry)}
-        if plain["name"] == "Compose":
-            yield from _flat(plain.get("transforms") or ())
+def _flat(entries: Sequence[Sized]) -> Iterator[Sized]:
+    for entry, changes in entries:
+        if entry["name"] == "Compose":
+            parts = (
+                part if isinstance(part, Mapping) else {"name": str(part)} for part in entry.get("transforms") or ()
+            )
+            yield from _flat([(dict(part), changes) for part in parts])
         else:
-            yield dict(plain)
-
-
-def _names(entries: Sequence[Any]) -> Iterator[str]:
-    return (str(entry["name"]) for entry in _flat(entries))
+            yield entry, changes
 
 
 def _resized(source: Source, size: Size) -> list[Entry]:

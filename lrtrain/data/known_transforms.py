@@ -13,7 +13,7 @@ Size = tuple[int, int]
 MOST_PIXELS = 61_000_000  # that a transform may make, as few as `decode` reads of colour
 _SETS_SIZE = frozenset(("CenterCrop", "RandomCrop", "RandomResizedCrop"))
 # A name missing here costs time only: batched ops after it run sample by sample, and the size is found by trying.
-_KEEPS_SIZE = frozenset(
+KEEPS_SIZE = frozenset(
     (
         "AugMix",
         "AutoAugment",
@@ -91,7 +91,7 @@ def size_after(transform: Any, name: str, size: Size | None) -> Size | None:
         name: as in the config.
         size: height and width of the image, where they are known.
     """
-    if name in _KEEPS_SIZE or (name == "RandomRotation" and not transform.expand):
+    if name in KEEPS_SIZE or (name == "RandomRotation" and not transform.expand):
         return size
     if name in _SETS_SIZE:
         height, width = transform.size

@@ -214,13 +214,6 @@ def stages(steps: Sequence[Step], size: Size | None) -> Stages:
     return Stages(tuple(steps[:first]), tuple(steps[first:last]), tuple(steps[last:]), sizes[first])
 
 
-def final_size(steps: Sequence[Step], size: Size | None) -> Size | None:
-    """Height and width after the whole list, where that is known beforehand."""
-    for step in steps:
-        size = size_after(step.transform, step.name, size)
-    return size
-
-
 @contextmanager
 def _taken_by(name: str, where: str | None) -> Iterator[None]:
     """What fails inside fails by the arguments of the transform."""
