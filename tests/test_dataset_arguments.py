@@ -129,6 +129,15 @@ def test_an_images_name_goes_before_a_path_to_another_however_it_is_spelt(tmp_pa
     assert (chosen.tolist(), problems) == ([False, True], [])
 
 
+def test_a_whole_path_is_known_where_the_root_is_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = ["train/c/0.png", "val/c/0.png"]
+    (tmp_path / "s.txt").write_text(f"{tmp_path}/ph/val/c/0.png\n/elsewhere/val/c/0.png\n")
+    chosen, problems = named("s.txt", images, lambda i: f"ph/{images[i]}")
+    assert chosen.tolist() == [False, True]
+    assert [problem.hint for problem in problems] == ["did you mean 'val/c/0.png'?"]
+
+
 def test_a_bare_file_name_is_not_that_of_an_image_in_a_folder_with_invisible_letters(tmp_path: Path) -> None:
     names = ["cats\u200d/1.png", "dogs\u200d/1.png"]
 

@@ -489,6 +489,24 @@ def test_tables_that_a_network_makes_when_it_needs_them_are_no_obstacle_to_its_a
     assert made.state.ema.module(seen).isfinite().all()
 
 
+def test_a_buffer_of_two_names_of_which_one_is_not_saved_is_averaged() -> None:
+    class Aliased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(2)
+            self.register_buffer("mean", self.bn.running_mean, persistent=False)
+
+    model = Aliased()
+    ours, torchs = (AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True) for _ in range(2))
+    for _ in range(3):
+        model.bn(torch.randn(8, 2) + 3)
+        average.update(ours, model)
+        torchs.update_parameters(model)
+    assert ours.module.bn.running_mean.abs().min() > 0.1
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(getattr(ours.module.bn, name), getattr(torchs.module.bn, name))
+
+
 def test_a_sparse_buffer_that_no_checkpoint_holds_trains_and_is_in_the_average() -> None:
     made = job(model={"name": "tests.nets:sparse"}, ema=0.9, steps=3)
     assert isinstance(run(made)[-1], Finished)

@@ -102,6 +102,16 @@ BLUR = {"name": "RandomApply", "p": 0.5, "transforms": [{"name": "GaussianBlur",
             "val",
             {"name": "Resize", "size": [20, 20]},
         ),
+        (
+            {"train": [{"name": "RandomCrop", "size": 20, "padding": 4, "fill": 255}]},
+            "val",
+            {"name": "Resize", "size": [20, 20]},
+        ),
+        (
+            {"train": [{"name": "RandomCrop", "size": 12, "padding": 2, "padding_mode": "reflect"}]},
+            "val",
+            {"name": "CenterCrop", "size": [12, 12]},
+        ),
         ({"train": [BLUR, {"name": "RandomCrop", "size": 12}]}, "val", {"name": "CenterCrop", "size": [12, 12]}),
         (
             {"train": [{"name": "RandomResize", "min_size": 12, "max_size": 20}, {"name": "RandomCrop", "size": 12}]},

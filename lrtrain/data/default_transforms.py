@@ -86,8 +86,11 @@ def _without_chance(source: Source, other: Sequence[Sized], crop: str) -> list[E
                 return None
             found.append(entry)
         elif name == "Resize":  # one number is the shorter side's
-            found.append({**entry, "size": both} if square else entry)
+            found.append({**entry, "size": both} if square and not found else entry)
         elif name in ("RandomCrop", "CenterCrop"):
+            plain = entry.get("fill") in (None, 0) and entry.get("padding_mode") in (None, "constant")
+            if _enlarges(both, source, found) and (converted or not plain):
+                return None
             found.append({"name": crop, "size": both})
         elif name == "RandomResizedCrop":
             found.append({"name": "Resize", "size": both})
@@ -95,6 +98,13 @@ def _without_chance(source: Source, other: Sequence[Sized], crop: str) -> list[E
             return None
         converted |= name in ("ToDtype", "ToTensor", "ConvertImageDtype", "Normalize")
     return found
+
+
+def _enlarges(size: Any, source: Source, after: Sequence[Entry]) -> bool:
+    """Whether a crop may be larger than the image, so that it pads."""
+    own = source.image_size
+    fits = own is not None and isinstance(size, list | tuple) and all(a <= b for a, b in zip(size, own, strict=False))
+    return bool(after) or not fits
 
 
 def _flat(entries: Sequence[Sized]) -> Iterator[Sized]:

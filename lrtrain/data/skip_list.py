@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
-from itertools import chain, product, starmap
+from itertools import chain, product, starmap, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,9 @@ def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[
                 meant.setdefault(alias, set()).add(text)
         for i, name in enumerate(names):
             shown = printable(name)
-            roots = (path(i), name), (printable(path(i)), shown)
+            whole = path(i)
+            paths = (whole,) if os.path.isabs(whole) else (whole, os.path.abspath(whole))
+            roots = [root for of in paths for root in ((of, name), (printable(of), shown))]
             for alias in chain.from_iterable(starmap(_from_roots, roots)) if rooted else (name, shown):
                 if alias in meant:
                     chosen[i] = True
@@ -187,12 +189,19 @@ def _no_list(what: str) -> DataError:
     return DataError(f"`dataset.skip_list`: {what}", Key("skip_list"), "is it the right file? It has a name a line")
 
 
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many folders two paths end with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other), strict=False)))
+
+
 def _hint(text: str, names: Sequence[str]) -> str:
     text = text.strip()
     folder, base = os.path.split(text)
-    same = (name for name in names if os.path.basename(name) == base)
+    same = [name for name in names if os.path.basename(name) == base]
+    parts = text.split("/")
+    alike = max(same, key=lambda name: _shared(name.split("/"), parts), default=None)
     beside = [name for name in names if os.path.dirname(name) == folder][:_COMPARED]
     near = [name for name in beside or names[:_COMPARED] if max(len(name), len(text)) <= _MOST_COMPARED]
-    guess = next(same, None) or next(iter(difflib.get_close_matches(text, near, 1, 0.6)), None)
+    guess = alike or next(iter(difflib.get_close_matches(text, near, 1, 0.6)), None)
     such = f"such as {names[0]!r}" if names else "and it has no images"
     return f"did you mean {guess!r}?" if guess else f"names are paths from the dataset's root, {such}"

@@ -36,7 +36,8 @@ class Normalize:
         if images.dtype in (torch.int64, torch.uint64):  # as what is counted; no pixel reaches its largest number
             raise ValueError(f"pixels of {images.dtype} have no scale; uint8 and float32 have".replace("torch.", ""))
         std = torch.tensor(self.std, dtype=torch.float64)
-        scale = 1 / std / (1 if images.is_floating_point() else torch.iinfo(images.dtype).max)
+        whole = not images.is_floating_point() and images.dtype != torch.bool
+        scale = 1 / std / (torch.iinfo(images.dtype).max if whole else 1)
         shift = -torch.tensor(self.mean, dtype=torch.float64) / std
         a, b = moved(torch.stack([scale, shift]).float(), images.device)[:, None, :, None, None]
         # Two roundings, not one fused: whether a kernel fuses depends on a pixel's place in the batch.
