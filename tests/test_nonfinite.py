@@ -282,6 +282,20 @@ def test_a_buffer_that_is_infinite_by_design_is_trained_with_averaged_and_resume
     assert best[-1] > 0.5  # the average is evaluated
 
 
+def assert_resumes_in_the_same_bits(folder: Path, config: str, last: int) -> None:
+    """A run that is left alone, and one that lost what it saved after the step `last`."""
+    for out in ("whole", "again"):
+        ended = fit(folder, config, "--out", out)
+        assert ended.returncode == 0, ended.stderr
+    lost = [path for path in (folder / "again" / "checkpoints").glob("step-*") if int(path.name[5:]) > last]
+    assert lost
+    for path in lost:
+        shutil.rmtree(path)
+    ended = fit(folder, config, "--out", "again", "--resume")
+    assert ended.returncode == 0, ended.stderr
+    assert_same_bits(folder / "whole", folder / "again")
+
+
 def test_a_buffer_that_is_infinite_at_first_alone_is_gone_back_to_and_averaged_alike(tmp_path: Path) -> None:
     bad = 'model={name: "tests.nets:ranged", at: 4}'
     ended = fit(tmp_path, FRAGILE, "--set", bad, "--out", "run")
@@ -293,15 +307,7 @@ def test_a_buffer_that_is_infinite_at_first_alone_is_gone_back_to_and_averaged_a
         '{name: "tests.nets:fragile", limit: 0.05}', f'{{name: "tests.nets:ranged", weights: {weights}}}'
     )
     config = config.replace("every: 6step", "every: 6step, keep: 9").replace("epochs: 2", "epochs: 1")
-    for out in ("whole", "again"):
-        ended = fit(tmp_path, config, "--out", out)
-        assert ended.returncode == 0, ended.stderr
-    for saved in (tmp_path / "again" / "checkpoints").glob("step-*"):
-        if int(saved.name[5:]) > 6:
-            shutil.rmtree(saved)
-    ended = fit(tmp_path, config, "--out", "again", "--resume")
-    assert ended.returncode == 0, ended.stderr
-    assert_same_bits(tmp_path / "whole", tmp_path / "again")
+    assert_resumes_in_the_same_bits(tmp_path, config, 6)
 
 
 @pytest.mark.parametrize("net", ["folding", "recurrent", "late"])
@@ -312,14 +318,7 @@ def test_a_run_with_weights_of_which_a_network_computes_more_is_resumed(tmp_path
     saved = tensors(tmp_path / "first")
     save_file({name[6:]: value * 3 for name, value in saved.items() if name.startswith("model/")}, weights)
     config = config.replace(f'{net}"', f'{net}", weights: {weights}').replace("every: 6step", "every: 6step, keep: 9")
-    for out in ("whole", "again"):
-        assert fit(tmp_path, config, "--out", out).returncode == 0
-    for step in (tmp_path / "again" / "checkpoints").glob("step-*"):
-        if int(step.name[5:]) > 12:
-            shutil.rmtree(step)
-    ended = fit(tmp_path, config, "--out", "again", "--resume")
-    assert ended.returncode == 0, ended.stderr
-    assert_same_bits(tmp_path / "whole", tmp_path / "again")
+    assert_resumes_in_the_same_bits(tmp_path, config, 12)
 
 
 def test_where_training_goes_back_to_is_not_changed_on_the_way(rolled_back: Path) -> None:
