@@ -69,7 +69,6 @@ _HOMES: dict[Kind, _Home] = {
     ),
     "transform": _Home("torchvision.transforms.v2", "*.py", "__init__.py", "class"),
 }
-_NOT_OURS = {"model": ("build", "heads", "weights", "stems"), "scheduler": (), "dataset": ("source",)}
 _EXTRAS = {("dataset", "webdataset"): "webdataset"}  # ours that need a package, which is the extra's name too
 _KNOWN_PACKAGES = ("lrtrain", "timm", "torch", "torchvision")  # whose names need no import path
 _imported: set[str] = set()  # where the code of import paths lies, once it is imported: folders or files
@@ -116,12 +115,12 @@ def names(kind: Kind) -> tuple[str, ...]:
 
 @lru_cache
 def ours(kind: Kind) -> tuple[str, ...]:
-    """The names that are files of ours."""
+    """The names that are files of ours, which define a function of that name."""
     package = _HOMES[kind].ours
     if package is None:
         return ()
-    skipped = _NOT_OURS.get(kind, ())
-    return tuple(sorted(p.stem for p in _folder(package).glob("[a-z]*.py") if p.stem not in skipped))
+    files = _folder(package).glob("[a-z]*.py")
+    return tuple(sorted(p.stem for p in files if f"\ndef {p.stem}(" in p.read_text(encoding="utf-8")))
 
 
 @lru_cache

@@ -398,21 +398,59 @@ def half(num_classes: int, in_channels: int) -> nn.Module:
 
 
 class _Centre(nn.Module):
-    def __init__(self, num_classes: int, in_channels: int):
+    def __init__(self, num_classes: int, in_channels: int, fixed: bool = False):
         super().__init__()
+        self.fixed = fixed
         self.head = nn.Linear(64 * in_channels, num_classes)
         self.register_buffer("centre", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
         if self.training:
-            self.centre = x.mean(0) if self.centre is None else self.centre.lerp(x.mean(0), 0.1)
+            first = x.mean(0) if self.fixed else torch.zeros_like(x[0])
+            if self.centre is None or not self.fixed:
+                self.centre = first if self.centre is None else self.centre.lerp(x.mean(0), 0.1)
         return self.head(x if self.centre is None else x - self.centre)  # type: ignore[no-any-return]
 
 
 def moving_centre(num_classes: int, in_channels: int) -> nn.Module:
-    """A network with an average of its images, which begins with the first of them, and which it does not save."""
+    """A network with an average of its images, which begins with zero, and which it does not save."""
     return _Centre(num_classes, in_channels)
+
+
+def first_centre(num_classes: int, in_channels: int) -> nn.Module:
+    """A network with the mean of the first images that it sees, which it does not save."""
+    return _Centre(num_classes, in_channels, fixed=True)
+
+
+class _Turned(nn.Module):
+    def __init__(self, dtype: torch.dtype | None):
+        super().__init__()
+        self.register_buffer("table", dtype and torch.empty(0, dtype=dtype), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None or not len(self.table):
+            self.table = torch.linspace(0, 1, x.shape[-1])
+        return x * self.table
+
+
+class _Block(nn.Module):
+    def __init__(self, turned: nn.Module, mask: Tensor, width: int):
+        super().__init__()
+        self.turned, self.linear = turned, nn.Linear(width, width)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(self.turned(x)).where(self.mask == 0, 0)  # type: ignore[no-any-return]
+
+
+def sharing(num_classes: int, in_channels: int, empty: bool = False) -> nn.Module:
+    """A network whose blocks share a module with a table that is made late, and a mask of infinities that is saved."""
+    width = 64 * in_channels
+    turned = _Turned(torch.float32 if empty else None)
+    mask = torch.zeros(width).index_fill(0, torch.tensor([3]), -torch.inf)
+    blocks = [_Block(turned, mask, width) for _ in range(2)]
+    return nn.Sequential(nn.Flatten(), *blocks, nn.Linear(width, num_classes))
 
 
 class _Norm(nn.Module):

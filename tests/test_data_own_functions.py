@@ -36,6 +36,22 @@ def test_a_function_of_the_users_may_return_two_datasets(own):
     assert (source.train.read(3) == 3).all()
 
 
+def test_a_function_of_the_users_may_return_what_random_split_gives(own):
+    own.make = lambda: torch.utils.data.random_split(pairs(10), [6, 4])
+    source = opened(name="own_data:make")
+    assert (len(source.train), len(source.val)) == (6, 4)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_images_may_be_arrays_of_rows(own, channels):
+    array = np.random.default_rng(1).integers(0, 256, (8, 9, channels), dtype=np.uint8)
+    array[..., 3:] = 255
+    own.make = lambda: (pairs(4, array), pairs(2, array))
+    source = opened(name="own_data:make")
+    assert (source.channels, source.image_size) == (3, (8, 9))
+    assert torch.equal(source.train.read(1), torch.from_numpy(array[..., :3]).permute(2, 0, 1))
+
+
 def test_a_function_of_the_users_may_return_a_source(own):
     own.make = lambda: opened(name="digits")
     assert opened(name="own_data:make").classes == tuple("0123456789")

@@ -14,6 +14,7 @@ from lrtrain.data.decode import decode_bytes, decoded
 from lrtrain.data.files import FileSplit
 from lrtrain.data.inspect import look
 from lrtrain.data.pieces import TooManyPieces
+from lrtrain.errors import DataError
 from tests.pngs import chunk, png_of
 
 
@@ -67,6 +68,22 @@ def test_a_file_of_very_many_pieces_is_refused_before_all_are_read(tmp_path, con
     if not content.startswith(b"\x89PNG") or b"tEXt" in content[:60] or b"prIv" in content[:60]:
         with pytest.raises(TooManyPieces):
             files.size_of(0)
+
+
+def test_a_jpeg_of_much_exif_is_refused_since_pillow_copies_all_of_it_for_each_piece(tmp_path):
+    few, many = (exif_of(n) for n in (100, 101))
+    assert decode_bytes(few, "a.jpg", 1).shape == (1, 8, 8)
+    (tmp_path / "a").write_bytes(many)
+    files = FileSplit(tmp_path, ["a"], np.zeros(1, np.int64), 1)
+    assert "more than 100 pieces of Exif" in look(files, 0, 1).why
+    for read in (files.read, files.size_of):
+        with pytest.raises((DataError, TooManyPieces), match="more than 100 pieces of Exif"):
+            read(0)
+
+
+def exif_of(pieces):
+    whole = encoded("JPEG")
+    return whole[:2] + b"\xff\xe1\0\x0eExif\0\0bits12" * pieces + whole[2:]
 
 
 def test_what_follows_the_first_frame_is_looked_through_up_to_as_many_pieces(tmp_path):

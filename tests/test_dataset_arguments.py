@@ -51,6 +51,7 @@ CASES: list[tuple[str, int, tuple[str, ...]]] = [
     (FAKE + "splits: {train: {}, val: {foo: 1}}", 2, ("argument 'foo'", "dataset.splits.val.foo")),
     ("name: MNIST\n  root: data\n  train: true", 2, ("picks one split", "c.yaml:9 dataset.train")),
     ("name: SVHN\n  root: data\n  splits: {train: {split: foo}}", 2, ("'foo' for argument split", "dataset.splits.train.split")),
+    (FAKE + "size: 9\n  image_size: [3, 9000, 9000]\n  val_fraction: 0.3", 2, ("image_size", "[3, 9000, 9000]", "490 MB")),
     (FAKE + 'size: "x"\n  val_fraction: 0.3', 3, ("FakeData (train) was opened, but cannot be used: TypeError",)),
     (FAKE + "size: 1.5\n  val_fraction: 0.3", 3, ("FakeData (train) was opened, but cannot be used: TypeError",)),
     (FAKE + "size: 3\n  num_classes: 0\n  val_fraction: 0.3", 3, ("FakeData (train) was opened, but cannot be used",)),

@@ -57,6 +57,7 @@ def test_a_buffer_that_would_come_back_other_than_it_was_is_refused(net: str, fo
         ("teacher", {}, "its parameter 'teacher.weight' while it trains, and as state_dict"),
         ("sparse_gradients", {}, "has sparse gradients in 0"),
         ("half", {"precision": "fp16"}, "those of group 'default' are float16"),
+        ("first_centre", {}, "changes its buffer 'centre' while it trains, and with `persistent=False`"),
     ],
 )
 def test_a_network_that_cannot_be_trained_or_resumed_is_refused_before(net: str, changes: Any, words: str) -> None:
@@ -151,6 +152,16 @@ def test_a_buffer_of_two_names_of_which_one_is_not_saved_is_averaged() -> None:
     assert ours.module.bn.running_mean.abs().min() > 0.1
     for name in ("running_mean", "running_var"):
         assert torch.equal(getattr(ours.module.bn, name), getattr(torchs.module.bn, name))
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_blocks_share_trains_and_is_averaged_and_saved_by_all_its_names(empty: bool) -> None:
+    made = job(model={"name": "tests.nets:sharing", "empty": empty}, ema=0.9, steps=3)
+    assert isinstance(run(made)[-1], Finished)
+    saved = snapshot(made.state)[0]
+    assert saved["ema"].keys() == saved["model"].keys()
+    assert {"1.mask", "2.mask"} <= saved["ema"].keys()
+    assert torch.equal(saved["ema"]["2.mask"], saved["model"]["1.mask"])
 
 
 def test_a_sparse_buffer_that_no_checkpoint_holds_trains_and_is_in_the_average() -> None:

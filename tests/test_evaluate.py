@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,20 @@ def test_a_skip_list_after_training_holds_out_no_images_that_were_trained_on(typ
     ended = typed(*moved)
     assert ended.code == 0, ended.err
     assert "as they were (train/a: 9 images when the run began, 8 now): if some" in " ".join(ended.out.split())
+
+
+def test_another_dataset_is_evaluated_with_the_transforms_of_the_run(typed: Typed, photos: Path) -> None:
+    config = yaml.safe_load(CONFIG)
+    ending = {"name": "Normalize", "mean": [0.1] * 3, "std": [0.3] * 3}
+    config["dataset"]["transforms"] = {"train": [{"name": "Resize", "size": [9, 9]}, ending]}
+    Path("c.yaml").write_text(yaml.safe_dump(config))
+    assert typed("fit", "c.yaml", "--out", "run").code == 0
+    again = "dataset={name: imagefolder, root: here/photos, val_fraction: 0.25}"
+    plain = again.replace("}", ", transforms: {val: [{name: CenterCrop, size: 9}]}}")
+    ended = [typed("evaluate", "run", *more) for more in ((), ("--set", again), ("--set", plain))]
+    assert [each.code for each in ended] == [0, 0, 0], ended[1].err
+    losses = [re.findall(r"loss +([\d.]+)", each.out) for each in ended]
+    assert losses[0] == losses[1] != losses[2] != []
 
 
 def test_an_image_of_another_size_is_no_other_hold_out(typed: Typed, photos: Path) -> None:

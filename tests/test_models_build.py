@@ -55,6 +55,13 @@ def where(*loc: str | int) -> str:
     return dotted(loc)
 
 
+@pytest.mark.parametrize("kind", ["model", "scheduler", "dataset"])
+def test_what_is_offered_as_ours_is_there(kind: lookup.Kind) -> None:
+    assert all(callable(lookup.find(kind, name)) for name in lookup.ours(kind))
+    if kind == "model":
+        assert lookup.ours(kind) == ("airbench", "resnet9", "small_cnn")
+
+
 def built(
     name: str, num_classes: int = 7, in_channels: int = 3, seed: int = 0, load: bool = True, **section: Any
 ) -> BuiltModel:

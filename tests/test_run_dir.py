@@ -489,6 +489,37 @@ def test_what_goes_while_a_run_is_looked_through_is_no_fault(tmp_path: Path, mon
     refuse_other_files(run)
 
 
+def test_a_copy_that_shares_the_checkpoints_of_its_run_does_not_train_on(tmp_path: Path) -> None:
+    first, copy, handed = (RunDir(tmp_path / name) for name in ("first", "copy", "handed"))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    first.path.mkdir()
+    first.config.write_text("")
+    first.checkpoints.symlink_to(disk)
+    with locked(first):
+        Status(first, job().state, "acc1")
+    shutil.copytree(first.path, copy.path, symlinks=True)
+    with pytest.raises(CheckpointError, match=r"these are the checkpoints of the run '.*first', and"), locked(copy):
+        pass
+    with locked(first):
+        pass
+    first.path.rename(tmp_path / "moved")
+    with locked(RunDir(tmp_path / "moved")):
+        pass
+    shutil.copytree(tmp_path / "moved", handed.path)  # with what the link leads to
+    with locked(handed):
+        pass
+    shutil.rmtree(handed.checkpoints)
+    disk.rename(tmp_path / "plain")
+    plain = RunDir(tmp_path / "victim")
+    plain.checkpoints.mkdir(parents=True)
+    plain.config.write_text("")
+    handed.status.unlink()
+    handed.checkpoints.symlink_to(plain.checkpoints)
+    with pytest.raises(CheckpointError, match=r"of the run '.*victim'"), locked(handed):
+        pass
+
+
 def test_folders_that_are_no_checkpoints_may_hold_folders(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     for other in (run.checkpoints / "lost+found", run.path / ".git"):

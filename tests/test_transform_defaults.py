@@ -87,6 +87,7 @@ def test_defaults_of_photos_are_the_usual_ones(tmp_path):
     assert [entry["size"] for entry in own.resolved_transforms["val"][:2]] == [11, [10, 10]]
 
 
+GRAY = {"name": "Grayscale", "num_output_channels": 3}
 BLUR = {"name": "RandomApply", "p": 0.5, "transforms": [{"name": "GaussianBlur", "kernel_size": 3}]}
 
 
@@ -121,8 +122,31 @@ BLUR = {"name": "RandomApply", "p": 0.5, "transforms": [{"name": "GaussianBlur",
         (
             {"train": [{"name": "ToDtype", "dtype": "float32", "scale": True}, {"name": "Pad", "padding": 4}]},
             "val",
+            {"name": "Pad", "padding": 4},
+        ),
+        (
+            {"train": [{"name": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}, {"name": "Pad", "padding": 4}]},
+            "val",
             {"name": "Resize", "size": [24, 24]},
         ),
+        (
+            {"train": ["ToTensor", {"name": "Resize", "size": 20}, {"name": "RandomCrop", "size": [12]}]},
+            "val",
+            {"name": "Resize", "size": [20, 20]},
+        ),
+        (
+            {"train": [{"name": "Resize", "size": [14]}, {"name": "RandomCrop", "size": 12, "padding_mode": "edge"}]},
+            "val",
+            {"name": "Resize", "size": [14, 14]},
+        ),
+        (
+            {"train": [{"name": "RandomCrop", "size": 12}, {"name": "Pad", "padding": 4, "fill": 9}]},
+            "val",
+            {"name": "Resize", "size": [20, 20]},
+        ),
+        ({"train": [GRAY]}, "val", GRAY),
+        ({"val": [{"name": "Compose", "transforms": [GRAY]}]}, "train", GRAY),
+        ({"train": ["Grayscale", "RGB"]}, "val", {"name": "Grayscale"}),
         ({"train": [{"name": "Pad", "padding": 4, "fill": [255, 0, 0]}, "Grayscale"]}, "val", {"name": "Grayscale"}),
         (
             {"val": [{"name": "CenterCrop", "size": 20}]},
@@ -156,6 +180,14 @@ def test_a_missing_list_follows_the_size_of_the_given_one(folder, given, other, 
     made = pipeline(name="imagefolder", root=str(folder), **lists(**given))
     assert made.resolved_transforms[other][0] == first
     assert made.shape == made.val_shape
+
+
+@pytest.mark.parametrize("train", [["RandomHorizontalFlip"], ["ToTensor"], [BLUR, "RandomErasing"], []])
+def test_photos_of_one_size_that_are_trained_on_whole_are_evaluated_whole(tmp_path, train):
+    root = noise(tmp_path, {"train": 2, "val": 1}, size=(96, 96))
+    made = pipeline(name="imagefolder", root=str(root), **lists(train=train))
+    assert names(made)["val"] == ["ToDtype", "Normalize"]
+    assert made.shape == made.val_shape == (3, 96, 96)
 
 
 def test_photos_that_are_all_of_the_usual_size_are_made_as_others_are(tmp_path):

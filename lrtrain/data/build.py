@@ -30,6 +30,7 @@ from lrtrain.data.transforms import (
     Step,
     build_steps,
     channels_after,
+    colouring,
     completed,
     is_ending,
     stages,
@@ -205,7 +206,7 @@ def _with_defaults(
     changing: set[int] = set()
     target = shape_after(name, given[1], changing)[1:] if given else default_size(source, photo_size)
     sized = [(entry, i in changing) for i, entry in enumerate(given[0])] if given else []
-    colour = _colour(source, written[name] or [])
+    colour = colouring(written[name] or [])
 
     def fitting(name: str, lists: Iterator[list[Entry]]) -> tuple[list[Entry], list[Step]]:
         """The first list that makes images of the size; the last one does."""
@@ -221,12 +222,6 @@ def _with_defaults(
         train or fitting("train", train_defaults(source, target, sized)),
         val or fitting("val", val_defaults(source, target, sized)),
     )
-
-
-def _colour(source: Source, other: Sequence[Entry]) -> list[Entry]:
-    """What gives a list the channels that the other one ends with."""
-    channels = channels_after(other, source.channels)
-    return [] if channels == source.channels else [{"name": "RGB" if channels == 3 else "Grayscale"}]
 
 
 def _refuse_random(steps: Sequence[Step]) -> None:

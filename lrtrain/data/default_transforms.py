@@ -62,7 +62,7 @@ def val_defaults(source: Source, size: Size, train: Sequence[Sized]) -> Iterator
             yield same
         yield _resized(source, size)
         return
-    if same and not any(entry["name"] == "RandomResizedCrop" for entry, _ in _flat(train)):
+    if same is not None and not any(entry["name"] == "RandomResizedCrop" for entry, _ in _flat(train)):
         yield same
     if size[0] != size[1]:
         yield _resized(source, size)
@@ -76,35 +76,39 @@ def _without_chance(source: Source, other: Sequence[Sized], crop: str) -> list[E
     None where it changes the size otherwise, or pads with what depends on its place in the list.
     """
     square = source.image_size is not None and len(set(source.image_size)) == 1
+    least = source.image_size  # height and width that images have at least, where that is known
     found: list[Entry] = []
-    converted = False
+    normalised = False
     for entry, changes in _flat(other):
         name, size = entry["name"], entry.get("size")
         both = [size, size] if isinstance(size, int) else size
+        both = [*both, *both] if isinstance(both, list | tuple) and len(both) == 1 else both
+        plain = not normalised and entry.get("fill") in (None, 0)
         if name == "Pad":
-            if converted or entry.get("fill") not in (None, 0):
+            if not plain:
                 return None
             found.append(entry)
         elif name == "Resize":  # one number is the shorter side's
             found.append({**entry, "size": both} if square and not found else entry)
+            least = None if entry.get("max_size") else _sides(both)
         elif name in ("RandomCrop", "CenterCrop"):
-            plain = entry.get("fill") in (None, 0) and entry.get("padding_mode") in (None, "constant")
-            if _enlarges(both, source, found) and (converted or not plain):
+            asked = _sides(both)
+            fits = least is not None and asked is not None and asked[0] <= least[0] and asked[1] <= least[1]
+            if not fits and not (plain and entry.get("padding_mode") in (None, "constant")):
                 return None
             found.append({"name": crop, "size": both})
+            least = asked
         elif name == "RandomResizedCrop":
             found.append({"name": "Resize", "size": both})
+            least = _sides(both)
         elif changes and name not in KEEPS_SIZE:
             return None
-        converted |= name in ("ToDtype", "ToTensor", "ConvertImageDtype", "Normalize")
+        normalised |= name == "Normalize"
     return found
 
 
-def _enlarges(size: Any, source: Source, after: Sequence[Entry]) -> bool:
-    """Whether a crop may be larger than the image, so that it pads."""
-    own = source.image_size
-    fits = own is not None and isinstance(size, list | tuple) and all(a <= b for a, b in zip(size, own, strict=False))
-    return bool(after) or not fits
+def _sides(size: Any) -> Size | None:
+    return (size[0], size[1]) if isinstance(size, list | tuple) and len(size) == 2 else None
 
 
 def _flat(entries: Sequence[Sized]) -> Iterator[Sized]:

@@ -121,7 +121,8 @@ def _own(name: str, function: Any, arguments: dict[str, Any], seed: int) -> Sour
         ) from error
     if isinstance(made, Source):
         return made
-    if isinstance(made, tuple) and len(made) in (2, 3) and all(hasattr(part, "__getitem__") for part in made):
+    # A list, as random_split() gives, too.
+    if isinstance(made, tuple | list) and len(made) in (2, 3) and all(hasattr(part, "__getitem__") for part in made):
         source = pairs_source(name, dict(zip(("train", "val", "test"), made, strict=False)), None, seed)
         for split in source.splits().values():
             if isinstance(split, PairSplit):

@@ -30,7 +30,7 @@ _LISTS["y"] = "classes categories"  # the latter in Caltech101 and Caltech256
 
 @dataclass(frozen=True, eq=False)
 class PairSplit:
-    """A dataset whose items are (PIL image or uint8 tensor, class index)."""
+    """A dataset whose items are (PIL image, uint8 tensor or array, class index)."""
 
     name: str
     pairs: Any
@@ -93,10 +93,19 @@ def _is_torchvisions(pairs: Any) -> bool:
 def _item(pairs: Any, i: int) -> Any:
     """Item i; torchvision's datasets open whatever Pillow can, in whichever process reads them."""
     if not _is_torchvisions(pairs):
-        return pairs[i]
+        return _in_pil(pairs[i])
     only_formats()
     with only_whole_files():
         return pairs[i]
+
+
+def _in_pil(item: Any) -> Any:
+    """An item whose image is an array of (height, width, channels), as OpenCV and imageio make it, with one of PIL."""
+    image = item[0] if isinstance(item, tuple | list) and item else None
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
+        return item
+    in_rows = image.shape[0] not in (1, 3) and image.shape[2] in (3, 4)
+    return (Image.fromarray(image), *item[1:]) if in_rows else item
 
 
 def _some(pairs: Any) -> Iterator[tuple[int, Any]]:

@@ -6,21 +6,24 @@ from typing import IO, Any
 
 MOST_FILE_BYTES = 200_000_000  # of an image file: 61 million pixels of colour, uncompressed
 _MOST_READS = 200_000  # of a file: a PNG of 200 MB in chunks of 8 KB takes 75,000
+# Of a JPEG, which has one for each picture in it. Pillow appends each to those before: 1,500 of 65 kB take 40 s.
+_EXIF, _MOST_EXIF = b"Exif\0\0", 100
 
 
 class TooManyPieces(ValueError):
-    """A file is read in more than `_MOST_READS` pieces."""
+    """A file is read in more than `_MOST_READS` pieces, or more than `_MOST_EXIF` of Exif."""
 
 
 class Pieces:
     """A file as Pillow reads it, up to a number of reads: what is walked through bit by bit would not end in time.
 
-    Pillow walks through chunks, segments, boxes, comments and junk, in whichever format; the count goes on from one
+    Pillow walks through chunks, segments, boxes, comments and junk, in whichever format; the counts go on from one
     format that it tries to the next, and while it decodes.
     """
 
     def __init__(self, file: IO[bytes]):
         self._file, self._reads, self.most = file, 0, _MOST_READS  # more where the format needs it
+        self._exif = 0
 
     def read(self, size: int = -1) -> bytes:
         """As a file's own.
@@ -31,7 +34,11 @@ class Pieces:
         self._reads += 1
         if self._reads > self.most:
             raise TooManyPieces(f"it is made of more than {self.most:,} pieces, and no image needs so many")
-        return self._file.read(size)
+        data = self._file.read(size)
+        self._exif += data.startswith(_EXIF)
+        if self._exif > _MOST_EXIF:
+            raise TooManyPieces(f"it has more than {_MOST_EXIF} pieces of Exif, and no image needs so many")
+        return data
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)  # libtiff reads by fileno() or getvalue(), where the file has it

@@ -93,7 +93,8 @@ def _begin_keeping(stack: ExitStack) -> str:
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(stat.S_IMODE(folder.parent.stat().st_mode))  # who shares the one shares the other
         stack.enter_context(locked(folder / "index"))
-        for abandoned in folder.glob("*.partial"):  # by one that was killed, since nobody else holds the lock
+        # By one that was killed, since nobody else holds the lock. Others may keep files here too.
+        for abandoned in folder.glob(f"{'[0-9a-f]' * 32}.partial"):
             abandoned.unlink(missing_ok=True)
     except OSError as error:
         return _unkept(folder, error)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
-from itertools import chain, product, starmap, takewhile
+from itertools import product, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -42,23 +42,15 @@ def named(file: str, names: Sequence[str], path: Callable[[int], str]) -> tuple[
     wanted = _read(where, len(names))
     chosen = np.fromiter((name in wanted for name in names), dtype=np.bool_, count=len(names))
     missing = set(wanted) - {names[i] for i in np.flatnonzero(chosen).tolist()}
+    called = _called(names, path) if missing else {}
+    deep = max((name.count("/") for name in called), default=0)
     # An image's name goes before a path to another, and a//b is a member's own name first.
     for rooted, spelt in product((False, True), (_without_dot, os.path.normpath)):
-        if not missing:
-            break
-        meant: dict[str, set[str]] = {}
-        for text in missing:
-            for alias in (text, text.strip(), spelt(text.strip())):
-                meant.setdefault(alias, set()).add(text)
-        for i, name in enumerate(names):
-            shown = printable(name)
-            whole = path(i)
-            paths = (whole,) if os.path.isabs(whole) else (whole, os.path.abspath(whole))
-            roots = [root for of in paths for root in ((of, name), (printable(of), shown))]
-            for alias in chain.from_iterable(starmap(_from_roots, roots)) if rooted else (name, shown):
-                if alias in meant:
-                    chosen[i] = True
-                    missing -= meant[alias]
+        for text in tuple(missing):
+            for alias in {text, text.strip(), spelt(text.strip())}:
+                if found := _from_a_root(alias, called, deep, path) if rooted else called.get(alias):
+                    chosen[found] = True
+                    missing.discard(text)
     problems = [
         Problem(
             f"the skip list names {text!r}, which is not in the dataset",
@@ -85,17 +77,33 @@ def _without_dot(path: str) -> str:
     return path.removeprefix("./")
 
 
-def _from_roots(path: str, name: str) -> Iterator[str]:
-    """A path as one may write it from any folder above the root: a run's own root is written from / on.
+def _called(names: Sequence[str], path: Callable[[int], str]) -> dict[str, list[int]]:
+    """The images of each name, escaped or not; and of each path that does not end with it, as of files elsewhere."""
+    found: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        whole = path(i)
+        own = {name} if whole.endswith(name) else {name, whole, os.path.abspath(whole)}
+        for alias in own | {printable(one) for one in own}:
+            found.setdefault(alias, []).append(i)
+    return found
 
-    >>> list(_from_roots("/data/pets/cats/1.png", "cats/1.png"))
-    ['/data/pets/cats/1.png', 'data/pets/cats/1.png', 'pets/cats/1.png']
+
+def _from_a_root(alias: str, called: Mapping[str, list[int]], deep: int, path: Callable[[int], str]) -> list[int]:
+    """The images that this is the path of, from any folder above the root: a run's own root is written from / on.
+
+    `deep` is how many slashes a name has at most.
     """
-    yield path
-    root = path.removesuffix(name) if path.endswith(name) else ""
-    for at, letter in enumerate(root[:-1]):
-        if letter == "/":
-            yield path[at + 1 :]
+    found, at = [], len(alias)
+    for _ in range(deep + 1):
+        at = alias.rfind("/", 0, at)
+        if at < 0:
+            break
+        for i in called.get(alias[at + 1 :], ()):
+            whole = path(i)
+            paths = {whole, os.path.abspath(whole)}
+            if any(one == alias or one.endswith(f"/{alias}") for one in (*paths, *map(printable, paths))):
+                found.append(i)
+    return found
 
 
 def without(

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from lrtrain import foreign
 from lrtrain.config.messages import shortened
 from lrtrain.data import files as image_files
+from lrtrain.data.decode import MAX_BYTES
 from lrtrain.data.default_transforms import Size
 from lrtrain.data.opening import only_whole_files
 from lrtrain.data.pairs import PairSplit, channels_of, common_size, labels_of, numbered, usable
@@ -290,6 +291,10 @@ def _is_value(cls: type, arguments: Mapping[str, Any], value: str) -> bool:
 def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place: str = "") -> Any:
     """The dataset opened with the section's arguments and the split's own, which stand at `place` in the section."""
     name, given = cls.__name__, {**arguments, **own}
+    shape = given.get("image_size")
+    if name == "FakeData" and _values(shape) * 12 > MAX_BYTES:  # float32, and a copy of each kind
+        what = f"FakeData would draw images of {shape}, more than {MAX_BYTES / 1e6:,.0f} MB each"
+        raise ConfigError(what, Key("image_size"), "a smaller one, such as [3, 224, 224]")
     if "download" in _parameters(cls):
         given.setdefault("download", False)  # torchvision's own default is true for one of them
     if "loader" in _parameters(cls):
@@ -320,6 +325,12 @@ def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place
         raise EnvironmentFault(
             f"{name} needs a package that is missing: {error}", hint=f"pip install {missing.name or 'it'}"
         ) from error
+
+
+def _values(shape: Any) -> int:
+    """The numbers that an image of this shape has; 0 where it is no shape, which torchvision says."""
+    known = isinstance(shape, list | tuple) and all(type(n) is int for n in shape)
+    return math.prod(map(abs, shape)) if known else 0
 
 
 def _refuse_files(cls: type, root: Path, given: Mapping[str, Any]) -> None:

@@ -172,6 +172,11 @@ def _channels_after(entry: Entry, channels: int) -> int:
     return {"Grayscale": int(entry.get("num_output_channels", 1)), "RGB": 3}.get(entry["name"], channels)
 
 
+def colouring(entries: Sequence[Entry]) -> list[Entry]:
+    """What in a list makes other colours or channels of an image, and another list must have too."""
+    return [entry for _, entry in _flat(entries) if entry["name"] in ("Grayscale", "RGB")]
+
+
 def is_ending(entry: Entry) -> bool:
     """Whether this is conversion to float32 or normalisation."""
     return entry["name"] in ("ToDtype", "Normalize")

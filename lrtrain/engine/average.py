@@ -46,7 +46,7 @@ def update(
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    parts = module.named_modules()
+    parts = module.named_modules(remove_duplicate=False)
     unsaved = {f"{path}.{name}".lstrip(".") for path, part in parts for name in part._non_persistent_buffers_set}
     # What has two names, of which one is not saved, is saved; and it is averaged once.
     named = [(name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name not in unsaved]

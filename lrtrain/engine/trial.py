@@ -47,6 +47,10 @@ def try_forward(
                 before = tensors_as_built(module)
                 _try_shape(config, module.train(), pipeline.shape, classes, device)
                 refuse_lost(module, before)
+            with _untouched(model) as module, about(config.where("model", "name")):
+                # What it made of these images must be no other for others: a resumed run begins with others.
+                _try_shape(config, module.train(), pipeline.shape, classes, device, value=1.0)
+                refuse_lost(module, before)
 
 
 @contextmanager
@@ -71,11 +75,16 @@ def _untouched(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 
 def _try_shape(
-    config: RunConfig, module: torch.nn.Module, shape: tuple[int, int, int], classes: int, device: torch.device
+    config: RunConfig,
+    module: torch.nn.Module,
+    shape: tuple[int, int, int],
+    classes: int,
+    device: torch.device,
+    value: float = 0.0,
 ) -> None:
     size, mode = "x".join(map(str, shape)), " while it trains" if module.training else ""
     try:
-        logits = module(torch.zeros(2, *shape, device=device))
+        logits = module(torch.full((2, *shape), value, device=device))
     except Exception as error:
         if out_of_memory(error):
             raise

@@ -13,8 +13,10 @@ def infinite_buffers(module: nn.Module) -> frozenset[str]:
 
     Parameters that are frozen where they are made are as good as buffers.
     """
-    frozen = [(name, parameter) for name, parameter in module.named_parameters() if not parameter.requires_grad]
-    return frozenset(name for name, one in (*module.named_buffers(), *frozen) if first_bad_tensor([(name, one)]))
+    named = module.named_parameters(remove_duplicate=False)  # layers may share one: state_dict() has all its names
+    frozen = [(name, parameter) for name, parameter in named if not parameter.requires_grad]
+    held = (*module.named_buffers(remove_duplicate=False), *frozen)
+    return frozenset(name for name, one in held if first_bad_tensor([(name, one)]))
 
 
 def first_bad_tensor(tensors: Sequence[tuple[str, Tensor]]) -> str | None:

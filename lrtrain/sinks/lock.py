@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from lrtrain.engine.events import Event, Stepped
 from lrtrain.errors import EnvironmentFault, RunDirError
 from lrtrain.sinks import Sink
-from lrtrain.sinks.run_dir import RunDir
+from lrtrain.sinks.run_dir import RunDir, refuse_shared_checkpoints
 
 
 @contextmanager
@@ -26,8 +26,10 @@ def locked(run_dir: RunDir) -> Iterator[Sink]:
 
     Raises:
         RunDirError: another process trains in it.
+        CheckpointError: its checkpoints are another run's.
         EnvironmentFault: the directory cannot be written to.
     """
+    refuse_shared_checkpoints(run_dir)
     lock = FileLock(run_dir.lock)
     try:
         run_dir.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -138,6 +138,25 @@ def refuse_other_files(run: RunDir) -> None:
             raise CheckpointError(what, str(path), "remove it")
 
 
+def refuse_shared_checkpoints(run: RunDir) -> None:
+    """Refuse to train on in a copy of a run that shares the checkpoints, by a link: what is pruned is the other's too.
+
+    Raises:
+        CheckpointError: names the other run.
+    """
+    if not run.checkpoints.is_symlink():
+        return
+    began = run.read_status().get("path")
+    for other in (Path(os.path.realpath(run.checkpoints)).parent, Path(began) if isinstance(began, str) else None):
+        with suppress(OSError, ValueError):
+            if other is None or other.samefile(run.path) or not (other / "config.yaml").exists():
+                continue
+            if (other / "checkpoints").samefile(run.checkpoints):
+                what = f"these are the checkpoints of the run {quoted(str(other))}, and would be replaced there too"
+                hint = "put a copy of the folder in the link's place, as `cp -aL` makes it; or go on with that run"
+                raise CheckpointError(what, str(run.checkpoints), hint)
+
+
 def _status_of(path: Path) -> os.stat_result | None:
     """What `path` is; None where it has gone: another process may train in the run."""
     with suppress(FileNotFoundError):

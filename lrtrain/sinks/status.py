@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,6 +45,7 @@ class Status:
             "last_checkpoint": last.name if last is not None else None,
             "message": message,
             "begun": self._begun,
+            "path": os.path.realpath(self._run.path),
             **here(),
         }
         write_atomically(self._run.status, json.dumps(status, indent=1) + "\n")

@@ -137,8 +137,10 @@ def test_one_process_indexes_while_others_wait(two):
 def test_an_indexing_that_was_killed_leaves_nothing_in_the_way(two, kept):
     process = opening(two, 60)
     assert process.stdout.readline() == "scans\n"
-    (kept / "abandoned.partial").write_bytes(b"x")
+    (kept / f"{'0a' * 16}.partial").write_bytes(b"x")
+    others = kept / "train-1.tar.partial"  # that are being downloaded to there
+    others.write_bytes(b"x")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert len(opened(**two).train) == 4
-    assert not list(kept.glob("*.partial"))
+    assert list(kept.glob("*.partial")) == [others]
