@@ -3,9 +3,9 @@
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:
-    # `python -m` looks for modules in the working folder first. That may be a run from elsewhere with a yaml.py in it,
-    # so what is installed goes first; modules of one's own are still found there.
-    sys.path.append(sys.path.pop(0))
+    from lrtrain.own_code import set_aside
+
+    set_aside()
 
 import os
 import select

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lrtrain.errors import ConfigError, EnvironmentFault, quoted
+from lrtrain.own_code import look_there_too
 
 Kind = Literal["scheduler", "optimizer", "model", "dataset", "transform"]
 PLURALS: dict[Kind, str] = {
@@ -246,6 +247,7 @@ def find(kind: Kind, name: str) -> Any:
 
 def _import_path(path: str) -> Any:
     module, _, attribute = path.partition(":")
+    look_there_too()
     try:
         found: Any = importlib.import_module(module)
         top = sys.modules[module.partition(".")[0]]

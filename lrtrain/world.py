@@ -76,7 +76,7 @@ def _launch() -> str:
 
 def _number(name: str) -> int:
     text = os.environ.get(name, "")
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
         found = f"is {text[:80]!r}" if name in os.environ else "is not set"
         raise DistributedError(
             f"{name} must be a whole number; it {found}", hint="torchrun sets it; start lrtrain with torchrun"

@@ -206,7 +206,7 @@ def _with_defaults(
     changing: set[int] = set()
     target = shape_after(name, given[1], changing)[1:] if given else default_size(source, photo_size)
     sized = [(entry, i in changing) for i, entry in enumerate(given[0])] if given else []
-    colour = colouring(written[name] or [])
+    colour = colouring(written[name] or [], source.channels)
 
     def fitting(name: str, lists: Iterator[list[Entry]]) -> tuple[list[Entry], list[Step]]:
         """The first list that makes images of the size; the last one does."""

@@ -172,9 +172,14 @@ def _channels_after(entry: Entry, channels: int) -> int:
     return {"Grayscale": int(entry.get("num_output_channels", 1)), "RGB": 3}.get(entry["name"], channels)
 
 
-def colouring(entries: Sequence[Entry]) -> list[Entry]:
-    """What in a list makes other colours or channels of an image, and another list must have too."""
-    return [entry for _, entry in _flat(entries) if entry["name"] in ("Grayscale", "RGB")]
+def colouring(entries: Sequence[Entry], channels: int) -> list[Entry]:
+    """What in a list makes other colours or channels of images of `channels`, and another list must have too."""
+    found = []
+    for _, entry in _flat(entries):
+        if entry["name"] == "Grayscale" or (entry["name"] == "RGB" and channels != 3):
+            found.append(entry)
+        channels = _channels_after(entry, channels)
+    return found
 
 
 def is_ending(entry: Entry) -> bool:
