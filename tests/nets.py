@@ -441,7 +441,8 @@ class _Block(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.linear(self.turned(x)).where(self.mask == 0, 0)  # type: ignore[no-any-return]
+        changed: Tensor = self.linear(self.turned(x))
+        return x + changed.where(self.mask == 0, 0)
 
 
 def sharing(num_classes: int, in_channels: int, empty: bool = False) -> nn.Module:

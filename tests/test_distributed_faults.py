@@ -409,6 +409,7 @@ def test_processes_that_cannot_meet_are_told_which_variable_to_look_at(folder: P
     [
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK must be below WORLD_SIZE"),
         ({"RANK": "one"}, "RANK must be a whole number; it is 'one'"),
+        ({"RANK": "1" * 5000}, "RANK must be a whole number; it is '1111"),
         ({"WORLD_SIZE": "-2"}, "WORLD_SIZE must be a whole number; it is '-2'"),
         ({"LOCAL_RANK": "1", "RANK": "0"}, "LOCAL_RANK not above RANK"),
     ],

@@ -13,7 +13,7 @@ import pytest
 from lrtrain import foreign
 from lrtrain.checkpoint import format
 from lrtrain.errors import CheckpointError
-from lrtrain.sinks.jsonl import refuse_other_log
+from lrtrain.sinks.jsonl import _opened_to_append, refuse_other_log
 from tests.hostile import Typed, assert_clear
 from tests.test_hostile_checkpoint import manifest_of, rewrite, trained, typed
 
@@ -50,6 +50,16 @@ def test_a_log_of_something_else_is_refused_and_the_run_left_as_it_is(
     before = {file: file.read_bytes() for file in (tmp_path / "run").glob("*.*") if file.name != "status.json"}
     assert_clear(typed(*RESUME, *more), 4, words)
     assert before == {file: file.read_bytes() for file in before}
+
+
+def test_a_sparse_log_of_two_names_is_not_copied(tmp_path: Path) -> None:
+    log = tmp_path / "timing.jsonl"
+    with log.open("wb") as file:
+        file.truncate(2**31)
+    os.link(log, tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"timing\.jsonl is not this run's: .* it is a sparse file"):
+        _opened_to_append(log)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "timing.jsonl"]
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])

@@ -510,12 +510,11 @@ def test_a_copy_that_shares_the_checkpoints_of_its_run_does_not_train_on(tmp_pat
     with locked(handed):
         pass
     shutil.rmtree(handed.checkpoints)
-    disk.rename(tmp_path / "plain")
-    plain = RunDir(tmp_path / "victim")
-    plain.checkpoints.mkdir(parents=True)
-    plain.config.write_text("")
     handed.status.unlink()
-    handed.checkpoints.symlink_to(plain.checkpoints)
+    victim = RunDir(tmp_path / "victim")
+    victim.checkpoints.mkdir(parents=True)
+    victim.config.write_text("")
+    handed.checkpoints.symlink_to(victim.checkpoints)
     with pytest.raises(CheckpointError, match=r"of the run '.*victim'"), locked(handed):
         pass
 

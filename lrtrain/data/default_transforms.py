@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lrtrain.data.known_transforms import KEEPS_SIZE
@@ -15,7 +15,7 @@ HALF = ((0.5,), (0.5,))
 
 Entry = dict[str, Any]
 Size = tuple[int, int]
-Sized = tuple[Entry, bool]  # of a list, and whether it was seen to change the size of an image
+Sized = tuple[Entry, bool]  # of a list as `completed`, and whether it was seen to change the size of an image
 
 
 def is_small(source: Source) -> bool:
@@ -62,7 +62,7 @@ def val_defaults(source: Source, size: Size, train: Sequence[Sized]) -> Iterator
             yield same
         yield _resized(source, size)
         return
-    if same is not None and not any(entry["name"] == "RandomResizedCrop" for entry, _ in _flat(train)):
+    if same is not None and not any(entry["name"] == "RandomResizedCrop" for entry, _ in train):
         yield same
     if size[0] != size[1]:
         yield _resized(source, size)
@@ -79,7 +79,7 @@ def _without_chance(source: Source, other: Sequence[Sized], crop: str) -> list[E
     least = source.image_size  # height and width that images have at least, where that is known
     found: list[Entry] = []
     normalised = False
-    for entry, changes in _flat(other):
+    for entry, changes in other:
         name, size = entry["name"], entry.get("size")
         both = [size, size] if isinstance(size, int) else size
         both = [*both, *both] if isinstance(both, list | tuple) and len(both) == 1 else both
@@ -109,17 +109,6 @@ def _without_chance(source: Source, other: Sequence[Sized], crop: str) -> list[E
 
 def _sides(size: Any) -> Size | None:
     return (size[0], size[1]) if isinstance(size, list | tuple) and len(size) == 2 else None
-
-
-def _flat(entries: Sequence[Sized]) -> Iterator[Sized]:
-    for entry, changes in entries:
-        if entry["name"] == "Compose":
-            parts = (
-                part if isinstance(part, Mapping) else {"name": str(part)} for part in entry.get("transforms") or ()
-            )
-            yield from _flat([(dict(part), changes) for part in parts])
-        else:
-            yield entry, changes
 
 
 def _resized(source: Source, size: Size) -> list[Entry]:

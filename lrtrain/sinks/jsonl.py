@@ -250,10 +250,15 @@ def rows(path: Path, checkpoint: Checkpoint, event: str, step: int | None = None
 def _opened_to_append(path: Path) -> io.FileIO:
     """The file unbuffered, and the run's own: in a copy made of hard links it is the other run's too, until copied."""
     if path.exists() and path.stat().st_nlink > 1:
-        with path.open("rb") as shared, replacing(path, path.with_name(f".{path.name}.tmp")) as own:
-            shutil.copyfileobj(shared, own)
-            own.flush()
-            os.fsync(own.fileno())  # what checkpoints say of the log holds after a power cut too
+        with path.open("rb") as shared:
+            try:
+                refuse_holes(shared)  # which a copy would fill
+            except ValueError as error:
+                raise CheckpointError(f"{path.name} is not this run's: {error}", str(path), "remove it") from None
+            with replacing(path, path.with_name(f".{path.name}.tmp")) as own:
+                shutil.copyfileobj(shared, own)
+                own.flush()
+                os.fsync(own.fileno())  # what checkpoints say of the log holds after a power cut too
     return path.open("ab", buffering=0)
 
 
