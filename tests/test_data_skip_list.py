@@ -50,6 +50,7 @@ def test_what_is_skipped_is_not_held_out(folders):
     [
         ("train/a/11.png", "'train/a/11.png', which is not in the dataset | did you mean 'train/a/1.png'?"),
         ("3.png", "did you mean 'train/a/3.png'?"),
+        ("train/a/1.png  # blurred", "did you mean 'train/a/1.png'? A remark has a line of its own"),
         ("train/a/\0.png", "line 1 of"),
         ("x" * 50_000_000, "is no name of an image: b'xxx"),
         ("".join(f"{i}.png\n" for i in range(900_000)), "has more names than the dataset, of 13 images, can have"),

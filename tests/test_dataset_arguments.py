@@ -35,6 +35,11 @@ def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tm
 
 # the section, the exit code, words of the error
 CASES: list[tuple[str, int, tuple[str, ...]]] = [
+    (
+        "name: webdataset\n  root: data\n  train: a.tar",
+        2,
+        ("does not take 'root'", "dataset.root", "--set dataset.root=null"),
+    ),
     (FOLDER + "skip_list: 3", 2, ("skip_list must be text; got 3", "c.yaml:10 dataset.skip_list", "put it in quotes")),
     (FOLDER + "skip_list: [a.txt]", 2, ("skip_list must be text; got ['a.txt']",)),
     (FOLDER + "skip_list: {a: 1}", 2, ("skip_list must be text",)),

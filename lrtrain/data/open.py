@@ -81,7 +81,8 @@ def _ours(name: str, source: Callable[..., Source], arguments: dict[str, Any], s
     parameters = inspect.signature(source).parameters
     if unknown := [argument for argument in arguments if argument not in parameters]:
         takes = ", ".join(p for p in parameters if p != "seed") or "no arguments"
-        raise ConfigError(f"{name} does not take {', '.join(map(repr, unknown))}", hint=f"it takes: {takes}")
+        without = "; leave root out, as `--set dataset.root=null` does" if "root" in unknown else ""
+        raise ConfigError(f"{name} does not take {', '.join(map(repr, unknown))}", hint=f"it takes: {takes}{without}")
     missing = [
         p.name for p in parameters.values() if p.default is p.empty and p.name != "seed" and p.name not in arguments
     ]

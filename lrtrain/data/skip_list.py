@@ -204,6 +204,8 @@ def _shared(one: Sequence[str], other: Sequence[str]) -> int:
 
 def _hint(text: str, names: Sequence[str]) -> str:
     text = text.strip()
+    if (before := text.partition(" #")[0].rstrip()) in names:
+        return f"did you mean {before!r}? A remark has a line of its own, which starts with #"
     folder, base = os.path.split(text)
     same = [name for name in names if os.path.basename(name) == base]
     parts = text.split("/")
