@@ -326,6 +326,19 @@ def test_code_that_a_run_directory_names_is_not_run(typed: Typed, elsewhere: Pat
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.parametrize("asked", ["dataset=digits", "dataset={name: imagefolder, root: photos}"])
+@pytest.mark.parametrize("place", [place for place in PLACES if "a transform" in place])
+def test_nor_are_its_transforms_for_another_dataset_which_takes_them(
+    typed: Typed, elsewhere: Path, place: str, asked: str, tmp_path: Path
+) -> None:
+    lines = [line for line in GOOD.splitlines() if not line.startswith("dataset:")]
+    (elsewhere / "config.yaml").write_text("\n".join([*lines, PLACES[place][1], ""]))
+    for command in ("evaluate", "check"):
+        ended = typed(command, "sent", "--set", asked)
+        assert_clear(ended, 2, "names code outside lrtrain: 'canary:net'", "say --trust")
+    assert not (tmp_path / "canary").exists()
+
+
 def test_a_config_of_ones_own_may_name_code_and_trust_allows_the_rest(
     typed: Typed, elsewhere: Path, tmp_path: Path
 ) -> None:

@@ -89,7 +89,6 @@ def _ready(run_dir: RunDir, config: RunConfig, which: str, split: str, screen: S
             checkpoint = _checkpoint(run_dir, which, screen)
             own = load(run_dir.config)
             refuse_edits(checkpoint, own, run_dir)
-            config = _as_trained(config, own)
             _refuse_other_held_out(config, own)
             refuse_larger(config, checkpoint)
             job = job or build(config, load_weights=False, trains=False)
@@ -101,14 +100,6 @@ def _ready(run_dir: RunDir, config: RunConfig, which: str, split: str, screen: S
             tries -= 1
             if not tries or run_dir.read_status().get("state") != "running":
                 raise  # else the run may have deleted it meanwhile, and has a newer one
-
-
-def _as_trained(config: RunConfig, own: RunConfig) -> RunConfig:
-    """The config with the run's transforms, where `--set dataset=...` names none: other defaults suit other images."""
-    lists = config.dataset.transforms
-    known = {key: getattr(own.dataset.transforms, key) for key in ("train", "val") if getattr(lists, key) is None}
-    dataset = config.dataset.model_copy(update={"transforms": lists.model_copy(update=known)})
-    return config.model_copy(update={"dataset": dataset})
 
 
 def _refuse_other_held_out(config: RunConfig, own: RunConfig) -> None:

@@ -143,9 +143,20 @@ def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool) 
         what = f"a run's config.yaml is a file, and this is {'a link' if run_dir.config.is_symlink() else 'none'}"
         raise CheckpointError(what, str(run_dir.config), "restore it from a copy")
     config = _of_a_run(run_dir, overrides or ())
-    if not trust:
+    if overrides:
+        config = _as_trained(config, load(run_dir.config))
+    if not trust:  # the last step, since whatever is added before may name code
         _refuse_foreign_code(config, "if you know the code, say --trust")
     return config
+
+
+def _as_trained(config: RunConfig, own: RunConfig) -> RunConfig:
+    """The config with the run's transforms, where `--set dataset=...` names none: other defaults suit other images."""
+    dataset = config.written("dataset")
+    named = dataset.get("transforms", ()) if isinstance(dataset, dict) else ()
+    known = {key: getattr(own.dataset.transforms, key) for key in ("train", "val") if key not in named}
+    transforms = config.dataset.transforms.model_copy(update=known)
+    return config.model_copy(update={"dataset": config.dataset.model_copy(update={"transforms": transforms})})
 
 
 def _of_a_run(run_dir: RunDir, overrides: Sequence[str]) -> RunConfig:
