@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import socket
+import zipfile
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -327,7 +328,7 @@ def test_an_unknown_timm_model_is_named_with_its_neighbour() -> None:
         built("timm/test_efficientnet", drop_rat=0.1)
 
 
-@pytest.mark.parametrize("argument", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"])
+@pytest.mark.parametrize("argument", sorted(build._TIMM_LOADS))
 def test_timm_is_not_told_of_files_that_lrtrain_has_not_looked_at(argument: str) -> None:
     pytest.importorskip("timm")
     with pytest.raises(ConfigError, match=argument) as caught:
@@ -352,6 +353,32 @@ def test_timms_pretrained_weights_come_with_their_normalisation(tmp_path: Any, m
     monkeypatch.setattr(timm, "create_model", no_home)
     with pytest.raises(EnvironmentFault, match="Could not determine home directory"):
         built("timm/test_efficientnet", pretrained=True)
+
+
+@pytest.mark.parametrize("in_full", [False, True])
+def test_timm_runs_no_code_of_a_file_that_it_cannot_read_as_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_full: bool
+) -> None:
+    """After a TypeError, as of an OrderedDict whose state is (None, {}), timm would load a file in full."""
+    pytest.importorskip("timm")
+    monkeypatch.setattr(build, "_TIMM_LOADS", set())  # a folder in place of timm's own cache
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None), ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")):
+        monkeypatch.delenv(name, raising=False)
+        if value and in_full:
+            monkeypatch.setenv(name, value)
+    pickled = (
+        b"\x80\x02ccollections\nOrderedDict\n)RN}\x86b0cbuiltins\nopen\nX\x06\x00\x00\x00canaryX\x01\x00\x00\x00w\x86R."
+    )
+    with zipfile.ZipFile("w.pth", "w") as archive:
+        for name, data in (("data.pkl", pickled), ("byteorder", b"little"), ("version", b"3\n")):
+            archive.writestr(f"archive/{name}", data)
+    before = dict(os.environ)
+    with pytest.raises(ConfigError, match="cannot be built"):
+        cfg = {"url": "https://host.invalid/w.pth", "hf_hub_id": None}
+        built("timm/test_efficientnet", pretrained=True, pretrained_cfg_overlay=cfg, cache_dir=str(tmp_path))
+    assert not Path("canary").exists()
+    assert {name for name in os.environ if "FORCE" in name} == {name for name in before if "FORCE" in name}
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,19 @@ from lrtrain.random import key, seeded
 
 Where = Callable[..., str]
 
-# Arguments of timm.create_model that name files and addresses of weights.
-_TIMM_LOADS = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+# Arguments of timm's that name files, folders and addresses of weights, or say how these are loaded.
+_TIMM_LOADS = {
+    "cache_dir",
+    "checkpoint_path",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_filter_fn",
+    "pretrained_model_args",
+    "pretrained_strict",
+}
 
+# Read by every torch.load; it refuses to have both.
+_WEIGHTS_ONLY, _IN_FULL = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _MOST_PARAMETERS = 50_000  # tensors; the largest of torchvision and timm have some thousands
 
 # Left alone, these two return several logits while training and warn of a new default initialisation.
@@ -314,7 +324,8 @@ def _timm(model: schema.Model, num_classes: int, in_channels: int, load: bool, w
     def create(**kwargs: Any) -> Any:
         on_meta = torch.get_default_device().type == "meta"
         try:
-            return timm.create_model(name, pretrained=pretrained and not on_meta, **kwargs)
+            with _no_code_in_weights():
+                return timm.create_model(name, pretrained=pretrained and not on_meta, **kwargs)
         except Exception as error:
             of_arguments = isinstance(error, TypeError | ValueError | RuntimeError) and not isinstance(error, OSError)
             if not pretrained or (of_arguments and "home directory" not in str(error)):
@@ -329,6 +340,18 @@ def _timm(model: schema.Model, num_classes: int, in_channels: int, load: bool, w
     if in_channels != 3:
         told.append(f"first convolution: 3 -> {in_channels} channels, weights adapted by timm")
     return _finish(module, notes=(*notes, *told), head=head, **_timm_normalisation(module))
+
+
+@contextmanager
+def _no_code_in_weights() -> Iterator[None]:
+    """Inside, torch.load runs no code: after a TypeError, which a file may cause, timm would load that file in full."""
+    was = {name: os.environ.pop(name, None) for name in (_WEIGHTS_ONLY, _IN_FULL)}
+    os.environ[_WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_WEIGHTS_ONLY]
+        os.environ.update({name: value for name, value in was.items() if value is not None})
 
 
 def _refuse_endless(value: Any, model: schema.Model, where: Where) -> None:
