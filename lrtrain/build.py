@@ -113,7 +113,7 @@ def build(
         built = replace(built, module=torch.nn.SyncBatchNorm.convert_sync_batchnorm(built.module))  # type: ignore[no-untyped-call]
     state = TrainState(
         model=built.module,
-        forward=_compiled(built.module, config),
+        forward=_compiled(built.module, config, plan),
         optimizer=optimizer,
         parameter_names=tuple(name for group in groups for name in group.parameter_names),
         gate=Gate(optimizer, device),
@@ -199,11 +199,23 @@ def replicate(job: Job) -> None:
     """Average gradients over all processes, once it is known that they were given the same: torch fails where not."""
     with about(job.config.where("model", "name")):
         module = replicated(job.built.module, job.state.world, job.device)
-    job.state.forward = _compiled(module, job.config)
+    job.state.forward = _compiled(module, job.config, job.plan)
 
 
-def _compiled(module: torch.nn.Module, config: RunConfig) -> torch.nn.Module:
-    return torch.compile(module) if config.compile else module  # type: ignore[return-value]
+def _compiled(module: torch.nn.Module, config: RunConfig, plan: Plan) -> torch.nn.Module:
+    """What trains, compiled where the config says so, for the same bits whatever was compiled before.
+
+    Left alone torch compiles for any batch size after the second one that it sees, and a process that goes on has not
+    seen the first; and what is compiled too often it runs as it is. Each thaw compiles anew.
+    """
+    if not config.compile:
+        return module
+    import torch._dynamo  # which takes a second
+
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 8 * len({group.frozen_steps for group in plan.groups}))
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
+    return torch.compile(module, dynamic=False)  # type: ignore[return-value]
 
 
 def _planned(

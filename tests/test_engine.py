@@ -169,7 +169,7 @@ def test_an_lr_that_changes_compiles_nothing_again(monkeypatch: pytest.MonkeyPat
         compiled.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(torch, "compile", lambda module: original(module, backend=counting))
+    monkeypatch.setattr(torch, "compile", lambda module, **kwargs: original(module, backend=counting, **kwargs))
     changes = {"schedule": {"name": "OneCycleLR"}, "steps": 14}
     made, plain = job(compile=True, **changes), job(**changes)
     lrs = [event.lr["default"] for event in run(made) if isinstance(event, Logged)]
@@ -177,6 +177,32 @@ def test_an_lr_that_changes_compiles_nothing_again(monkeypatch: pytest.MonkeyPat
     assert len(compiled) == 1
     run(plain)
     assert all(torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(made).items())
+
+
+def test_what_is_compiled_is_the_same_whatever_was_compiled_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run that goes on trains in other bits: with what is compiled for any batch size, or not compiled at all."""
+    compiled: list[tuple[Any, ...]] = []
+    used: list[int] = []
+    original = torch.compile
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        at = len(compiled)
+        compiled.append(tuple(size for tensor in inputs if isinstance(tensor, torch.Tensor) for size in tensor.shape))
+
+        def forward(*args: Any) -> Any:
+            used.append(at)
+            return graph.forward(*args)
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", lambda module, **kwargs: original(module, backend=counting, **kwargs))
+    parts = ("conv1", "bn1", "conv2", "bn2", "conv3")
+    groups = [{"params": rf"^{part}\.", "frozen_until": f"{4 * (5 - i)}step"} for i, part in enumerate(parts)]
+    made = job(compile=True, optimizer={"name": "SGD", "lr": 0.01, "groups": groups}, batch_size=400, steps=24)
+    run(made)
+    assert len(used) == 24
+    assert [used.count(at) for at in range(len(compiled))] == [3, 1] * 6
+    assert all(isinstance(size, int) for sizes in compiled for size in sizes)
 
 
 class _Kept:
