@@ -13,7 +13,7 @@ from PIL import Image
 from lrtrain.data.decode import decode_bytes, decoded
 from lrtrain.data.files import FileSplit
 from lrtrain.data.inspect import look
-from lrtrain.data.pieces import TooManyPieces
+from lrtrain.data.pieces import Pieces, TooManyPieces
 from lrtrain.errors import DataError
 from tests.pngs import chunk, png_of
 
@@ -99,3 +99,17 @@ def test_a_png_of_as_many_chunks_as_there_are_in_200_MB_is_read():
     chunks = b"".join(chunk(b"IDAT", part) for part in (zlib.compress(bytes(72)), *[b""] * 25_000))
     content = png_of().replace(chunk(b"IDAT", zlib.compress(bytes(72))), chunks)
     assert decode_bytes(content, "a.png", 1).shape == (1, 8, 8)
+
+
+def test_a_file_whose_pieces_are_read_again_and_again_is_refused():
+    """As Pillow 10 reads a TIFF whose tags all lead to one place, and keeps each."""
+    file = Pieces(BytesIO(bytes(5_000_000)))
+    for _ in range(14):
+        file.seek(0)
+        file.read()
+    file.seek(0)
+    with pytest.raises(TooManyPieces, match="again and again"):
+        file.read()
+    assert file.tell() == 5_000_000
+    large = Pieces(BytesIO(bytes(60_000_000)))
+    assert sum(len(large.read(1_000_000)) for _ in range(61)) == 60_000_000

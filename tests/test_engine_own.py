@@ -14,6 +14,7 @@ from lrtrain.engine.events import Evaluated, Finished, Stepped
 from lrtrain.engine.state import snapshot
 from lrtrain.engine.train import train
 from lrtrain.errors import ConfigError
+from tests import nets
 from tests.test_engine import job, run
 
 
@@ -168,3 +169,16 @@ def test_a_sparse_buffer_that_no_checkpoint_holds_trains_and_is_in_the_average()
     made = job(model={"name": "tests.nets:sparse"}, ema=0.9, steps=3)
     assert isinstance(run(made)[-1], Finished)
     assert snapshot(made.state)[0]["ema"].keys() == {"head.weight", "head.bias"}
+
+
+def test_a_network_that_takes_no_images_of_ones_trains() -> None:
+    assert isinstance(run(job(model={"name": "tests.nets:dark"}, steps=1))[-1], Finished)
+
+
+def test_a_network_that_takes_no_images_without_contrast_is_told_what_it_was_tried_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nets.dark, "__defaults__", (0.1,))
+    with pytest.raises(ConfigError, match="fails when it is given images: no contrast") as caught:
+        job(model={"name": "tests.nets:dark"})
+    assert "two images that are 0 everywhere" in str(caught.value.problems[0].hint)

@@ -74,6 +74,17 @@ def test_another_dataset_is_evaluated_with_the_transforms_of_the_run(typed: Type
     assert losses[0] == losses[1] != losses[2] != []
 
 
+def test_images_that_the_runs_train_list_does_not_take_are_evaluated(typed: Typed, photos: Path) -> None:
+    config = yaml.safe_load(CONFIG)
+    noise(photos.parent, {"large": 12}, size=(32, 32))
+    config["dataset"] |= {"root": "here/large", "transforms": {"train": [{"name": "RandomCrop", "size": 24}]}}
+    Path("c.yaml").write_text(yaml.safe_dump(config))
+    assert typed("fit", "c.yaml", "--out", "run").code == 0
+    noise(photos.parent, {"small": 4}, size=(20, 20))
+    ended = typed("evaluate", "run", "--set", "dataset={name: imagefolder, root: here/small, val_fraction: 0.5}")
+    assert ended.code == 0, ended.err
+
+
 def test_an_image_of_another_size_is_no_other_hold_out(typed: Typed, photos: Path) -> None:
     assert typed("fit", "c.yaml", "--out", "run").code == 0
     with sorted(photos.rglob("*.*"))[0].open("ab") as file:

@@ -374,8 +374,8 @@ def test_timm_runs_no_code_of_a_file_that_it_cannot_read_as_weights(
         for name, data in (("data.pkl", pickled), ("byteorder", b"little"), ("version", b"3\n")):
             archive.writestr(f"archive/{name}", data)
     before = dict(os.environ)
+    cfg = {"url": "https://host.invalid/w.pth", "hf_hub_id": None}
     with pytest.raises(ConfigError, match="cannot be built"):
-        cfg = {"url": "https://host.invalid/w.pth", "hf_hub_id": None}
         built("timm/test_efficientnet", pretrained=True, pretrained_cfg_overlay=cfg, cache_dir=str(tmp_path))
     assert not Path("canary").exists()
     assert {name for name in os.environ if "FORCE" in name} == {name for name in before if "FORCE" in name}

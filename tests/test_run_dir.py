@@ -495,6 +495,7 @@ def test_a_copy_that_shares_the_checkpoints_of_its_run_does_not_train_on(tmp_pat
     disk.mkdir()
     first.path.mkdir()
     first.config.write_text("")
+    first.curve.write_text("")
     first.checkpoints.symlink_to(disk)
     with locked(first):
         Status(first, job().state, "acc1")
@@ -506,6 +507,9 @@ def test_a_copy_that_shares_the_checkpoints_of_its_run_does_not_train_on(tmp_pat
     first.path.rename(tmp_path / "moved")
     with locked(RunDir(tmp_path / "moved")):
         pass
+    shutil.copytree(tmp_path / "moved", tmp_path / "late", symlinks=True)
+    with pytest.raises(CheckpointError, match=r"'.*first' too, which has gone"), locked(RunDir(tmp_path / "late")):
+        pass
     shutil.copytree(tmp_path / "moved", handed.path)  # with what the link leads to
     with locked(handed):
         pass
@@ -513,8 +517,11 @@ def test_a_copy_that_shares_the_checkpoints_of_its_run_does_not_train_on(tmp_pat
     handed.status.unlink()
     victim = RunDir(tmp_path / "victim")
     victim.checkpoints.mkdir(parents=True)
-    victim.config.write_text("")
+    victim.config.write_text("")  # of any project
     handed.checkpoints.symlink_to(victim.checkpoints)
+    with locked(handed):
+        pass
+    victim.curve.write_text("")
     with pytest.raises(CheckpointError, match=r"of the run '.*victim'"), locked(handed):
         pass
 

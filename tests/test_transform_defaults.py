@@ -114,6 +114,18 @@ BLUR = {"name": "RandomApply", "p": 0.5, "transforms": [{"name": "GaussianBlur",
             {"name": "CenterCrop", "size": [12, 12]},
         ),
         ({"train": [BLUR, {"name": "RandomCrop", "size": 12}]}, "val", {"name": "CenterCrop", "size": [12, 12]}),
+        *(
+            ({"train": [chance, {"name": "RandomCrop", "size": 12}]}, "val", {"name": "Resize", "size": [12, 12]})
+            for chance in (
+                {"name": "RandomZoomOut", "p": 1e-9},
+                {"name": "RandomApply", "p": 1e-9, "transforms": [{"name": "Resize", "size": 30}]},
+            )
+        ),
+        (
+            {"train": [{"name": "CenterCrop", "size": 8}, {"name": "RandomCrop", "size": 24, "padding": 8}]},
+            "val",
+            {"name": "CenterCrop", "size": [8, 8]},
+        ),
         (
             {"train": [{"name": "RandomResize", "min_size": 12, "max_size": 20}, {"name": "RandomCrop", "size": 12}]},
             "val",
@@ -227,6 +239,20 @@ def test_a_list_without_normalisation_gets_that_of_the_other_list(folder, ending
     assert ends["train"] == ends["val"]
     assert [e["name"] for e in ends["val"]] == ["ToDtype", "Normalize"]
     assert (ends["val"][1] == OWN) == (OWN in ending)
+
+
+MANY, ONE = {**OWN, "mean": [0.2, 0.5, 0.8]}, {"name": "Normalize", "mean": [0.5], "std": [0.5]}
+
+
+@pytest.mark.parametrize(
+    "given", [[MANY, GRAY], ["ToTensor", MANY, "Grayscale"], ["Grayscale", ONE, "RGB"], ["Grayscale", "ToTensor", ONE]]
+)
+@pytest.mark.parametrize(("split", "left"), [("train", "val"), ("val", "train")])
+def test_colours_are_made_before_or_behind_normalisation_as_in_the_other_list(folder, given, split, left):
+    made = pipeline(name="imagefolder", root=str(folder), **lists(**{split: given}))
+    plain = [entry for entry in made.resolved_transforms[left] if not entry["name"].startswith("Random")]
+    assert plain == made.resolved_transforms[split]
+    assert made.shape == made.val_shape
 
 
 def test_conversion_alone_is_normalised_as_the_other_list(folder):

@@ -154,7 +154,9 @@ def _as_trained(config: RunConfig, own: RunConfig) -> RunConfig:
     """The config with the run's transforms, where `--set dataset=...` names none: other defaults suit other images."""
     dataset = config.written("dataset")
     named = dataset.get("transforms", ()) if isinstance(dataset, dict) else ()
-    known = {key: getattr(own.dataset.transforms, key) for key in ("train", "val") if key not in named}
+    # Train's is not used, and may not take these images, but of a val list that is named it says how to normalise.
+    carried = "train" if "val" in named else "val"
+    known = {} if carried in named else {carried: getattr(own.dataset.transforms, carried)}
     transforms = config.dataset.transforms.model_copy(update=known)
     return config.model_copy(update={"dataset": config.dataset.model_copy(update={"transforms": transforms})})
 

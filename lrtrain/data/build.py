@@ -206,17 +206,17 @@ def _with_defaults(
     changing: set[int] = set()
     target = shape_after(name, given[1], changing)[1:] if given else default_size(source, photo_size)
     sized = [(entry, i in changing) for i, entry in enumerate(given[0])] if given else []
-    colour = colouring(written[name] or [], source.channels)
+    begin, end = colouring(written[name] or [], source.channels)
 
     def fitting(name: str, lists: Iterator[list[Entry]]) -> tuple[list[Entry], list[Step]]:
         """The first list that makes images of the size; the last one does."""
         *others, last = lists
         for entries in others if given else ():
             with suppress(ConfigError):
-                found = made(name, [*colour, *entries])
+                found = made(name, [*begin, *entries, *end])
                 if shape_after(name, found[1], set())[1:] == target:
                     return found
-        return made(name, [*colour, *last])
+        return made(name, [*begin, *last, *end])
 
     return (
         train or fitting("train", train_defaults(source, target, sized)),

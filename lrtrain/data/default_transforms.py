@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lrtrain.data.known_transforms import KEEPS_SIZE
+from lrtrain.data.known_transforms import KEEPS_SIZE, may_resize
 from lrtrain.data.source import Source
 
 SMALL = 64  # px: up to this as their larger side, images of one size are trained on as they are
@@ -56,7 +56,8 @@ def val_defaults(source: Source, size: Size, train: Sequence[Sized]) -> Iterator
     """
     same = _without_chance(source, train, "CenterCrop")
     if is_small(source):
-        if size == source.image_size and all(entry["name"] == "CenterCrop" for entry in same or ()):
+        whole = source.image_size
+        if size == whole and all(e["name"] == "CenterCrop" and _covers(e["size"], whole) for e in same or ()):
             yield []
         if same is not None:
             yield same
@@ -93,7 +94,7 @@ def _without_chance(source: Source, other: Sequence[Sized], crop: str) -> list[E
             least = None if entry.get("max_size") else _sides(both)
         elif name in ("RandomCrop", "CenterCrop"):
             asked = _sides(both)
-            fits = least is not None and asked is not None and asked[0] <= least[0] and asked[1] <= least[1]
+            fits = least is not None and asked is not None and _covers(least, asked)
             if not fits and not (plain and entry.get("padding_mode") in (None, "constant")):
                 return None
             found.append({"name": crop, "size": both})
@@ -101,10 +102,14 @@ def _without_chance(source: Source, other: Sequence[Sized], crop: str) -> list[E
         elif name == "RandomResizedCrop":
             found.append({"name": "Resize", "size": both})
             least = _sides(both)
-        elif changes and name not in KEEPS_SIZE:
+        elif name not in KEEPS_SIZE and (changes or may_resize(entry)):
             return None
         normalised |= name == "Normalize"
     return found
+
+
+def _covers(larger: Sequence[int], size: Sequence[int]) -> bool:
+    return larger[0] >= size[0] and larger[1] >= size[1]
 
 
 def _sides(size: Any) -> Size | None:

@@ -44,6 +44,8 @@ KEEPS_SIZE = frozenset(
         "TrivialAugmentWide",
     )
 )
+_RESIZES_BY_CHANCE = frozenset(("RandomIoUCrop", "RandomResize", "RandomShortestSize", "RandomZoomOut", "ScaleJitter"))
+_RESIZES = _RESIZES_BY_CHANCE | _SETS_SIZE | {"Pad", "Resize"}
 # Those that draw, besides all whose name starts with Random, and when.
 _DRAWS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("AugMix", "AutoAugment", "ColorJitter", "RandAugment", "TrivialAugmentWide"), lambda t: True),
@@ -67,6 +69,13 @@ def nested(transform: Any) -> Iterator[Any]:
     inner = getattr(transform, "transforms", None)
     for one in inner if isinstance(inner, list | tuple | ModuleList) else ():
         yield from nested(one)
+
+
+def may_resize(entry: dict[str, Any]) -> bool:
+    """Whether what a config names is known to change the size of some images, and perhaps of none that are tried."""
+    inner = entry.get("transforms")
+    names = [one.get("name") if isinstance(one, dict) else one for one in inner] if isinstance(inner, list) else []
+    return entry["name"] in _RESIZES_BY_CHANCE or any(name in _RESIZES for name in names)
 
 
 def is_theirs(transform: Any) -> bool:

@@ -100,12 +100,13 @@ def _item(pairs: Any, i: int) -> Any:
 
 
 def _in_pil(item: Any) -> Any:
-    """An item whose image is an array of (height, width, channels), as OpenCV and imageio make it, with one of PIL."""
+    """An item whose image is an array of (height, width, channels), as OpenCV and Keras make it, with one of PIL."""
     image = item[0] if isinstance(item, tuple | list) and item else None
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
         return item
-    in_rows = image.shape[0] not in (1, 3) and image.shape[2] in (3, 4)
-    return (Image.fromarray(image), *item[1:]) if in_rows else item
+    in_rows = image.shape[0] not in (1, 3) and image.shape[2] in (1, 3, 4)
+    gray = image.shape[2] == 1
+    return (Image.fromarray(image[..., 0] if gray else image), *item[1:]) if in_rows else item
 
 
 def _some(pairs: Any) -> Iterator[tuple[int, Any]]:

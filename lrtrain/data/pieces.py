@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import IO, Any
 
 MOST_FILE_BYTES = 200_000_000  # of an image file: 61 million pixels of colour, uncompressed
 _MOST_READS = 200_000  # of a file: a PNG of 200 MB in chunks of 8 KB takes 75,000
 # Of a JPEG, which has one for each picture in it. Pillow appends each to those before: 1,500 of 65 kB take 40 s.
 _EXIF, _MOST_EXIF = b"Exif\0\0", 100
+_MOST_AGAIN = 50_000_000  # bytes read beyond four times the whole: older Pillows keep each tag that leads to one place
 
 
 class TooManyPieces(ValueError):
-    """A file is read in more than `_MOST_READS` pieces, or more than `_MOST_EXIF` of Exif."""
+    """A file is read in more than `_MOST_READS` pieces, or more than `_MOST_EXIF` of Exif, or again and again."""
 
 
 class Pieces:
@@ -23,7 +25,7 @@ class Pieces:
 
     def __init__(self, file: IO[bytes]):
         self._file, self._reads, self.most = file, 0, _MOST_READS  # more where the format needs it
-        self._exif = 0
+        self._exif = self._bytes = 0
 
     def read(self, size: int = -1) -> bytes:
         """As a file's own.
@@ -35,10 +37,19 @@ class Pieces:
         if self._reads > self.most:
             raise TooManyPieces(f"it is made of more than {self.most:,} pieces, and no image needs so many")
         data = self._file.read(size)
+        self._bytes += len(data)
+        if self._bytes > _MOST_AGAIN and self._bytes > 4 * self._size() + _MOST_AGAIN:
+            raise TooManyPieces("its pieces are read again and again, and no image needs that")
         self._exif += data.startswith(_EXIF)
         if self._exif > _MOST_EXIF:
             raise TooManyPieces(f"it has more than {_MOST_EXIF} pieces of Exif, and no image needs so many")
         return data
+
+    def _size(self) -> int:
+        at = self._file.tell()
+        size = self._file.seek(0, os.SEEK_END)
+        self._file.seek(at)
+        return size
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)  # libtiff reads by fileno() or getvalue(), where the file has it

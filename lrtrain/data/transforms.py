@@ -172,14 +172,24 @@ def _channels_after(entry: Entry, channels: int) -> int:
     return {"Grayscale": int(entry.get("num_output_channels", 1)), "RGB": 3}.get(entry["name"], channels)
 
 
-def colouring(entries: Sequence[Entry], channels: int) -> list[Entry]:
-    """What in a list makes other colours or channels of images of `channels`, and another list must have too."""
-    found = []
-    for _, entry in _flat(entries):
-        if entry["name"] == "Grayscale" or (entry["name"] == "RGB" and channels != 3):
+def colouring(entries: Sequence[Entry], channels: int) -> tuple[list[Entry], list[Entry]]:
+    """What in a list makes other colours or channels of images of `channels`, and another list must have too.
+
+    Returns:
+        What it must begin with, and where there is such a thing behind Normalize, what it must end with.
+    """
+    found: list[Entry] = []
+    first = None  # of what is in floats
+    for _, entry in completed(entries, lambda _: (), channels):
+        if is_ending(entry) and first is None:
+            first = len(found)
+        if is_ending(entry) or entry["name"] == "Grayscale" or (entry["name"] == "RGB" and channels != 3):
             found.append(entry)
         channels = _channels_after(entry, channels)
-    return found
+    names = [entry["name"] for entry in found]
+    if "Normalize" in names and not is_ending(found[-1]):
+        return found[:first], found[first:]
+    return [entry for entry in found if not is_ending(entry)], []
 
 
 def is_ending(entry: Entry) -> bool:

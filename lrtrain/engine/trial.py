@@ -49,7 +49,8 @@ def try_forward(
                 refuse_lost(module, before)
             with _untouched(model) as module, about(config.where("model", "name")):
                 # What it made of these images must be no other for others: a resumed run begins with others.
-                _try_shape(config, module.train(), pipeline.shape, classes, device, value=1.0)
+                with suppress(ConfigError):  # it took others, and may refuse what has no contrast
+                    _try_shape(config, module.train(), pipeline.shape, classes, device, value=1.0)
                 refuse_lost(module, before)
 
 
@@ -95,9 +96,11 @@ def _try_shape(
             other = {"name": "Grayscale", "num_output_channels": 4 - shape[0]}
             as_yaml = str(other).replace("'", "")
             hint = f"add {as_yaml} to dataset.transforms, or let the model take `in_channels`"
-        if config.model.args and (isinstance(error, TypeError) or not _OF_SIZES.search(why)):
+        args = config.model.args
+        if (args or ":" in config.model.name) and (isinstance(error, TypeError) or not _OF_SIZES.search(why)):
             what = f"{config.model.name} fails when it is given images{mode}: {why}"
-            hint = f"look after the arguments that it was made with: {', '.join(config.model.args)}"
+            hint = "it was tried with two images that are 0 everywhere, and must take any"
+            hint = f"look after the arguments that it was made with: {', '.join(args)}" if args else hint
         raise ConfigError(what, config.where("model"), hint) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__

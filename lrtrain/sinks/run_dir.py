@@ -146,15 +146,30 @@ def refuse_shared_checkpoints(run: RunDir) -> None:
     """
     if not run.checkpoints.is_symlink():
         return
-    began = run.read_status().get("path")
+    status = run.read_status()
+    began = status.get("path")
+    shared, hint = None, "put a copy of the folder in the link's place, as `cp -aL` makes it; or go on with that run"
     for other in (Path(os.path.realpath(run.checkpoints)).parent, Path(began) if isinstance(began, str) else None):
         with suppress(OSError, ValueError):
-            if other is None or other.samefile(run.path) or not (other / "config.yaml").exists():
+            if other is None or other.samefile(run.path) or not (other / "curve.csv").exists():
                 continue
             if (other / "checkpoints").samefile(run.checkpoints):
-                what = f"these are the checkpoints of the run {quoted(str(other))}, and would be replaced there too"
-                hint = "put a copy of the folder in the link's place, as `cp -aL` makes it; or go on with that run"
-                raise CheckpointError(what, str(run.checkpoints), hint)
+                shared = other
+    if shared is not None:
+        what = f"these are the checkpoints of the run {quoted(str(shared))}, and would be replaced there too"
+        raise CheckpointError(what, str(run.checkpoints), hint)
+    # A run that was renamed is the same folder still, and what was copied on its disk is not.
+    was, now = status.get("inode"), identity(run.path)
+    copied = isinstance(was, list) and was != now and was[:1] == now[:1]
+    if copied and isinstance(began, str) and not os.path.lexists(began):
+        what = f"these are the checkpoints of the run {quoted(began)} too, which has gone and which this is a copy of"
+        raise CheckpointError(what, str(run.checkpoints), hint)
+
+
+def identity(folder: Path) -> list[int]:
+    """Its disk and its number there, which it keeps when it is renamed."""
+    status = folder.stat()
+    return [status.st_dev, status.st_ino]
 
 
 def _status_of(path: Path) -> os.stat_result | None:

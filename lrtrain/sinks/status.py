@@ -11,7 +11,7 @@ from lrtrain.checkpoint.folder import pointed
 from lrtrain.engine.events import Event, Finished, SaveDue, Stopped
 from lrtrain.engine.state import TrainState
 from lrtrain.sinks.lock import here
-from lrtrain.sinks.run_dir import RunDir
+from lrtrain.sinks.run_dir import RunDir, identity
 from lrtrain.writing import write_atomically
 
 
@@ -46,6 +46,7 @@ class Status:
             "message": message,
             "begun": self._begun,
             "path": os.path.realpath(self._run.path),
+            "inode": identity(self._run.path),
             **here(),
         }
         write_atomically(self._run.status, json.dumps(status, indent=1) + "\n")
