@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,7 +114,7 @@ def build(
         built = replace(built, module=torch.nn.SyncBatchNorm.convert_sync_batchnorm(built.module))  # type: ignore[no-untyped-call]
     state = TrainState(
         model=built.module,
-        forward=_compiled(built.module, config, plan),
+        forward=_compiled(built.module, config),
         optimizer=optimizer,
         parameter_names=tuple(name for group in groups for name in group.parameter_names),
         gate=Gate(optimizer, device),
@@ -199,22 +200,26 @@ def replicate(job: Job) -> None:
     """Average gradients over all processes, once it is known that they were given the same: torch fails where not."""
     with about(job.config.where("model", "name")):
         module = replicated(job.built.module, job.state.world, job.device)
-    job.state.forward = _compiled(module, job.config, job.plan)
+    job.state.forward = _compiled(module, job.config)
 
 
-def _compiled(module: torch.nn.Module, config: RunConfig, plan: Plan) -> torch.nn.Module:
+def _compiled(module: torch.nn.Module, config: RunConfig) -> torch.nn.Module:
     """What trains, compiled where the config says so, for the same bits whatever was compiled before.
 
-    Left alone torch compiles for any batch size after the second one that it sees, and a process that goes on has not
-    seen the first; and what is compiled too often it runs as it is. Each thaw compiles anew.
+    Left alone torch compiles for any batch size after the second one that it sees, and runs as they are the last of
+    many blocks that are compiled one by one; a process that goes on may see another one first.
     """
     if not config.compile:
         return module
-    import torch._dynamo  # which takes a second
+    import torch._dynamo  # which takes seconds
 
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, 8 * len({group.frozen_steps for group in plan.groups}))
-    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
+    alike = Counter(type(part) for part in module.modules() if not type(part).__module__.startswith("torch.nn."))
+    limits, most = torch._dynamo.config, 8 * max(alike.values(), default=1)
+    limits.recompile_limit = max(limits.recompile_limit, most)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, most)
+    # The compiler begins Pythons to look what the machine can do. They shall not take modules of the working folder's,
+    # which may be a run from elsewhere.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     return torch.compile(module, dynamic=False)  # type: ignore[return-value]
 
 

@@ -545,3 +545,20 @@ class Dark(nn.Module):
 
 def dark(num_classes: int, in_channels: int, least: float = -1.0) -> nn.Module:
     return Dark(64 * in_channels, num_classes, least)
+
+
+class Broken(nn.Module):
+    """A block whose forward torch.compile compiles in parts, each on its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.fc(x) if float(x.detach().abs().max()) < 1e6 else x
+        return logits
+
+
+def broken(num_classes: int, in_channels: int, blocks: int = 12) -> nn.Module:
+    parts = [part for _ in range(blocks) for part in (Broken(64 * in_channels), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *parts, nn.Linear(64 * in_channels, num_classes))

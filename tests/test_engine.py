@@ -205,6 +205,45 @@ def test_what_is_compiled_is_the_same_whatever_was_compiled_before(monkeypatch: 
     assert all(isinstance(size, int) for sizes in compiled for size in sizes)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own
+def test_blocks_that_are_compiled_one_by_one_are_all_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[Any] = []
+    original = torch.compile
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        if any("linear" in str(node.target) for node in graph.graph.nodes):
+            compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda module, **kwargs: original(module, backend=counting, **kwargs))
+    counts = []
+    for limit in (8, 10_000):
+        compiled.clear()
+        torch.compiler.reset()
+        with torch._dynamo.config.patch(recompile_limit=limit, accumulated_recompile_limit=max(limit, 256)):
+            run(job(compile=True, model={"name": "tests.nets:broken"}, batch_size=400, steps=4, eval_every="100%"))
+        counts.append(len(compiled))
+    assert counts[0] == counts[1] >= 2 * 13  # of every block and the head, for either batch size
+
+
+def test_what_thaws_trains_where_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.11 compiles nothing again when a weight that had no gradient gets one."""
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **kwargs: original(module, backend="aot_eager", **kwargs))
+    changes = {
+        "optimizer": {"name": "SGD", "lr": 0.1, "groups": [{"params": r"^conv1\.", "frozen_until": "2step"}]},
+        "steps": 4,
+    }
+    made, plain = job(compile=True, **changes), job(**changes)
+    run(made)
+    run(plain)
+    assert not torch.equal(weights(made)["conv1.weight"], weights(job(**changes))["conv1.weight"])
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(weights(made)[name], tensor)
+
+
 class _Kept:
     """Stands for a captured graph where there is no GPU: the same pass on tensors and gradients of its own."""
 

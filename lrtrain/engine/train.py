@@ -263,9 +263,16 @@ def _norms(state: TrainState, recipe: Recipe) -> list[Tensor]:
 
 def _freeze(state: TrainState, plan: Plan) -> None:
     """A frozen group gets no gradients, so that momentum and weight decay leave it alone too."""
+    changed = False
     for group, spec in zip(state.optimizer.param_groups, plan.groups, strict=True):
+        trains = state.step >= spec.frozen_steps
         for parameter in group["params"]:
-            parameter.requires_grad_(state.step >= spec.frozen_steps)
+            changed |= parameter.requires_grad != trains
+            parameter.requires_grad_(trains)
+    if changed and hasattr(state.forward, "_orig_mod"):
+        # What is compiled gives gradients to what had them then, which not every torch looks at again, and of what is
+        # compiled often the rest runs as it is: in other bits than in a process that goes on from here.
+        torch.compiler.reset()
 
 
 def due(step: int, every: int | None, recipe: Recipe) -> bool:
