@@ -286,7 +286,7 @@ def evaluate(
     """Loss and accuracy of a trained run, in total and by class."""
     from lrtrain.commands.start import refuse_overwriting, start_from_run
 
-    config = start_from_run(run_dir, set, trust=trust)
+    config = start_from_run(run_dir, set, trust=trust, evaluates=True)
     refuse_overwriting({"--json": json}, run_dir, config)
     from lrtrain.commands.evaluate import run
 

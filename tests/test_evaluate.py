@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 from pathlib import Path
@@ -72,6 +73,28 @@ def test_another_dataset_is_evaluated_with_the_transforms_of_the_run(typed: Type
     assert [each.code for each in ended] == [0, 0, 0], ended[1].err
     losses = [re.findall(r"loss +([\d.]+)", each.out) for each in ended]
     assert losses[0] == losses[1] != losses[2] != []
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "dataset.transforms.val=null",
+        "dataset.transforms={train: null, val: null}",
+        "dataset.transforms={train: null, val: [{name: Resize, size: [9, 9]}]}",
+        "dataset.transforms={train: [{name: CenterCrop, size: 99}], val: [{name: Resize, size: [9, 9]}]}",
+        "dataset={name: imagefolder, root: here/photos, val_fraction: 0.25, transforms: {train: null, val: null}}",
+        "dataset={name: imagefolder, root: here/photos, val_fraction: 0.25, transforms: {val: [{name: Resize, size: 9}]}}",
+    ],
+)
+def test_images_are_normalised_as_the_runs_are(typed: Typed, photos: Path, asked: str) -> None:
+    config = yaml.safe_load(CONFIG)
+    whole = [{"name": "Resize", "size": [9, 9]}, {"name": "Normalize", "mean": [0.1] * 3, "std": [0.3] * 3}]
+    config["dataset"]["transforms"] = {"train": whole, "val": copy.deepcopy(whole)}
+    Path("c.yaml").write_text(yaml.safe_dump(config))
+    assert typed("fit", "c.yaml", "--out", "run").code == 0
+    ended = [typed("evaluate", "run", *more) for more in ((), ("--set", asked))]
+    assert [each.code for each in ended] == [0, 0], ended[1].err
+    assert len({tuple(re.findall(r"loss +([\d.]+)", each.out)) for each in ended}) == 1
 
 
 def test_images_that_the_runs_train_list_does_not_take_are_evaluated(typed: Typed, photos: Path) -> None:

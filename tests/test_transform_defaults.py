@@ -119,6 +119,13 @@ BLUR = {"name": "RandomApply", "p": 0.5, "transforms": [{"name": "GaussianBlur",
             for chance in (
                 {"name": "RandomZoomOut", "p": 1e-9},
                 {"name": "RandomApply", "p": 1e-9, "transforms": [{"name": "Resize", "size": 30}]},
+                {
+                    "name": "RandomApply",
+                    "p": 1e-9,
+                    "transforms": [
+                        {"name": "Compose", "transforms": [{"name": "RandomRotation", "degrees": 9, "expand": True}]}
+                    ],
+                },
             )
         ),
         (
@@ -245,7 +252,15 @@ MANY, ONE = {**OWN, "mean": [0.2, 0.5, 0.8]}, {"name": "Normalize", "mean": [0.5
 
 
 @pytest.mark.parametrize(
-    "given", [[MANY, GRAY], ["ToTensor", MANY, "Grayscale"], ["Grayscale", ONE, "RGB"], ["Grayscale", "ToTensor", ONE]]
+    "given",
+    [
+        [MANY, GRAY, {"name": "ConvertImageDtype"}],
+        [MANY, "Grayscale", ONE],
+        [MANY, GRAY],
+        ["ToTensor", MANY, "Grayscale"],
+        ["Grayscale", ONE, "RGB"],
+        ["Grayscale", "ToTensor", ONE],
+    ],
 )
 @pytest.mark.parametrize(("split", "left"), [("train", "val"), ("val", "train")])
 def test_colours_are_made_before_or_behind_normalisation_as_in_the_other_list(folder, given, split, left):

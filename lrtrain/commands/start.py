@@ -126,8 +126,8 @@ def _begun_here(run: RunDir, config_path: Path, overrides: Sequence[str]) -> Run
     return config
 
 
-def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool) -> RunConfig:
-    """Read the config of a run directory, which may come from anywhere.
+def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool, evaluates: bool = False) -> RunConfig:
+    """Read the config of a run directory, which may come from anywhere; to evaluate it, perhaps on other images.
 
     Raises:
         CheckpointError: it is no run directory.
@@ -143,21 +143,20 @@ def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool) 
         what = f"a run's config.yaml is a file, and this is {'a link' if run_dir.config.is_symlink() else 'none'}"
         raise CheckpointError(what, str(run_dir.config), "restore it from a copy")
     config = _of_a_run(run_dir, overrides or ())
-    if overrides:
-        config = _as_trained(config, load(run_dir.config))
+    if evaluates and config.dataset != (own := load(run_dir.config)).dataset:
+        config = _as_trained(config, own)
     if not trust:  # the last step, since whatever is added before may name code
         _refuse_foreign_code(config, "if you know the code, say --trust")
     return config
 
 
 def _as_trained(config: RunConfig, own: RunConfig) -> RunConfig:
-    """The config with the run's transforms, where `--set dataset=...` names none: other defaults suit other images."""
-    dataset = config.written("dataset")
-    named = dataset.get("transforms", ()) if isinstance(dataset, dict) else ()
-    # Train's is not used, and may not take these images, but of a val list that is named it says how to normalise.
-    carried = "train" if "val" in named else "val"
-    known = {} if carried in named else {carried: getattr(own.dataset.transforms, carried)}
-    transforms = config.dataset.transforms.model_copy(update=known)
+    """The config with the run's val list where `--set` gives none: other defaults suit other images.
+
+    Train's, which is not used and may not take these images, follows from it.
+    """
+    lists = {"train": None, "val": config.dataset.transforms.val or own.dataset.transforms.val}
+    transforms = config.dataset.transforms.model_copy(update=lists)
     return config.model_copy(update={"dataset": config.dataset.model_copy(update={"transforms": transforms})})
 
 

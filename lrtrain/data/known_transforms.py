@@ -73,9 +73,23 @@ def nested(transform: Any) -> Iterator[Any]:
 
 def may_resize(entry: dict[str, Any]) -> bool:
     """Whether what a config names is known to change the size of some images, and perhaps of none that are tried."""
+    return entry["name"] in _RESIZES_BY_CHANCE or any(map(_resizes, _inner(entry)))
+
+
+def _resizes(entry: dict[str, Any]) -> bool:
+    name = entry.get("name")
+    return (
+        name in _RESIZES
+        or (name == "RandomRotation" and bool(entry.get("expand")))
+        or any(map(_resizes, _inner(entry)))
+    )
+
+
+def _inner(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """What it holds, such as a RandomApply's transforms."""
     inner = entry.get("transforms")
-    names = [one.get("name") if isinstance(one, dict) else one for one in inner] if isinstance(inner, list) else []
-    return entry["name"] in _RESIZES_BY_CHANCE or any(name in _RESIZES for name in names)
+    named = inner if isinstance(inner, list) else []
+    return [one if isinstance(one, dict) else {"name": one} for one in named]
 
 
 def is_theirs(transform: Any) -> bool:

@@ -187,7 +187,7 @@ def colouring(entries: Sequence[Entry], channels: int) -> tuple[list[Entry], lis
             found.append(entry)
         channels = _channels_after(entry, channels)
     names = [entry["name"] for entry in found]
-    if "Normalize" in names and not is_ending(found[-1]):
+    if "Normalize" in names and not all(map(is_ending, found[names.index("Normalize") :])):
         return found[:first], found[first:]
     return [entry for entry in found if not is_ending(entry)], []
 

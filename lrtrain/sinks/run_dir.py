@@ -160,10 +160,13 @@ def refuse_shared_checkpoints(run: RunDir) -> None:
         raise CheckpointError(what, str(run.checkpoints), hint)
     # A run that was renamed is the same folder still, and what was copied on its disk is not.
     was, now = status.get("inode"), identity(run.path)
-    copied = isinstance(was, list) and was != now and was[:1] == now[:1]
-    if copied and isinstance(began, str) and not os.path.lexists(began):
-        what = f"these are the checkpoints of the run {quoted(began)} too, which has gone and which this is a copy of"
-        raise CheckpointError(what, str(run.checkpoints), hint)
+    if isinstance(began, str) and isinstance(was, list) and was != now and was[:1] == now[:1]:
+        with suppress(OSError, ValueError):
+            if identity(Path(began)) == was:  # it has others
+                return
+        what = f"this is a copy of the run that was {quoted(began)}, whose checkpoints these are too, where it is now"
+        gone = 'if no other run has them, remove "inode" from status.json; else put a copy in the link\'s place, as '
+        raise CheckpointError(what, str(run.checkpoints), gone + "`cp -aL` makes it")
 
 
 def identity(folder: Path) -> list[int]:
