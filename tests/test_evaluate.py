@@ -97,6 +97,48 @@ def test_images_are_normalised_as_the_runs_are(typed: Typed, photos: Path, asked
     assert len({tuple(re.findall(r"loss +([\d.]+)", each.out)) for each in ended}) == 1
 
 
+def test_images_that_are_normalised_otherwise_are_refused_and_an_empty_list_is_one(typed: Typed, photos: Path) -> None:
+    config = yaml.safe_load(CONFIG)
+    config["dataset"]["transforms"] = {"val": [{"name": "Resize", "size": [9, 9]}, {"name": "CenterCrop", "size": 8}]}
+    Path("c.yaml").write_text(yaml.safe_dump(config))
+    assert typed("fit", "c.yaml", "--out", "run").code == 0
+    other = "dataset.transforms.val=[{name: Normalize, mean: [0.9, 0.9, 0.9], std: [0.1, 0.1, 0.1]}]"
+    assert_clear(
+        typed("evaluate", "run", "--set", other), 2, "train and val normalise differently", "mean [0.9, 0.9, 0.9]"
+    )
+    bytes_ = "dataset.transforms.val=[{name: ToDtype, dtype: float32}]"
+    assert_clear(typed("evaluate", "run", "--set", bytes_), 2, "scale")
+    ended = [
+        typed("evaluate", "run", *more)
+        for more in ((), ("--set", "dataset.transforms.val=[]"), ("--set", "dataset.transforms.val=[Identity]"))
+    ]
+    assert [each.code for each in ended] == [0, 0, 0], [each.err for each in ended]
+    losses = [re.findall(r"loss +([\d.]+)", each.out) for each in ended]
+    assert losses[0] != losses[1] == losses[2]
+
+
+def test_what_makes_gray_images_by_code_of_ones_own_makes_others_gray_too(
+    typed: Typed, photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("own_gray.py").write_text("def gray():\n    return lambda image: image[:1]\n")
+    lists = [{"name": "own_gray:gray"}, {"name": "Normalize", "mean": [0.5], "std": [0.3]}]
+    config = yaml.safe_load(CONFIG)
+    config["dataset"]["transforms"] = {"train": lists, "val": copy.deepcopy(lists)}
+    config["model"] = {"name": "own_net:net"}
+    Path("own_net.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes, in_channels):\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, num_classes))\n"
+    )
+    Path("c.yaml").write_text(yaml.safe_dump(config))
+    ended = typed("fit", "c.yaml", "--out", "run")
+    assert ended.code == 0, ended.err
+    shutil.copytree(photos, "copy")
+    ended = typed("evaluate", "run", "--trust", "--set", "dataset.root=copy")
+    assert ended.code == 0, ended.err
+
+
 def test_images_that_the_runs_train_list_does_not_take_are_evaluated(typed: Typed, photos: Path) -> None:
     config = yaml.safe_load(CONFIG)
     noise(photos.parent, {"large": 12}, size=(32, 32))

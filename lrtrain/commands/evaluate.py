@@ -18,10 +18,9 @@ from lrtrain.build import Job, build
 from lrtrain.checkpoint import format
 from lrtrain.commands.changes import MOST_DIFFERENCES, changes_of_data, refuse_edits
 from lrtrain.config.load import load
-from lrtrain.config.schema import Named, RunConfig
+from lrtrain.config.schema import RunConfig
 from lrtrain.data.batches import Batch
 from lrtrain.data.fingerprint import fingerprint
-from lrtrain.data.transforms import completed, is_ending
 from lrtrain.engine.evaluate import answer, evaluate
 from lrtrain.engine.events import Metrics
 from lrtrain.engine.fits import refuse_larger
@@ -90,7 +89,6 @@ def _ready(run_dir: RunDir, config: RunConfig, which: str, split: str, screen: S
             checkpoint = _checkpoint(run_dir, which, screen)
             own = load(run_dir.config)
             refuse_edits(checkpoint, own, run_dir)
-            config = _normalised(config, own)
             _refuse_other_held_out(config, own)
             refuse_larger(config, checkpoint)
             job = job or build(config, load_weights=False, trains=False)
@@ -102,18 +100,6 @@ def _ready(run_dir: RunDir, config: RunConfig, which: str, split: str, screen: S
             tries -= 1
             if not tries or run_dir.read_status().get("state") != "running":
                 raise  # else the run may have deleted it meanwhile, and has a newer one
-
-
-def _normalised(config: RunConfig, own: RunConfig) -> RunConfig:
-    """The config whose val list, where `--set` gives another, ends as the run's where it does not normalise itself."""
-    lists = config.dataset.transforms
-    val, trained = ([{"name": one.name, **one.args} for one in c.dataset.transforms.val or ()] for c in (config, own))
-    if not val:
-        return config
-    whole = completed(val, lambda _: [entry for entry in trained if is_ending(entry)], 3)
-    named = tuple(Named.model_validate(entry) for _, entry in whole)
-    dataset = config.dataset.model_copy(update={"transforms": lists.model_copy(update={"val": named})})
-    return config.model_copy(update={"dataset": dataset})
 
 
 def _refuse_other_held_out(config: RunConfig, own: RunConfig) -> None:

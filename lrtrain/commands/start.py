@@ -24,6 +24,8 @@ from lrtrain.writing import is_of_the_system
 
 # Each machine may have its images where it likes, and prepare them as it can.
 OWN_OF_A_MACHINE = ("workers", "cache", "dataset.root", "dataset.download")
+# Transforms that convert to float or normalise; a default of each comes last.
+_ENDINGS = ("ToDtype", "Normalize", "ToTensor", "ConvertImageDtype")
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool, 
         what = f"a run's config.yaml is a file, and this is {'a link' if run_dir.config.is_symlink() else 'none'}"
         raise CheckpointError(what, str(run_dir.config), "restore it from a copy")
     config = _of_a_run(run_dir, overrides or ())
-    if evaluates and config.dataset != (own := load(run_dir.config)).dataset:
+    if evaluates and config.dataset != (own := _of_a_run(run_dir, ())).dataset:
         config = _as_trained(config, own)
     if not trust:  # the last step, since whatever is added before may name code
         _refuse_foreign_code(config, "if you know the code, say --trust")
@@ -153,9 +155,18 @@ def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool, 
 def _as_trained(config: RunConfig, own: RunConfig) -> RunConfig:
     """The config with the run's val list where `--set` gives none: other defaults suit other images.
 
-    Train's, which is not used and may not take these images, follows from it.
+    The train list, which is not used and may not take these images, is what val's is but for how the run normalises:
+    val's must not do so otherwise, and does likewise where it does not say.
     """
-    lists = {"train": None, "val": config.dataset.transforms.val or own.dataset.transforms.val}
+    given, trained = config.dataset.transforms.val, own.dataset.transforms.val
+    lists = {"train": trained, "val": trained}
+    if trained is None:
+        lists = {"train": own.dataset.transforms.train, "val": given}
+    elif given is not None:
+        ending = [one for one in trained if one.name in _ENDINGS]
+        first = next((i for i, one in enumerate(given) if one.name in _ENDINGS), len(given))
+        rest = [one for one in given[first:] if one.name not in _ENDINGS]
+        lists = {"train": (*given[:first], *ending, *rest), "val": given}
     transforms = config.dataset.transforms.model_copy(update=lists)
     return config.model_copy(update={"dataset": config.dataset.model_copy(update={"transforms": transforms})})
 
