@@ -213,7 +213,9 @@ def _compiled(module: torch.nn.Module, config: RunConfig) -> torch.nn.Module:
         return module
     import torch._dynamo  # which takes seconds
 
-    alike = Counter(type(part) for part in module.modules() if not type(part).__module__.startswith("torch.nn."))
+    alike = Counter(
+        type(part).forward for part in module.modules() if not type(part).__module__.startswith("torch.nn.")
+    )
     limits, most = torch._dynamo.config, 8 * max(alike.values(), default=1)
     limits.recompile_limit = max(limits.recompile_limit, most)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, most)

@@ -560,5 +560,6 @@ class Broken(nn.Module):
 
 
 def broken(num_classes: int, in_channels: int, blocks: int = 12) -> nn.Module:
-    parts = [part for _ in range(blocks) for part in (Broken(64 * in_channels), nn.ReLU())]
+    kinds = [type(f"Broken{i}", (Broken,), {}) for i in range(blocks)]  # which share its forward
+    parts = [part for kind in kinds for part in (kind(64 * in_channels), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *parts, nn.Linear(64 * in_channels, num_classes))

@@ -510,6 +510,10 @@ def test_a_copy_that_shares_the_checkpoints_of_its_run_does_not_train_on(tmp_pat
     shutil.copytree(tmp_path / "moved", tmp_path / "late", symlinks=True)
     with pytest.raises(CheckpointError, match="copy of the run that was"), locked(RunDir(tmp_path / "late")):
         pass
+    shutil.copytree(tmp_path / "late", first.path, symlinks=True)  # restored where it was
+    with locked(first):
+        pass
+    shutil.rmtree(first.path)
     first.path.mkdir()
     with pytest.raises(CheckpointError, match='remove "inode" from status'), locked(RunDir(tmp_path / "late")):
         pass

@@ -162,7 +162,7 @@ def refuse_shared_checkpoints(run: RunDir) -> None:
     was, now = status.get("inode"), identity(run.path)
     if isinstance(began, str) and isinstance(was, list) and was != now and was[:1] == now[:1]:
         with suppress(OSError, ValueError):
-            if identity(Path(began)) == was:  # it has others
+            if identity(Path(began)) in (was, now):  # it has others; or is this one, restored from a copy
                 return
         what = f"this is a copy of the run that was {quoted(began)}, whose checkpoints these are too, where it is now"
         gone = 'if no other run has them, remove "inode" from status.json; else put a copy in the link\'s place, as '
