@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.optim import Optimizer
@@ -222,7 +222,7 @@ def _compiled(module: torch.nn.Module, config: RunConfig) -> torch.nn.Module:
     # The compiler begins Pythons to look what the machine can do. They shall not take modules of the working folder's,
     # which may be a run from elsewhere.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
-    return torch.compile(module, dynamic=False)  # type: ignore[return-value]
+    return cast(torch.nn.Module, torch.compile(module, dynamic=False))
 
 
 def _planned(
