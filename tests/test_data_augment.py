@@ -93,6 +93,30 @@ def test_batched_normalisation_equals_torchvisions():
     torch.testing.assert_close(op(scaled, draws(op)), expected, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("ColorJitter", {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2}),
+        ("Normalize", {"mean": [0.4] * 3, "std": [0.2] * 3}),
+        ("RandAugment", {}),
+        ("RandomCrop", {"size": 8, "padding": 2}),
+        ("RandomErasing", {"p": 1.0}),
+        ("RandomHorizontalFlip", {}),
+        ("RandomResizedCrop", {"size": 8}),
+        ("RandomVerticalFlip", {}),
+        ("TrivialAugmentWide", {}),
+    ],
+)
+@pytest.mark.parametrize("as_float", [True, False])
+def test_one_channels_memory_seen_as_three_is_transformed_as_three_channels_and_left(name, arguments, as_float):
+    images = (IMAGES[:, :1].float() / 255 if as_float else IMAGES[:, :1]).expand(-1, 3, -1, -1)  # as Grayscale makes
+    before = images.clone()
+    op = op_for(name, **arguments)
+    assert op is not None
+    assert torch.equal(op(images, draws(op)), op(before.clone(), draws(op)))
+    assert torch.equal(images, before)
+
+
 @pytest.mark.parametrize("dtype", [torch.int16, torch.uint16, torch.int32])
 def test_whole_numbers_of_any_type_are_normalised_on_their_own_scale(dtype):
     op = op_for("Normalize", mean=[0.5] * 3, std=[0.5] * 3)

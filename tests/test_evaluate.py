@@ -75,11 +75,16 @@ def test_another_dataset_is_evaluated_with_the_transforms_of_the_run(typed: Type
     assert losses[0] == losses[1] != losses[2] != []
 
 
+NORMALIZE = "{name: Normalize, mean: [0.1, 0.1, 0.1], std: [0.3, 0.3, 0.3]}"
+
+
 @pytest.mark.parametrize(
     "asked",
     [
         "dataset.transforms.val=null",
         "dataset.transforms={train: null, val: null}",
+        "dataset.transforms.val=[{name: Compose, transforms: [{name: Resize, size: [9, 9]}, ToTensor]}]",
+        f"dataset.transforms.val=[{{name: Compose, transforms: [ToTensor, {{name: Resize, size: 9}}, {NORMALIZE}]}}]",
         "dataset.transforms={train: null, val: [{name: Resize, size: [9, 9]}]}",
         "dataset.transforms={train: [{name: CenterCrop, size: 99}], val: [{name: Resize, size: [9, 9]}]}",
         "dataset={name: imagefolder, root: here/photos, val_fraction: 0.25, transforms: {train: null, val: null}}",

@@ -520,6 +520,13 @@ def test_a_copy_that_shares_the_checkpoints_of_its_run_does_not_train_on(tmp_pat
     shutil.copytree(tmp_path / "moved", handed.path)  # with what the link leads to
     with locked(handed):
         pass
+    apart = RunDir(tmp_path / "apart")
+    shutil.copytree(tmp_path / "moved", apart.path, symlinks=True)
+    shutil.copytree(disk, tmp_path / "another disk")
+    apart.checkpoints.unlink()
+    apart.checkpoints.symlink_to(tmp_path / "another disk")
+    with locked(apart):
+        pass
     shutil.rmtree(handed.checkpoints)
     handed.status.unlink()
     victim = RunDir(tmp_path / "victim")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lrtrain.config.load import DEFAULT, load
-from lrtrain.config.schema import RunConfig
+from lrtrain.config.schema import Named, RunConfig
+from lrtrain.data.composed import flat
 from lrtrain.errors import CheckpointError, ConfigError, LrtrainError, quoted
 from lrtrain.lookup import is_path
 from lrtrain.sinks.run_dir import RunDir, check_free, is_run, latest, refuse_lost_link, refuse_other_files, was_begun
@@ -158,7 +159,7 @@ def _as_trained(config: RunConfig, own: RunConfig) -> RunConfig:
     The train list, which is not used and may not take these images, is what val's is but for how the run normalises:
     val's must not do so otherwise, and does likewise where it does not say.
     """
-    given, trained = config.dataset.transforms.val, own.dataset.transforms.val
+    given, trained = _flat(config.dataset.transforms.val), _flat(own.dataset.transforms.val)
     lists = {"train": trained, "val": trained}
     if trained is None:
         lists = {"train": own.dataset.transforms.train, "val": given}
@@ -169,6 +170,13 @@ def _as_trained(config: RunConfig, own: RunConfig) -> RunConfig:
         lists = {"train": (*given[:first], *ending, *rest), "val": given}
     transforms = config.dataset.transforms.model_copy(update=lists)
     return config.model_copy(update={"dataset": config.dataset.model_copy(update={"transforms": transforms})})
+
+
+def _flat(written: tuple[Named, ...] | None) -> tuple[Named, ...] | None:
+    if written is None:
+        return None
+    entries = [{"name": item.name, **item.args} for item in written]
+    return tuple(Named.model_validate(entry) for _, entry in flat(entries))
 
 
 def _of_a_run(run_dir: RunDir, overrides: Sequence[str]) -> RunConfig:

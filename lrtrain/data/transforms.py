@@ -15,6 +15,7 @@ from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 
 from lrtrain import lookup
 from lrtrain.data.augment import BatchOp, batch_op
+from lrtrain.data.composed import flat
 from lrtrain.data.known_transforms import Size, TooLarge, is_theirs, nested, refuse_huge, size_after
 from lrtrain.errors import ConfigError
 from lrtrain.random import key, seeded, uniforms
@@ -135,7 +136,7 @@ def completed(entries: Sequence[Entry], ending: Callable[[int], Sequence[Entry]]
         Pairs of the entry's place in `entries`, None for what was added, and the entry.
     """
     found: list[Located] = []
-    for i, entry in _flat(entries):
+    for i, entry in flat(entries):
         name = entry["name"]
         channels = _channels_after(entry, channels)
         if name in ("ToTensor", "ConvertImageDtype"):
@@ -150,20 +151,9 @@ def completed(entries: Sequence[Entry], ending: Callable[[int], Sequence[Entry]]
     return found
 
 
-def _flat(entries: Sequence[Entry]) -> Iterator[tuple[int, Entry]]:
-    """Each entry, a Compose's in its place, and where it stands in `entries`."""
-    for i, entry in enumerate(entries):
-        inner = entry.get("transforms")
-        if entry["name"] == "Compose" and isinstance(inner, list):
-            named = [{"name": item} if isinstance(item, str) else item for item in inner]
-            yield from ((i, one) for _, one in _flat(named))
-        else:
-            yield i, entry
-
-
 def channels_after(entries: Sequence[Entry], channels: int) -> int:
     """Of the images that a list makes of those with `channels`."""
-    for _, entry in _flat(entries):
+    for _, entry in flat(entries):
         channels = _channels_after(entry, channels)
     return channels
 

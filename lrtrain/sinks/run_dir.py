@@ -158,9 +158,10 @@ def refuse_shared_checkpoints(run: RunDir) -> None:
     if shared is not None:
         what = f"these are the checkpoints of the run {quoted(str(shared))}, and would be replaced there too"
         raise CheckpointError(what, str(run.checkpoints), hint)
-    # A run that was renamed is the same folder still, and what was copied on its disk is not.
+    # A run that was renamed is the same folder still, and what was copied on its disk is not, as checkpoints are not.
     was, now = status.get("inode"), identity(run.path)
-    if isinstance(began, str) and isinstance(was, list) and was != now and was[:1] == now[:1]:
+    with_its_own = status.get("checkpoints_inode") != identity(run.checkpoints)
+    if isinstance(began, str) and isinstance(was, list) and was != now and was[:1] == now[:1] and not with_its_own:
         with suppress(OSError, ValueError):
             if identity(Path(began)) in (was, now):  # it has others; or is this one, restored from a copy
                 return
@@ -170,8 +171,11 @@ def refuse_shared_checkpoints(run: RunDir) -> None:
 
 
 def identity(folder: Path) -> list[int]:
-    """Its disk and its number there, which it keeps when it is renamed."""
-    status = folder.stat()
+    """Its disk and its number there, which it keeps when it is renamed; none where it is not there."""
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return []
     return [status.st_dev, status.st_ino]
 
 

@@ -47,6 +47,7 @@ class Status:
             "begun": self._begun,
             "path": os.path.realpath(self._run.path),
             "inode": identity(self._run.path),
+            "checkpoints_inode": identity(self._run.checkpoints),
             **here(),
         }
         write_atomically(self._run.status, json.dumps(status, indent=1) + "\n")

@@ -41,4 +41,6 @@ class Normalize:
         shift = -torch.tensor(self.mean, dtype=torch.float64) / std
         a, b = moved(torch.stack([scale, shift]).float(), images.device)[:, None, :, None, None]
         # Two roundings, not one fused: whether a kernel fuses depends on a pixel's place in the batch.
-        return images.to(torch.float32).mul_(a).add_(b)
+        floats = images.to(torch.float32)
+        # Not in place on what it was given, which may be one channel's memory seen as three.
+        return (floats.mul(a) if floats is images else floats.mul_(a)).add_(b)
