@@ -214,14 +214,16 @@ def _compiled(module: torch.nn.Module, config: RunConfig) -> torch.nn.Module:
     import torch._dynamo  # which takes seconds
 
     alike = Counter(
-        type(part).forward for part in module.modules() if not type(part).__module__.startswith("torch.nn.")
+        getattr(type(part), "forward", type(part))  # a scripted one's class has none
+        for part in module.modules()
+        if not type(part).__module__.startswith("torch.nn.")
     )
     limits, most = torch._dynamo.config, 8 * max(alike.values(), default=1)
     limits.recompile_limit = max(limits.recompile_limit, most)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, most)
     # The compiler begins Pythons to look what the machine can do. They shall not take modules of the working folder's,
     # which may be a run from elsewhere.
-    os.environ.setdefault("PYTHONSAFEPATH", "1")
+    os.environ["PYTHONSAFEPATH"] = "1"
     return cast(torch.nn.Module, torch.compile(module, dynamic=False))
 
 

@@ -25,6 +25,13 @@ class Ended:
     err: str
 
 
+@pytest.fixture(autouse=True)
+def variables_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run compiles in this process sets a variable, by which the tests that begin others would then find less."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # so that it is known what to put back
+    monkeypatch.delenv("PYTHONSAFEPATH")
+
+
 @pytest.fixture
 def lrtrain(tmp_path: Path) -> Callable[..., Ended]:
     """Run the command in a process of its own, in an empty folder."""

@@ -563,3 +563,9 @@ def broken(num_classes: int, in_channels: int, blocks: int = 12) -> nn.Module:
     kinds = [type(f"Broken{i}", (Broken,), {}) for i in range(blocks)]  # which share its forward
     parts = [part for kind in kinds for part in (kind(64 * in_channels), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *parts, nn.Linear(64 * in_channels, num_classes))
+
+
+def scripted(num_classes: int, in_channels: int) -> nn.Module:
+    """With a part that torch has compiled in its older way."""
+    part: nn.Module = torch.jit.script(nn.Linear(64 * in_channels, num_classes))
+    return nn.Sequential(nn.Flatten(), part)

@@ -93,3 +93,13 @@ def test_what_thaws_trains_where_it_is_compiled(monkeypatch: pytest.MonkeyPatch)
     assert not torch.equal(weights(made)["conv1.weight"], weights(job(**changes))["conv1.weight"])
     for name, tensor in weights(plain).items():
         torch.testing.assert_close(weights(made)[name], tensor)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+def test_a_scripted_part_is_compiled_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **kwargs: original(module, backend="eager", **kwargs))
+    made, plain = (job(model={"name": "tests.nets:scripted"}, compile=each, steps=2) for each in (True, False))
+    for each in (made, plain):
+        run(each)
+    assert all(torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(made).items())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lrtrain.data.decode import decode_bytes, decoded
+from lrtrain.data.decode import decode_bytes, decoded, header
 from lrtrain.data.files import FileSplit
 from lrtrain.data.inspect import look
 from lrtrain.data.pieces import Pieces, TooManyPieces
@@ -113,3 +113,18 @@ def test_a_file_whose_pieces_are_read_again_and_again_is_refused():
     assert file.tell() == 5_000_000
     large = Pieces(BytesIO(bytes(60_000_000)))
     assert sum(len(large.read(1_000_000)) for _ in range(61)) == 60_000_000
+
+
+def test_a_tiff_of_many_strips_may_be_read_in_a_piece_for_each():
+    """As Pillow up to 11.1 does, whatever the strip's length."""
+    file = Pieces(BytesIO(bytes(5_000_000)))
+    file.tiles = 2_000
+    for _ in range(2_000):
+        file.seek(0)
+        assert len(file.read(65_536)) == 65_536
+    content = BytesIO()
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 30, 3), np.uint8))
+    noise.save(content, "TIFF", tiffinfo={278: 1})
+    with header(content) as image:
+        assert image.fp.tiles == len(image.tile) == 50
+        assert decoded(content, 3).shape == (3, 50, 30)

@@ -499,7 +499,7 @@ def test_a_package_that_cannot_be_imported_is_no_bug(tmp_path: Path) -> None:
     env = environment(TORCH_LOGS="nonsense")
     ended = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert ended.returncode == 5, ended.stderr
-    assert "a package cannot be imported: ValueError" in ended.stderr
+    assert "a package cannot be imported: ValueError: Invalid log settings: nonsense" in " ".join(ended.stderr.split())
     assert "TORCH_LOGS" in ended.stderr
 
 

@@ -55,7 +55,7 @@ def _of_an_import(error: BaseException) -> Problem | None:
     first = next(iter(_foreign_frames(error)), None)
     if first is None or first.name != "<module>" or of_the_users(error) is not None:
         return None
-    what = f"a package cannot be imported: {type(error).__name__}: {error}".partition("\n")[0]
+    what = f"a package cannot be imported: {type(error).__name__}: {str(error).strip()}".partition("\n")[0]
     return Problem(what[:600], hint="is it whole, and a variable such as TORCH_LOGS right? `--debug` shows where it is")
 
 

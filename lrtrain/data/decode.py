@@ -191,7 +191,10 @@ def header(file: IO[bytes]) -> Image.Image:
     """An image file as Pillow opens it, not decoded; any exception where it cannot be read."""
     tiff.refuse_many_places(file)
     file.seek(0)
-    return Image.open(cast(IO[bytes], Pieces(file)), formats=FORMATS)
+    pieces = Pieces(file)
+    image = Image.open(cast(IO[bytes], pieces), formats=FORMATS)
+    pieces.tiles = len(getattr(image, "tile", ()))
+    return image
 
 
 @cache

@@ -43,7 +43,8 @@ _TIMM_LOADS = {
 
 # Read by every torch.load; it refuses to have both.
 _WEIGHTS_ONLY, _IN_FULL = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-_MOST_PARAMETERS = 50_000  # tensors; the largest of torchvision and timm have some thousands
+_MOST_PARAMETERS = 10_000  # tensors; the largest of torchvision and timm have some 2,000
+_MOST_LAYERS = 50_000  # as any one number of timm's arguments
 
 # Left alone, these two return several logits while training and warn of a new default initialisation.
 _TORCHVISION_ARGS: dict[str, dict[str, Any]] = {
@@ -356,9 +357,9 @@ def _no_code_in_weights() -> Iterator[None]:
 
 def _refuse_endless(value: Any, model: schema.Model, where: Where) -> None:
     """Refuse numbers that timm makes lists of as long, before there is any layer to count."""
-    if isinstance(value, int | float) and abs(value) > _MOST_PARAMETERS:
+    if isinstance(value, int | float) and abs(value) > _MOST_LAYERS:
         what = f"{model.name} cannot be built with {quoted(value)} among its arguments"
-        raise ConfigError(what, where("model"), f"take numbers of at most {_MOST_PARAMETERS:,}")
+        raise ConfigError(what, where("model"), f"take numbers of at most {_MOST_LAYERS:,}")
     if isinstance(value, list | tuple | dict):
         for one in value.values() if isinstance(value, dict) else value:
             _refuse_endless(one, model, where)
