@@ -122,6 +122,11 @@ def test_a_tiff_of_many_strips_may_be_read_in_a_piece_for_each():
     for _ in range(2_000):
         file.seek(0)
         assert len(file.read(65_536)) == 65_536
+    for _ in range(1_068):
+        file.seek(0)
+        file.read(65_536)
+    with pytest.raises(TooManyPieces, match="again and again"):
+        file.read(65_536)
     content = BytesIO()
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 30, 3), np.uint8))
     noise.save(content, "TIFF", tiffinfo={278: 1})

@@ -318,6 +318,12 @@ def test_prefixes_without_end_are_refused(tmp_path: Path) -> None:
         load_weights_file(tmp_path / "w.safetensors")
 
 
+def test_dimensions_that_torch_does_not_compute_with_are_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1).as_strided((1,) * 65, (1,) * 65)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="'w' has 65 dimensions; at most 16 are read"):
+        load_weights_file(tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize(
     "metadata",
     [

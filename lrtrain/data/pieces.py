@@ -9,7 +9,7 @@ MOST_FILE_BYTES = 200_000_000  # of an image file: 61 million pixels of colour, 
 _MOST_READS = 200_000  # of a file: a PNG of 200 MB in chunks of 8 KB takes 75,000
 # Of a JPEG, which has one for each picture in it. Pillow appends each to those before: 1,500 of 65 kB take 40 s.
 _EXIF, _MOST_EXIF = b"Exif\0\0", 100
-_A_TILE = 65_536  # bytes that older Pillows read for each strip or tile, however short it is
+_A_TILE = 65_536  # bytes that older Pillows ask for at each strip or tile, however short it is
 _MOST_AGAIN = 50_000_000  # bytes read beyond four times the whole: older Pillows keep each tag that leads to one place
 
 
@@ -26,7 +26,7 @@ class Pieces:
 
     def __init__(self, file: IO[bytes]):
         self._file, self._reads, self.most = file, 0, _MOST_READS  # more where the format needs it
-        self.tiles = 0  # that the image has: strips, or whatever is decoded one by one; known once it is opened
+        self.tiles = 0  # to be decoded: strips, or whatever else; known once the image is opened
         self._exif = self._bytes = 0
 
     def read(self, size: int = -1) -> bytes:
@@ -39,9 +39,11 @@ class Pieces:
         if self._reads > self.most:
             raise TooManyPieces(f"it is made of more than {self.most:,} pieces, and no image needs so many")
         data = self._file.read(size)
-        self._bytes += len(data)
-        again = _MOST_AGAIN + self.tiles * _A_TILE
-        if self._bytes > again and self._bytes > 4 * self._size() + again:
+        if size == _A_TILE and self.tiles > 0:
+            self.tiles -= 1
+        else:
+            self._bytes += len(data)
+        if self._bytes > _MOST_AGAIN and self._bytes > 4 * self._size() + _MOST_AGAIN:
             raise TooManyPieces("its pieces are read again and again, and no image needs that")
         self._exif += data.startswith(_EXIF)
         if self._exif > _MOST_EXIF:

@@ -21,7 +21,7 @@ from lrtrain.config.transform_checks import MEANS, STDS
 from lrtrain.errors import CheckpointError, EnvironmentFault, quoted
 from lrtrain.foreign import json_object, opened, read_bytes, refuse_holes
 from lrtrain.models.infinite import first_bad_tensor
-from lrtrain.tensor_header import read_header
+from lrtrain.tensor_header import MAX_DIMENSIONS, read_header
 from lrtrain.torch_archive import refuse_other_archives
 
 # Of a state dict as torch trains and saves them. Others (float8, complex, uint32) torch itself hardly computes with.
@@ -189,6 +189,9 @@ def _state_dict(content: Any, file: Path, device: str = "cpu") -> dict[str, Tens
         if len(name) > MAX_NAME:
             what = f"{str(file)!r}: a tensor's name has {len(name):,} characters; at most {MAX_NAME:,} are read"
             raise CheckpointError(what, hint="save module.state_dict() with its own names")
+        if tensor.dim() > MAX_DIMENSIONS:
+            what = f"{str(file)!r}: {quoted(name)} has {tensor.dim()} dimensions; at most {MAX_DIMENSIONS} are read"
+            raise CheckpointError(what, hint="save module.state_dict()")
         if tensor.dtype not in (*_KINDS, *_COUNTS):
             what = f"{str(file)!r}: {quoted(name)} is of {tensor.dtype}, which is not read".replace("torch.", "")
             kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _KINDS)
