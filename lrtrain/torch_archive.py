@@ -117,6 +117,8 @@ def _of_entries(entries: list[zipfile.ZipInfo], size: int) -> Iterator[str]:
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size != entry.compress_size:
             yield f"its entry {quoted(entry.filename)} is compressed or encrypted"
+        if entry.filename != entry.orig_filename:  # by a NUL, or a second name, which newer Pythons prefer
+            yield f"its entry {quoted(entry.orig_filename)} has another name, {quoted(entry.filename)}"
     if len({entry.filename.lower() for entry in entries}) < len(entries):  # as torch looks them up
         yield "it has two entries of one name"
     if (total := sum(entry.file_size for entry in entries)) > size:

@@ -569,3 +569,40 @@ def scripted(num_classes: int, in_channels: int) -> nn.Module:
     """With a part that torch has compiled in its older way."""
     part: nn.Module = torch.jit.script(nn.Linear(64 * in_channels, num_classes))
     return nn.Sequential(nn.Flatten(), part)
+
+
+class Filling:
+    """A transform that gives each image in the same memory."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        if not hasattr(self, "made"):
+            self.made = torch.empty_like(image)
+        return self.made.copy_(image)
+
+
+class Drawing:
+    """A transform that draws, from a generator of its own or from torch's."""
+
+    def __init__(self, own: bool = True) -> None:
+        self.generator = torch.Generator() if own else None
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image * torch.rand(1, generator=self.generator)
+
+
+class Keeping(nn.Module):
+    """A network that adds what it made at the step before, with its gradients or without."""
+
+    def __init__(self, num_classes: int, in_channels: int, detach: bool = False) -> None:
+        super().__init__()
+        self.head, self.detach = nn.Linear(64 * in_channels, num_classes), detach
+        self.before: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        made: Tensor = self.head(images.flatten(1))
+        if not self.training:
+            return made
+        if self.before is not None and len(self.before) == len(made):
+            made = made + 0.1 * self.before
+        self.before = made.detach() if self.detach else made
+        return made

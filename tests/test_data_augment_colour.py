@@ -57,6 +57,15 @@ def test_a_factor_a_sample_gives_what_torchvision_gives_each_sample(seed, name, 
     equal(getattr(colour, f"adjust_{name}")(images, factors), torch.stack(expected))
 
 
+def test_images_stay_as_they_are_where_there_is_no_float64(monkeypatch):
+    monkeypatch.setattr(colour, "_wide", lambda images: torch.float32)
+    images = F.to_dtype(pictures(1, 1), torch.float32, scale=True)
+    before = images.clone()
+    made = colour.adjust_contrast(images, np.full(B, 0.5))
+    assert torch.equal(images, before)
+    torch.testing.assert_close(made, torch.stack([F.adjust_contrast(image, 0.5) for image in images]))
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("as_float", [False, True])
 @pytest.mark.parametrize(

@@ -221,11 +221,30 @@ def test_an_image_that_breaks_later_is_named(folder, workers, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_transform_may_have_weights_of_its_own(folder, workers):
-    entries = [{"name": "ToDtype", "dtype": "float32", "scale": True}, "tests.nets:Learned"]
+    entries = ["ToTensor", "tests.nets:Learned", "RandomErasing", "tests.nets:Learned"]
     made = pipeline(name="imagefolder", root=str(folder), **lists(train=entries))
     (first, *_) = Batches(made, batch_size=8, where=where, cache="off", workers=workers).train(0, 1)
     assert not first.images.requires_grad
     assert first.images.std() > 0
+
+
+@pytest.mark.parametrize("last", [[], [{"name": "CenterCrop", "size": 16}]])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_transform_may_fill_the_same_memory_for_each_image(folder, workers, last):
+    made = pipeline(name="imagefolder", root=str(folder), **lists(train=["tests.nets:Filling", *last]))
+    plain = pipeline(name="imagefolder", root=str(folder), **lists(train=last))
+    (first,), (expected,) = (
+        Batches(each, batch_size=8, where=where, cache="off", workers=workers).train(0, 1) for each in (made, plain)
+    )
+    torch.testing.assert_close(first.images, expected.images)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_transform_that_draws_from_a_generator_of_its_own_is_refused(folder, split):
+    with pytest.raises(ConfigError, match=rf"the {split} transform tests.nets:Drawing makes another image of .*asked"):
+        pipeline(name="imagefolder", root=str(folder), **lists(**{split: ["ToTensor", "tests.nets:Drawing"]}))
+    entries = ["ToTensor", {"name": "tests.nets:Drawing", "own": False}]
+    pipeline(name="imagefolder", root=str(folder), **lists(train=entries))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

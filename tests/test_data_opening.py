@@ -109,6 +109,15 @@ def test_what_torchvision_kept_of_mnist_in_pickles_is_read_if_torch_wrote_an_arc
         assert "remove it" in said
 
 
+@pytest.mark.parametrize("images", [torch.zeros(12, 28, 28), torch.zeros(12, 784, dtype=torch.uint8)])
+def test_what_is_kept_of_mnist_that_are_no_pixels_is_refused(tmp_path, images):
+    folder, dataset = tmp_path / "EMNIST" / "processed", emnist(tmp_path)
+    folder.mkdir()
+    for name in ("training_digits.pt", "test_digits.pt"):
+        torch.save((images, torch.arange(12) % 10), folder / name)
+    assert "and must hold uint8 (N, height, width)" in refused(DataError, **dataset)
+
+
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", "../../none", "x" * 5000])
 def test_a_list_that_names_what_cannot_be_is_no_bug(tmp_path, name):
     folder = tmp_path / "food-101"
@@ -159,7 +168,7 @@ def nested(depth):
         ("training.pt", (torch.zeros(1).expand(10**9, 28, 28), torch.zeros(1).expand(10**9)), "more bytes than are"),
         ("meta.bin", ({"n1": {0: nested(40)}, "n2": ("b",)}, ["n1"]), "does not name its classes"),
         ("meta.bin", ({"n1": ["x" * 900] * 100_000}, ["n1"]), "does not name its classes"),
-        ("training.pt", (torch.zeros(9, 4, 4), torch.zeros(9)), None),
+        ("training.pt", (torch.zeros(9, 4, 4, dtype=torch.uint8), torch.zeros(9)), None),
         ("meta.bin", ({"n1": ("a", "b"), "n2": "c"}, ["n1"]), None),
     ],
 )

@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from lrtrain.errors import DataError
@@ -185,3 +185,27 @@ def test_a_function_of_the_users_that_fails_is_named(own):
 
     own.make = make
     assert "own_data:make failed: KeyError: 'x'" in refused(DataError, name="own_data:make")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_that_the_dataset_keeps_is_not_turned_there(own, orientation):
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (8, 9, 3), dtype=np.uint8))
+    photo.getexif()[274] = orientation
+    before = photo.tobytes()
+    own.make = lambda: (pairs(4, photo), pairs(2, photo))
+    source = opened(name="own_data:make")
+    upright = np.array(ImageOps.exif_transpose(photo))
+    assert torch.equal(source.train.read(1), torch.from_numpy(upright).permute(2, 0, 1))
+    assert (photo.size, photo.tobytes(), photo.getexif()[274]) == ((9, 8), before, orientation)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "make", [lambda a: a[:, ::-1], lambda a: a[::-1], lambda a: a[0, :, ::-1], lambda a: a[..., ::-1]]
+)
+def test_arrays_may_run_backwards_and_be_read_only(own, make):
+    array = make(np.random.default_rng(1).integers(0, 256, (3, 8, 9), dtype=np.uint8))
+    array.flags.writeable = False
+    own.make = lambda: (pairs(4, array), pairs(2, array))
+    expected = torch.from_numpy(array.copy())
+    assert torch.equal(opened(name="own_data:make").train.read(1), expected if array.ndim == 3 else expected[None])

@@ -182,3 +182,9 @@ def test_a_network_that_takes_no_images_without_contrast_is_told_what_it_was_tri
     with pytest.raises(ConfigError, match="fails when it is given images: no contrast") as caught:
         job(model={"name": "tests.nets:dark"})
     assert "two images that are 0 everywhere" in str(caught.value.problems[0].hint)
+
+
+def test_a_network_that_keeps_gradients_for_the_next_step_is_told_so() -> None:
+    run(job(model={"name": "tests.nets:Keeping", "detach": True}, steps=3))
+    with pytest.raises(ConfigError, match="keeps what it made at an earlier step"):
+        run(job(model={"name": "tests.nets:Keeping"}, steps=3))

@@ -318,6 +318,17 @@ def test_prefixes_without_end_are_refused(tmp_path: Path) -> None:
         load_weights_file(tmp_path / "w.safetensors")
 
 
+def test_an_entry_of_two_names_is_refused(tmp_path: Path) -> None:
+    """Of a NUL, or with a second name for Unicode, torch and Python take different ones."""
+    torch.save({"w": torch.zeros(2)}, tmp_path / "w.pth")
+    entry = zipfile.ZipInfo("w/more")
+    entry.filename = "w/more\0/x"
+    with zipfile.ZipFile(tmp_path / "w.pth", "a") as archive:
+        archive.writestr(entry, b"")
+    with pytest.raises(CheckpointError, match=r"has another name, 'w/more'"):
+        load_weights_file(tmp_path / "w.pth")
+
+
 def test_dimensions_that_torch_does_not_compute_with_are_refused(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(1).as_strided((1,) * 65, (1,) * 65)}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="'w' has 65 dimensions; at most 16 are read"):

@@ -58,6 +58,9 @@ def lrs(run: Path) -> list[float]:
 def test_hold_goes_on_with_the_last_lr_and_the_config_repeats_the_longer_run(done: Path) -> None:
     run = copy_of(done, "hold")
     before = lrs(run)
+    ended = fit(done, LONG, "--resume", "--out", "hold", "--set", "extended=[{policy: hold, at: 24, steps: 115}]")
+    assert ended.returncode == 2
+    assert "says how the run was made longer" in ended.stderr
     ended = fit(done, LONG, "--resume", "--extend", "hold", "--out", "hold")
     assert ended.returncode == 0, ended.stderr
     assert "extended by hold: 69 steps become 115" in ended.stdout

@@ -202,3 +202,46 @@ def test_a_name_that_thousands_of_members_share_is_not_kept_for_each(tmp_path, m
     assert 1_000 < len(problems) < 1_010
     assert "no more members are looked at" in problems[-1].what
     assert peak < 20_000_000
+
+
+def pax_block(content):
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, len(content)
+    return header.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"1" * 2**20,
+        b"004 " * 2**18,
+        b"9 a=\n",
+        b"7 ab=c",
+        b"6 =bc\n",
+        b"6 abc\n",
+        b"5 a=\n-",
+        b"\n",
+        b"12 a=" + b"7" * 101,
+    ],
+    ids=lambda content: repr(content[:12]),
+)
+def test_fields_that_are_none_are_refused_before_tarfile_looks_for_some_in_them(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "kept"))
+    one = tarfile.TarInfo("1.png").tobuf()
+    (tmp_path / "a.tar").write_bytes(pax_block(content) + one + bytes(1024))
+    with patch("tarfile.TarInfo._proc_pax", side_effect=AssertionError):
+        found, problems, _ = indexed([str(tmp_path / "a.tar")])
+    assert not found
+    assert [p.what for p in problems] == [f"{tmp_path / 'a.tar'} has a header of further fields that is damaged"]
+
+
+def test_what_writers_put_into_fields_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "kept"))
+    fields = {"mtime": "1700000000.123456789", "comment": "é = 1\n2", "SCHILY.xattr.user.a": "12 x=\n" * 9, "e": ""}
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "all"}) as tar:
+        for name, content in ((f"{'é' * 90}.png", b"p"), (f"{'é' * 90}.cls", b"1")):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.pax_headers = len(content), fields
+            tar.addfile(entry, io.BytesIO(content))
+    found, problems, _ = indexed([str(tmp_path / "a.tar")])
+    assert (len(found), problems) == (1, [])

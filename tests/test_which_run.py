@@ -143,6 +143,18 @@ def test_the_newest_run_is_the_one_that_began_last(tmp_path: Path, monkeypatch: 
     assert str(begin(None)) == str(latest("a")) == "runs/a"
 
 
+def test_no_run_is_begun_among_the_checkpoints_of_another(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    check_free(run.checkpoints / "x")  # anybody's
+    (run.checkpoints / ".lock").touch()
+    run.config.touch()
+    for out in (run.checkpoints / "step-00000009", run.checkpoints / "x" / "y"):
+        with pytest.raises(RunDirError, match=r"is among the checkpoints of the run '.*/run'"):
+            check_free(out)
+    check_free(run.path / "sub")
+
+
 def test_a_folder_that_no_run_can_be_made_in_is_refused_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,10 @@ def lengthened(config: RunConfig, run_dir: RunDir, found: Checkpoint | None, wis
     Raises:
         ConfigError: it would not be longer, or it would and no policy is given, or it has not begun.
     """
+    if config.overridden("extended"):
+        what = "`extended` says how the run was made longer, and is not set at resume"
+        hint = "--extend hold, rescale or restart, with --set epochs or steps"
+        raise ConfigError(what, config.where("extended"), hint)
     began = load(run_dir.config)
     kept = {key: getattr(began, key) for key in _LENGTH}
     if found is None:

@@ -18,7 +18,7 @@ from lrtrain.data.default_transforms import (
     train_defaults,
     val_defaults,
 )
-from lrtrain.data.known_transforms import Size, TooLarge, draws, nested, refuse_huge, size_after
+from lrtrain.data.known_transforms import Size, TooLarge, draws, is_theirs, nested, refuse_huge, size_after
 from lrtrain.data.loader import SAME_SIZE
 from lrtrain.data.open import Where, place_of
 from lrtrain.data.source import Source, Split
@@ -264,28 +264,17 @@ def _tried(
         raise DataError(f"the {name} split has no images")
     shapes: dict[tuple[int, ...], int] = {}
     moment = Moment(seed, "try")
+    own = not all(is_theirs(part) for step in steps for part in nested(step.transform))
     for i in on:
-        image: Any = split.read(i)
-        with moment.seeded(i):
-            for step in steps:
-                size = tuple(image.shape[1:])
-                try:
-                    image = step.to_sample(image, i, moment)
-                except TooLarge as error:
-                    raise DataError(f"{split.path(i)}: {error}", step.where, TooLarge.hint) from error
-                except Exception as error:
-                    raise ConfigError(
-                        f"the {name} transform {step.name} fails on {split.path(i)}, {_described(image)}: {error}",
-                        step.where,
-                    ) from error
-                if not isinstance(image, torch.Tensor) or image.ndim != 3 or not image.numel():
-                    raise ConfigError(
-                        f"the {name} transform {step.name} must make one image of one; it made {_described(image)}",
-                        step.where,
-                        "leave it out",
-                    )
-                if tuple(image.shape[1:]) != size:
-                    changing.add(step.position)
+        image = split.read(i)
+        made = []
+        for step, after in _through(split, name, steps, i, moment):
+            if after.shape[1:] != image.shape[1:]:
+                changing.add(step.position)
+            image = after
+            made.append(image.clone() if own else image)
+        if own:
+            _refuse_unrepeatable(split.path(i), name, made, _through(split, name, steps, i, moment))
         if image.dtype != torch.float32:
             raise ConfigError(
                 f"the {name} transforms must end with float32 images, not {image.dtype}",
@@ -302,6 +291,49 @@ def _tried(
         )
     channels, height, width = next(iter(shapes))
     return channels, height, width
+
+
+def _through(
+    split: Split, name: str, steps: Sequence[Step], i: int, moment: Moment
+) -> Iterator[tuple[Step, torch.Tensor]]:
+    """An image after each step of a list."""
+    image: Any = split.read(i)
+    with moment.seeded(i):
+        for step in steps:
+            try:
+                after: Any = step.to_sample(image, i, moment)
+            except TooLarge as error:
+                raise DataError(f"{split.path(i)}: {error}", step.where, TooLarge.hint) from error
+            except Exception as error:
+                raise ConfigError(
+                    f"the {name} transform {step.name} fails on {split.path(i)}, {_described(image)}: {error}",
+                    step.where,
+                ) from error
+            if not isinstance(after, torch.Tensor) or after.ndim != 3 or not after.numel():
+                raise ConfigError(
+                    f"the {name} transform {step.name} must make one image of one; it made {_described(after)}",
+                    step.where,
+                    "leave it out",
+                )
+            image = after
+            yield step, image
+
+
+def _refuse_unrepeatable(
+    path: str, name: str, made: Sequence[torch.Tensor], again: Iterator[tuple[Step, torch.Tensor]]
+) -> None:
+    """Refuse a step that makes another image when it is asked again: what it makes would depend on who is asked.
+
+    Worker processes each have a copy of it, and a run that goes on begins with a new one.
+    """
+    for before, (step, after) in zip(made, again, strict=True):
+        if before.dtype != after.dtype or not before.numpy(force=True).tobytes() == after.numpy(force=True).tobytes():
+            raise ConfigError(
+                f"the {name} transform {step.name} makes another image of {path} when it is asked again: it draws "
+                "from a generator of its own, or counts",
+                step.where,
+                "draw from torch's, numpy's or Python's own generator, which are seeded for each image and epoch",
+            )
 
 
 def _described(image: Any) -> str:

@@ -218,8 +218,13 @@ def _bounded(opener: Callable[[IO[bytes], str | bytes], ImageFile], file: IO[byt
     return image
 
 
-def from_pil(image: Image.Image, channels: int) -> torch.Tensor:
+def from_pil(image: Image.Image, channels: int, *, kept: bool = False) -> torch.Tensor:
     """The pixels of an opened image by the rule of `decode`, uint8 (channels, height, width).
+
+    Args:
+        image: is turned in place, unless it is `kept` by someone else.
+        channels: 1 or 3.
+        kept: whether it is.
 
     Raises:
         ValueError: float pixels, or integers beyond 16 bits.
@@ -228,7 +233,7 @@ def from_pil(image: Image.Image, channels: int) -> torch.Tensor:
     image.load()
     greatest, inverted = tiff.gray_scale(image)
     _unpack_transparent(image, coded)
-    _turn_upright(image)
+    image = _upright(image, kept=kept)
     width, height = image.size
     made = np.empty((channels, height, width), dtype=np.uint8)
     columns = max(1, min(width, _STRIP))
@@ -268,10 +273,14 @@ def _unpack_transparent(image: Image.Image, coded: str) -> None:
         image.info["transparency"] = clear % 2**bits * (255 // (2**bits - 1))
 
 
-def _turn_upright(image: Image.Image) -> None:
-    """By EXIF, in place: there are two of it meanwhile, and one afterwards."""
+def _upright(image: Image.Image, *, kept: bool) -> Image.Image:
+    """By EXIF, in place unless it is `kept`: there are two of it meanwhile, and one afterwards."""
     with suppress(Exception):  # damaged EXIF: the pixels are what counts, and these were loaded
-        ImageOps.exif_transpose(image, in_place=True)
+        if not kept:
+            ImageOps.exif_transpose(image, in_place=True)
+        elif image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return ImageOps.exif_transpose(image)
+    return image
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -61,7 +61,9 @@ class Workshop(Dataset[Any]):
         image = self.split.read(i) if self.ready is None else self.ready[i].clone()  # a transform may work in place
         try:
             image = image if self.ready is not None else self.stages.prepare(image)
-            image = image if moment is None else self.stages.to_sample(image, i, moment)
+            if moment is not None and self.stages.per_sample:
+                # A copy: a transform of one's own may fill one memory again and again.
+                image = self.stages.to_sample(image, i, moment).clone()
         except Exception as error:
             raise DataError(
                 f"the {self.name} transforms fail on {self.split.path(i)}, {'x'.join(map(str, image.shape))}: {error}",
@@ -79,8 +81,7 @@ class Workshop(Dataset[Any]):
                     hint="a transform must return the same type for every image",
                 )
             self.refuse_other_size((index[0], images[0].shape), (i, image.shape))
-        with torch.no_grad():  # a transform may be a network, with weights of its own
-            return torch.stack(images, out=_shared(len(images), images[0]) if get_worker_info() else None)
+        return torch.stack(images, out=_shared(len(images), images[0]) if get_worker_info() else None)
 
     def refuse_other_size(self, *images: tuple[int, torch.Size]) -> None:
         """Refuse two images, each an index and the size that the transforms leave it, that make no batch, or no split.

@@ -104,11 +104,11 @@ def _refuse(path: Path) -> None:
             (refuse_other_archives if archive else refuse_other_legacy)(path)
         except CheckpointError as error:
             raise ValueError(f"{error.problems[0].what}; remove it, if the dataset's other files are there") from error
-        _refuse_endless(path)
+        _refuse_content(path)
 
 
-def _refuse_endless(path: Path) -> None:
-    """Refuse a small file whose tensors show a few numbers without end, or names of classes that hold themselves."""
+def _refuse_content(path: Path) -> None:
+    """Refuse a file whose tensors show a few numbers without end or are no images, or whose names hold themselves."""
     import torch
 
     try:
@@ -119,6 +119,10 @@ def _refuse_endless(path: Path) -> None:
     for one in held:
         if isinstance(one, torch.Tensor) and one.numel() * one.element_size() > one.untyped_storage().nbytes():
             raise ValueError(f"{path.name} holds a tensor that says it has more bytes than are stored")
+    first = held[0] if held else None
+    if path.suffix == ".pt" and isinstance(first, torch.Tensor) and (first.dtype, first.ndim) != (torch.uint8, 3):
+        kind = f"{str(first.dtype).removeprefix('torch.')} {tuple(first.shape)}"
+        raise ValueError(f"{path.name} holds images of {kind}, and must hold uint8 (N, height, width)")
     names = held[0].values() if held and isinstance(held[0], dict) else ()
     if path.name == "meta.bin" and not all(map(_is_names, names)):
         raise ValueError(f"{path.name} does not name its classes as ImageNet does, each by a few words")

@@ -45,7 +45,7 @@ class PairSplit:
         try:
             image = _item(self.pairs, i)[0]
             if isinstance(image, Image.Image):
-                return from_pil(image, self.channels)
+                return from_pil(image, self.channels, kept=True)
             return self._from_tensor(image)
         except Exception as error:
             raise _unread(self.path(i), error) from error
@@ -64,7 +64,7 @@ class PairSplit:
         return found.digest()
 
     def _from_tensor(self, image: Any) -> torch.Tensor:
-        tensor = torch.as_tensor(image)
+        tensor = _tensor(image)
         tensor = tensor[None] if tensor.ndim == 2 else tensor
         if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[0] not in (1, self.channels):
             raise ValueError(
@@ -173,7 +173,13 @@ def channels_of(pairs: Any) -> int:
 def _is_gray(image: Any) -> bool:
     if isinstance(image, Image.Image):
         return image.mode in ("1", "L", "I", "I;16", "LA")
-    return torch.as_tensor(image).ndim == 2 or torch.as_tensor(image).shape[0] == 1
+    tensor = _tensor(image)
+    return tensor.ndim == 2 or tensor.shape[0] == 1
+
+
+def _tensor(image: Any) -> torch.Tensor:
+    """Of an array a copy: it may be read only, or run backwards, which torch takes amiss."""
+    return torch.as_tensor(image.copy() if isinstance(image, np.ndarray) else image)
 
 
 def _spread(n: int) -> list[int]:

@@ -36,6 +36,7 @@ _EXTENDING = (
 _EXTENDING_BYTES = 2**20
 _MOST_GLOBAL = 100  # fields for all members that follow, which tarfile goes through for each; writers have one or two
 _MOST_IN_NAME = 4_096  # characters: of a path that a file system takes
+_LENGTH, _DIGITS = re.compile(rb"([1-9][0-9]{0,6}) "), re.compile(rb"[0-9]{101}")
 _MOST_WRONG = 1_000  # members or samples, after which no more are looked for
 _META = re.compile(r"__[^/]*__($|/)")  # passed over, as by webdataset's tar_file_iterator
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
@@ -232,12 +233,36 @@ class _Header(tarfile.TarInfo):
             raise _Wrong(f"a header of the shard has {found.size:,} bytes, more than any name", _AGAIN)
         return found
 
+    def _proc_pax(self, tar: tarfile.TarFile) -> _Header:
+        file = tar.fileobj
+        start = file.tell()
+        content = file.read(self.size)
+        file.seek(start)
+        if not _is_list_of_fields(content):
+            raise _Wrong(f"{tar.name!s} has a header of further fields that is damaged", _AGAIN)
+        found: _Header = super()._proc_pax(tar)  # type: ignore[misc]
+        return found
+
     # The two kinds of sparse members whose maps, which tarfile reads as a whole, have no end.
     def _proc_sparse(self, tar: tarfile.TarFile) -> _Header:
         raise _Wrong(f"{tar.name!s}:{self.name} is sparse", _WHOLE)
 
     def _proc_gnusparse_10(self, member: _Header, fields: object, tar: tarfile.TarFile) -> None:
         raise _Wrong(f"{tar.name!s}:{member.name} is sparse", _WHOLE)
+
+
+def _is_list_of_fields(content: bytes) -> bool:
+    """Whether a pax header is `LENGTH NAME=VALUE` line by line: tarfile looks through all else again and again."""
+    if _DIGITS.search(content):
+        return False
+    at = 0
+    while at < len(content) and content[at]:
+        length = _LENGTH.match(content, at)
+        end = at + int(length[1]) if length else 0
+        if not length or not length.end() < content.find(b"=", length.end(), end) or content[end - 1 : end] != b"\n":
+            return False
+        at = end
+    return True
 
 
 class _Members:

@@ -80,7 +80,8 @@ class Step:
             TooLarge: it would become larger than any image that is decoded.
         """
         made: torch.Tensor = self.transform(image)
-        return made
+        # A network with weights of its own.
+        return made.detach() if isinstance(made, torch.Tensor) and made.requires_grad else made
 
     def to_batch(self, images: torch.Tensor, index: NDArray[np.int64], moment: Moment) -> torch.Tensor:
         """Transform images (B, C, H, W), by the batched op."""

@@ -48,6 +48,7 @@ from lrtrain.engine.finite import (
 from lrtrain.engine.mix import Mix
 from lrtrain.engine.precision import Precision
 from lrtrain.engine.state import Best, TrainState, refuse_lost
+from lrtrain.errors import ConfigError
 from lrtrain.models.infinite import first_bad_tensor
 from lrtrain.random import key, seed_model
 from lrtrain.schedule.plan import Plan
@@ -242,11 +243,25 @@ def _gradients(
             # Processes average their gradients, so that all together this is the mean over the batch's images.
             share = part * state.world.size / batch.total
             scaled = loss * share if share != 1 else loss
-            (scaled if state.scaler is None else state.scaler.scale(scaled)).backward()  # type: ignore[no-untyped-call]
+            _backward(scaled if state.scaler is None else state.scaler.scale(scaled))
         weighted = loss.detach() * part
         loss_sum = weighted if loss_sum is None else loss_sum + weighted
     assert loss_sum is not None
     return loss_sum, unsoundness([loss_sum, *_norms(state, recipe)])
+
+
+def _backward(loss: Tensor) -> None:
+    """`loss.backward()`, where what cannot be differentiated is the network's fault: no code of its own is running."""
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        if "backward through the graph a second time" in str(error):
+            what = "the network keeps what it made at an earlier step, and that step's gradients are gone"
+            raise ConfigError(what, hint="`detach()` what it keeps, or keep nothing") from error
+        if "modified by an inplace operation" in str(error):
+            what = f"the network changes in place what its gradients need: {error}".partition(". Hint")[0]
+            raise ConfigError(what, hint="let it make a new tensor: `x = x + y` for `x += y`") from error
+        raise
 
 
 def _norms(state: TrainState, recipe: Recipe) -> list[Tensor]:

@@ -160,7 +160,7 @@ def refuse_shared_checkpoints(run: RunDir) -> None:
         raise CheckpointError(what, str(run.checkpoints), hint)
     # A run that was renamed is the same folder still, and what was copied on its disk is not, as checkpoints are not.
     was, now = status.get("inode"), identity(run.path)
-    with_its_own = status.get("checkpoints_inode") != identity(run.checkpoints)
+    with_its_own = status.get("checkpoints_inode", ours := identity(run.checkpoints)) != ours
     if isinstance(began, str) and isinstance(was, list) and was != now and was[:1] == now[:1] and not with_its_own:
         with suppress(OSError, ValueError):
             if identity(Path(began)) in (was, now):  # it has others; or is this one, restored from a copy
@@ -197,6 +197,11 @@ def check_free(out: Path | None) -> None:
     if out is None:
         refuse_unmakable(Path("runs"), "the run directory cannot be made")
         return
+    inside = (out.absolute(), *out.absolute().parents)
+    run = next((f.parent for f in inside if f.name == RunDir(f.parent).checkpoints.name and is_run(f.parent)), None)
+    if run is not None:
+        what = f"{quoted(str(out))} is among the checkpoints of the run {quoted(str(run))}"
+        raise RunDirError(what, hint="name another folder with --out")
     if out == Path():
         raise ConfigError("--out needs the name of a folder for the run", hint="such as --out runs/first")
     try:

@@ -43,7 +43,7 @@ def adjust_contrast(images: torch.Tensor, factors: Factors) -> torch.Tensor:
     # Sums of whole numbers are exact in float64, in whatever order a kernel adds them; gray of float images,
     # which is not whole, is counted in 2^-24.
     unit = 2.0**24 if images.is_floating_point() else 1.0
-    total = gray.mul_(unit).round_().sum(dim=(1, 2, 3), keepdim=True)
+    total = gray.mul(unit).round_().sum(dim=(1, 2, 3), keepdim=True)
     return _blend(images, (total / (unit * gray[0].numel())).float(), factors)
 
 
