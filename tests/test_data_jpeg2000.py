@@ -230,3 +230,19 @@ def test_colours_of_fewer_pixels_are_read_where_these_come_out_even(width, heigh
     else:
         with pytest.raises(ValueError, match="some channels have fewer pixels"):
             refuse_misread(BytesIO(content), "RGB")
+
+
+@pytest.mark.parametrize("kind", [1, 3, 13, 14, 24])
+def test_colours_that_pillow_does_not_make_rgb_of_are_refused(kind):
+    content = written(no_jp2=False)
+    enumerated = b"colr\1\0\0\0\0\0"
+    assert content.count(enumerated + b"\x10") == 1
+    assert decode.decode_bytes(content, "a.jp2", 3).shape[0] == 3
+    with pytest.raises(DataError, match=f"its colours are of kind {kind}, and would be taken for red"):
+        decode.decode_bytes(content.replace(enumerated + b"\x10", enumerated + bytes([kind])), "a.jp2", 3)
+
+
+def test_a_channel_of_no_pixels_is_told():
+    at = (content := written()).index(b"\xff\x51") + 4 + 36
+    with pytest.raises(ValueError, match="a channel has pixels at every 0th place"):
+        refuse_misread(BytesIO(content[: at + 1] + b"\0" + content[at + 2 :]), "RGB")

@@ -18,6 +18,7 @@ _TRANSFORMS = (b"\xff\x74", b"\xff\x75", b"\xff\x77")  # of components: MCT, MCC
 # bytes by pair, behind what it does not know.
 _KNOWN = {bytes((255, second)) for second in b"\x50\x52\x53\x55\x57\x58\x59\x5c\x5d\x5e\x5f\x60\x61\x63\x64\x78"}
 _KNOWN |= {_SIZ, _SOT, _SOD, *_TRANSFORMS}
+_COLOURS = (12, 16, 17, 18)  # CMYK, sRGB, gray and sYCC, which Pillow makes RGB of
 _MOST_OF_A_BOX = 100_000  # bytes: palettes have up to 1,024 colours, and images 16,384 channels
 _END = 43  # of what is looked at in a COD, of 32 levels
 # Bytes, as measured with openjpeg 2.5; 6,000 of a tile's are for the index of 255 tile-parts.
@@ -62,8 +63,8 @@ def refuse_misread(file: IO[bytes], mode: str) -> None:
     """Refuse what Pillow reads wrong without a word.
 
     It wraps the brightest of more than 8 bits around to black, darkens less than 8, takes channels for red, green,
-    blue and transparency in their order, whatever they are, leaves out a palette's colour that was there before, and
-    shears colours that have fewer pixels where these do not come out even.
+    blue and transparency in their order, whatever they are, and Lab for RGB, leaves out a palette's colour that was
+    there before, and shears colours that have fewer pixels where these do not come out even.
 
     Args:
         file: all of it.
@@ -76,11 +77,15 @@ def refuse_misread(file: IO[bytes], mode: str) -> None:
     depths = {(depth & 127) + 1 for depth in content[36::3]}
     if wrong := depths - set(range(9, 17) if mode == "I;16" else (8,)):
         raise ValueError(f"its channels have {min(wrong)} bits, where 8 are read, and up to 16 of gray; save it as PNG")
+    if 0 in (step for at in range(37, len(content) - 1, 3) for step in content[at : at + 2]):
+        raise ValueError("its header is damaged: a channel has pixels at every 0th place")
     sides = struct.iter_unpack(">2L", content[2:34])  # of the image, where it begins, of its tiles, where these begin
     if any(x % content[at] or y % content[at + 1] for x, y in sides for at in range(37, len(content) - 1, 3)):
         raise ValueError("some channels have fewer pixels, and its sizes are no multiples of theirs; save it as PNG")
     if not _is_plain(_inner(file, b"pclr"), _inner(file, b"cmap"), mode):
         raise ValueError("its palette is not of 8-bit colours that are all different; save it without a palette")
+    if (kind := _kind_of_colours(file)) not in (None, *_COLOURS) and mode in ("RGB", "RGBA"):
+        raise ValueError(f"its colours are of kind {kind}, and would be taken for red, green and blue; save it as PNG")
     channels = {"L": 1, "I;16": 1, "LA": 2, "RGB": 3, "RGBA": 4}.get(mode)  # none of palettes and CMYK
     meanings = sorted(_meanings(file))
     clear = mode in ("LA", "RGBA")
@@ -149,6 +154,12 @@ def _meanings(file: IO[bytes]) -> list[tuple[int, int, int]]:
     """What a JP2 says of its channels: number, kind (0 for a colour, 1 and 2 for transparency), and which colour."""
     content = _inner(file, b"cdef")[2:]
     return list(struct.iter_unpack(">HHH", content[: len(content) // 6 * 6]))
+
+
+def _kind_of_colours(file: IO[bytes]) -> int | None:
+    """As a JP2 numbers them; None where it has a profile instead, or says nothing."""
+    content = _inner(file, b"colr")
+    return int.from_bytes(content[3:7]) if content[:1] == b"\1" and len(content) >= 7 else None
 
 
 def _is_plain(palette: bytes, columns: bytes, mode: str) -> bool:
