@@ -243,7 +243,8 @@ def test_a_transform_may_fill_the_same_memory_for_each_image(folder, workers, la
 def test_a_transform_that_draws_from_a_generator_of_its_own_is_refused(folder, split):
     with pytest.raises(ConfigError, match=rf"the {split} transform tests.nets:Drawing makes another image of .*asked"):
         pipeline(name="imagefolder", root=str(folder), **lists(**{split: ["ToTensor", "tests.nets:Drawing"]}))
-    entries = ["ToTensor", {"name": "tests.nets:Drawing", "own": False}]
+    half, whole = ({"name": "ToDtype", "dtype": dtype} for dtype in ("bfloat16", "float32"))
+    entries = ["ToTensor", {"name": "tests.nets:Drawing", "own": False}, half, whole]
     pipeline(name="imagefolder", root=str(folder), **lists(train=entries))
 
 

@@ -347,6 +347,18 @@ def test_torchvision_reads_images_within_the_bounds_of_our_own_sources(tmp_path,
     assert time.process_time() - began < 5
 
 
+def test_signs_are_numbered_alike_where_some_are_left_out(tmp_path):
+    folder = tree(tmp_path / "gtsrb" / "GTSRB" / "Training", {"00000": 4, "00002": 4, "00003": 4}, ".ppm")
+    shown = folder.parent / "Final_Test" / "Images"
+    rows = [f"{sign}.ppm;{sign}" for sign in (0, 2, 3)]
+    for sign in (0, 2, 3):
+        image(shown / f"{sign}.ppm")
+    (tmp_path / "gtsrb" / "GT-final_test.csv").write_text("\n".join(["Filename;ClassId", *rows]))
+    source = opened(name="GTSRB", root=str(tmp_path))
+    assert source.classes == ("0", "2", "3")
+    assert (source.train.labels.tolist(), source.val.labels.tolist()) == ([0] * 4 + [1] * 4 + [2] * 4, [0, 1, 2])
+
+
 def usps(root, content):
     for name in ("usps.bz2", "usps.t.bz2"):
         (root / name).write_bytes(bz2.compress(content))

@@ -209,3 +209,11 @@ def test_arrays_may_run_backwards_and_be_read_only(own, make):
     own.make = lambda: (pairs(4, array), pairs(2, array))
     expected = torch.from_numpy(array.copy())
     assert torch.equal(opened(name="own_data:make").train.read(1), expected if array.ndim == 3 else expected[None])
+
+
+def test_a_kept_photo_is_turned_though_the_rest_of_its_exif_is_damaged(own, monkeypatch):
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (8, 9, 3), dtype=np.uint8))
+    photo.getexif()[274] = 6
+    monkeypatch.setattr(Image.Exif, "tobytes", lambda *_: 1 / 0)
+    own.make = lambda: (pairs(4, photo), pairs(2, photo))
+    assert opened(name="own_data:make").train.read(1).shape == (3, 9, 8)

@@ -196,6 +196,23 @@ def test_two_processes_train_what_one_trains(lrtrain: Callable[..., Ended], fold
             torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+def test_an_optimizer_that_draws_draws_alike_in_all_processes(folder: Path) -> None:
+    (folder / "noisy.py").write_text(
+        "import os, torch\n"
+        "class Noisy(torch.optim.SGD):\n"
+        "    def step(self, closure=None):\n"
+        "        with open(f'drawn-{os.environ[\"RANK\"]}', 'a') as file:\n"
+        "            print(torch.rand(1).item(), file=file)\n"
+        "        return super().step(closure)\n"
+    )
+    optimizer = "optimizer={name: 'noisy:Noisy', lr: 0.1, momentum: 0.9}"
+    pair = two(folder, "plain.yaml", "--out", "run", "--set", optimizer, "--set", "epochs=null", "--set", "steps=4")
+    assert pair.code == 0, pair.err
+    drawn = [(folder / f"drawn-{rank}").read_text().split()[-4:] for rank in (0, 1)]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 4
+
+
 def test_three_processes_stopped_and_killed_go_on_in_the_same_bits(folder: Path) -> None:
     """Three, since the sum of two numbers does not depend on their order."""
     three = partial(started, folder, "whole.yaml", processes=3)

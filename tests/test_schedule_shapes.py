@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lrtrain import lookup
 from lrtrain.config.scheduler_arguments import counts_of
+from lrtrain.errors import ConfigError
 from tests.schedules import THREE, plan_of, rows
 
 # Each shape with arguments, over 10 ticks of one epoch each, and its factors by hand.
@@ -159,3 +160,20 @@ def test_a_scheduler_of_the_users_own_that_draws_draws_the_same_again(
     one, other = (plan_of("{name: 'my_draws:noisy', every: step}") for _ in range(2))
     assert rows(one) == rows(other)
     assert len({lr for (lr,) in rows(one)}) > 100
+
+
+@pytest.mark.parametrize("key", ["weight_decay", "betas"])
+def test_a_scheduler_that_sets_more_than_lr_and_momentum_is_refused(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (
+        "from torch.optim.lr_scheduler import LRScheduler\n"
+        "class Both(LRScheduler):\n"
+        "    def get_lr(self):\n"
+        f"        self.optimizer.param_groups[0][{key!r}] = 0.1\n"
+        "        return self.base_lrs\n"
+    )
+    (tmp_path / f"my_{key}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=f"it sets {key} of the optimizer's groups, and a schedule sets lr and"):
+        plan_of(f"{{name: 'my_{key}:Both', every: step}}")

@@ -221,7 +221,7 @@ def pax_block(content):
         b"6 abc\n",
         b"5 a=\n-",
         b"\n",
-        b"12 a=" + b"7" * 101,
+        b"12 a=" + b"7" * 257,
     ],
     ids=lambda content: repr(content[:12]),
 )
@@ -237,7 +237,12 @@ def test_fields_that_are_none_are_refused_before_tarfile_looks_for_some_in_them(
 
 def test_what_writers_put_into_fields_is_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("LRTRAIN_CACHE", str(tmp_path / "kept"))
-    fields = {"mtime": "1700000000.123456789", "comment": "é = 1\n2", "SCHILY.xattr.user.a": "12 x=\n" * 9, "e": ""}
+    fields = {
+        "mtime": "1700000000.123456789",
+        "comment": "é = 1\n2" + "9" * 255,
+        "SCHILY.xattr.user.a": "12 x=\n" * 9,
+        "e": "",
+    }
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "all"}) as tar:
         for name, content in ((f"{'é' * 90}.png", b"p"), (f"{'é' * 90}.cls", b"1")):
             entry = tarfile.TarInfo(name)

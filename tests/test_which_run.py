@@ -153,6 +153,10 @@ def test_no_run_is_begun_among_the_checkpoints_of_another(tmp_path: Path) -> Non
         with pytest.raises(RunDirError, match=r"is among the checkpoints of the run '.*/run'"):
             check_free(out)
     check_free(run.path / "sub")
+    check_free(run.checkpoints / ".." / ".." / "other")
+    run.config.unlink()
+    (run.checkpoints / "step-1.ckpt").touch()  # another program's
+    check_free(run.checkpoints / "mine")
 
 
 def test_a_folder_that_no_run_can_be_made_in_is_refused_before_anything_is_read(

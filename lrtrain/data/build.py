@@ -272,7 +272,8 @@ def _tried(
             if after.shape[1:] != image.shape[1:]:
                 changing.add(step.position)
             image = after
-            made.append(image.clone() if own else image)
+            if own:
+                made.append(image.clone())
         if own:
             _refuse_unrepeatable(split.path(i), name, made, _through(split, name, steps, i, moment))
         if image.dtype != torch.float32:
@@ -327,13 +328,19 @@ def _refuse_unrepeatable(
     Worker processes each have a copy of it, and a run that goes on begins with a new one.
     """
     for before, (step, after) in zip(made, again, strict=True):
-        if before.dtype != after.dtype or not before.numpy(force=True).tobytes() == after.numpy(force=True).tobytes():
+        if before.dtype != after.dtype or not torch.equal(_bits(before), _bits(after)):
             raise ConfigError(
                 f"the {name} transform {step.name} makes another image of {path} when it is asked again: it draws "
                 "from a generator of its own, or counts",
                 step.where,
                 "draw from torch's, numpy's or Python's own generator, which are seeded for each image and epoch",
             )
+
+
+def _bits(image: torch.Tensor) -> torch.Tensor:
+    plain = image.as_subclass(torch.Tensor)
+    odd = plain.is_quantized or plain.layout != torch.strided or plain.is_complex()
+    return torch.empty(0) if odd else plain.contiguous().view(torch.uint8)
 
 
 def _described(image: Any) -> str:

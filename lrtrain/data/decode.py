@@ -273,13 +273,24 @@ def _unpack_transparent(image: Image.Image, coded: str) -> None:
         image.info["transparency"] = clear % 2**bits * (255 // (2**bits - 1))
 
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
 def _upright(image: Image.Image, *, kept: bool) -> Image.Image:
     """By EXIF, in place unless it is `kept`: there are two of it meanwhile, and one afterwards."""
     with suppress(Exception):  # damaged EXIF: the pixels are what counts, and these were loaded
         if not kept:
             ImageOps.exif_transpose(image, in_place=True)
-        elif image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            return ImageOps.exif_transpose(image)
+        elif (turn := _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))) is not None:
+            return image.transpose(turn)
     return image
 
 

@@ -18,7 +18,7 @@ _TRANSFORMS = (b"\xff\x74", b"\xff\x75", b"\xff\x77")  # of components: MCT, MCC
 # bytes by pair, behind what it does not know.
 _KNOWN = {bytes((255, second)) for second in b"\x50\x52\x53\x55\x57\x58\x59\x5c\x5d\x5e\x5f\x60\x61\x63\x64\x78"}
 _KNOWN |= {_SIZ, _SOT, _SOD, *_TRANSFORMS}
-_COLOURS = (12, 16, 17, 18)  # CMYK, sRGB, gray and sYCC, which Pillow makes RGB of
+_COLOURS = (0, 12, 15, 16, 17, 18, 20, 21)  # gray, CMYK, sYCC and kinds of RGB
 _MOST_OF_A_BOX = 100_000  # bytes: palettes have up to 1,024 colours, and images 16,384 channels
 _END = 43  # of what is looked at in a COD, of 32 levels
 # Bytes, as measured with openjpeg 2.5; 6,000 of a tile's are for the index of 255 tile-parts.

@@ -304,8 +304,7 @@ def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place
             if isinstance(root := given.get("root"), str):
                 _refuse_files(cls, Path(root).expanduser(), given)
             pairs = cls(**given)
-            if name == "PCAM":
-                pairs.targets = _labels_of_pcam(pairs)
+            _label(name, pairs)
         return pairs
     except (TypeError, ValueError) as error:
         if not _of_arguments(error):
@@ -325,6 +324,21 @@ def _open(cls: type, arguments: Mapping[str, Any], own: Mapping[str, Any], place
         raise EnvironmentFault(
             f"{name} needs a package that is missing: {error}", hint=f"pip install {missing.name or 'it'}"
         ) from error
+
+
+def _label(name: str, pairs: Any) -> None:
+    """Give a dataset labels that it has elsewhere, or otherwise."""
+    if name == "PCAM":
+        pairs.targets = _labels_of_pcam(pairs)
+    # Of GTSRB the train split numbers the folders that are there, and the test split the signs.
+    elif name == "GTSRB" and all(_sign(file) is not None for file, _ in pairs._samples):
+        pairs._samples = [(file, _sign(file)) for file, _ in pairs._samples]
+
+
+def _sign(file: str) -> int | None:
+    """The number of a sign, by the folder of an image of it."""
+    folder = Path(file).parent.name
+    return int(folder) if re.fullmatch("[0-9]{1,9}", folder) else None
 
 
 def _values(shape: Any) -> int:

@@ -19,7 +19,7 @@ from lrtrain.engine.fits import refuse_not_finite, refuse_odd_state, refuse_othe
 from lrtrain.engine.graph import Graphs
 from lrtrain.errors import CheckpointError, ConfigError
 from lrtrain.models.loading import load_unchanged, same_bits
-from lrtrain.optim.kept import kept, parameters_of
+from lrtrain.optim.kept import kept, put_back
 from lrtrain.schedule.plan import Plan
 from lrtrain.schedule.plateau import Live
 from lrtrain.tensor_header import Described, described
@@ -275,7 +275,7 @@ def restore(state: TrainState, plan: Plan, checkpoint: Checkpoint) -> None:
         tensors = checkpoint.tensors("optimizer")
         refuse_not_finite(tensors, checkpoint, "optimizer")
         refuse_odd_state({**tensors, **manifest["optimizer"]}, state.optimizer, checkpoint)
-        _load_optimizer(state, tensors, manifest["optimizer"])
+        put_back(state.optimizer, state.parameter_names, tensors, manifest["optimizer"])
         _refuse_other_scaler(state.scaler, manifest["scaler"], checkpoint)
         if state.scaler is not None:
             state.scaler.load_state_dict(manifest["scaler"])
@@ -326,23 +326,3 @@ def load_module(module: nn.Module, checkpoint: Checkpoint, part: str, infinite: 
     state = module.state_dict()
     state.update(tensors)
     load_unchanged(module, state, tensors)
-
-
-def _load_optimizer(state: TrainState, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-    parameters = parameters_of(state.optimizer)
-    position = {name: i for i, name in enumerate(state.parameter_names)}
-    saved: dict[int, dict[str, Any]] = {}
-    for full, value in (*tensors.items(), *scalars.items()):
-        name, _, key = full.rpartition("/")
-        parameter = parameters[position[name]]
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            # The parameter's memory format too: sums over another layout round differently.
-            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        saved.setdefault(position[name], {})[key] = value
-    state.optimizer.load_state_dict({"state": saved, "param_groups": state.optimizer.state_dict()["param_groups"]})
-    # It casts all but `step` to the parameter's type, where an optimizer may keep another.
-    for i, values in saved.items():
-        own = state.optimizer.state[parameters[i]]
-        for key, value in values.items():
-            if isinstance(value, Tensor) and isinstance(cast := own.get(key), Tensor) and cast.dtype != value.dtype:
-                own[key] = value.to(cast.device)

@@ -177,6 +177,8 @@ def optimizer_step(state: TrainState, batch: Batch, recipe: Recipe) -> float | N
         loss_sum, unsound = state.graphs(lambda x, y: _gradients(state, batch, recipe, [(x, y)]), x, y)
     if not state.gate.opens(state.optimizer, unsound, state.world):
         return float(loss_sum) / len(batch.labels)
+    if state.world.size > 1:  # an optimizer that draws must do so alike in all processes
+        seed_model(key(recipe.seed, "optimizer", state.step), batch.images.device)
     if state.scaler is None:
         _step(state.optimizer)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,8 @@ from lrtrain.config import schema
 from lrtrain.errors import CheckpointError, ConfigError, about, out_of_memory
 from lrtrain.optim.groups import ParamGroup, Where, plain_args
 from lrtrain.optim.kept import kept, parameters_of
+from lrtrain.optim.resumable import goes_on_otherwise
+from lrtrain.random import put_back
 from lrtrain.tensor_header import header_of
 
 # Classes with a fused kernel, by device; torch's own default is a slower loop on the CPU.
@@ -57,6 +60,8 @@ def build_optimizer(
     parameters = [{"params": list(group.parameters), "lr": group.lr, **group.options} for group in groups]
     built = _construct(cls, parameters, optimizer.name, args, where("optimizer"))
     _try_step(cls, groups, args, device, optimizer.name, where("optimizer"))
+    if lookup.is_path(optimizer.name):
+        _refuse_unresumable(cls, groups, args, optimizer.name, where("optimizer"))
     for group in groups:
         if group.options:
             _check_options(cls, built, group, optimizer.name, args, where("optimizer", "groups"))
@@ -64,7 +69,9 @@ def build_optimizer(
 
 
 _CYCLED = ("momentum", "betas")
+_LENGTH = "the length of "
 _TRIED = 10  # steps
+_KEEP = "use an optimizer that keeps what changes in `state`, as torch's own do"
 
 
 def momentum_of(group: Mapping[str, Any]) -> float | None:
@@ -118,7 +125,7 @@ def _try_step(
     So it is with what an optimizer keeps, where a checkpoint cannot hold it or does not look for it. Some begin to
     count after a few.
     """
-    with torch.random.fork_rng([]):
+    with put_back():
         weights = [torch.nn.Parameter(torch.zeros(2, 2, device=device)) for _ in groups]
         for parameter in weights:
             parameter.grad = torch.ones_like(parameter)
@@ -130,8 +137,11 @@ def _try_step(
             stand_in = cls(parameters, **args)
             before = _beside_state(stand_in)
             with torch.no_grad():
-                for _ in range(_TRIED):  # without the hooks that count a training's steps
+                for i in range(_TRIED):  # without the hooks that count a training's steps
                     inspect.unwrap(type(stand_in).step)(stand_in)
+                    if not i:  # tables may be made at the first step
+                        begun = _beside_state(stand_in)
+                        before |= {key: value for key, value in begun.items() if key.startswith(_LENGTH)}
             after = _beside_state(stand_in)
         except Exception as error:  # of a class that may be anybody's
             if out_of_memory(error):
@@ -139,8 +149,9 @@ def _try_step(
             given = ", ".join(f"{key}={value!r}" for key, value in args.items())
             raise ConfigError(f"{name} cannot make a step with {given}: {error}", at) from error
     if moved := [key for key, value in after.items() if before.get(key) != value]:
-        what = f"{name} changes {moved[0]!r} of its own or of its param_groups, which a checkpoint does not hold"
-        raise ConfigError(what, at, "use an optimizer that keeps what changes in `state`, as torch's own do")
+        key = moved[0].removeprefix(_LENGTH)
+        what = f"{name} changes {key!r} of its own or of its param_groups, which a checkpoint does not hold"
+        raise ConfigError(what, at, _KEEP)
     try:
         tensors, _ = kept(stand_in, [group.name for group in groups])
         header_of(
@@ -155,6 +166,21 @@ def _try_step(
         _refuse_unlike(name, tensors, weights)
     except CheckpointError as error:
         raise ConfigError([replace(problem, where=at) for problem in error.problems]) from error
+
+
+def _refuse_unresumable(cls: Any, groups: Sequence[ParamGroup], args: dict[str, Any], name: str, at: str) -> None:
+    """Refuse an optimizer that does not go on from a checkpoint as if nothing had happened."""
+    try:
+        found = goes_on_otherwise(lambda parameters: cls(parameters, **args), groups)
+    except CheckpointError as error:
+        raise ConfigError([replace(problem, where=at) for problem in error.problems]) from error
+    except Exception as error:  # of a class that may be anybody's
+        if out_of_memory(error):
+            raise
+        what = f"{name} cannot go on from a checkpoint: {type(error).__name__}: {error}"
+        raise ConfigError(what, at, _KEEP) from error
+    if found is not None:
+        raise ConfigError(f"{name} does not go on from a checkpoint as if nothing had happened: {found}", at, _KEEP)
 
 
 def _refuse_unlike(optimizer: str, tensors: Mapping[str, Tensor], weights: Sequence[Tensor]) -> None:
@@ -200,9 +226,12 @@ def _found(name: str, value: Any, apart: Set[int]) -> Iterator[tuple[str, float 
     elif isinstance(value, Mapping):
         for i, (key, part) in enumerate(value.items()):
             yield from _found(f"{name}[{repr(key) if isinstance(key, str) else i}]", part, apart)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple | deque):
+        yield _LENGTH + name, float(len(value))
         for i, part in enumerate(value):
-            if not isinstance(part, int | float):  # numbers in lists are such as RAdam's table, which it fills again
+            if isinstance(value, deque) or not isinstance(
+                part, int | float
+            ):  # numbers in lists are such as RAdam's table, which it fills again
                 yield from _found(f"{name}[{i}]", part, apart)
 
 

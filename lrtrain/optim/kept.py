@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -43,6 +44,29 @@ def kept(optimizer: Optimizer, names: Sequence[str]) -> tuple[dict[str, Tensor],
             else:
                 raise _refused(optimizer, value, f"as {key!r}")
     return tensors, scalars
+
+
+def put_back(
+    optimizer: Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]
+) -> None:
+    """Give an optimizer what another one `kept`."""
+    parameters = parameters_of(optimizer)
+    position = {name: i for i, name in enumerate(names)}
+    saved: dict[int, dict[str, Any]] = {}
+    for full, value in (*tensors.items(), *scalars.items()):
+        name, _, key = full.rpartition("/")
+        parameter = parameters[position[name]]
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            # The parameter's memory format too: sums over another layout round differently.
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        saved.setdefault(position[name], {})[key] = value
+    optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
+    # It casts all but `step` to the parameter's type, where an optimizer may keep another.
+    for i, values in saved.items():
+        own = optimizer.state[parameters[i]]
+        for key, value in values.items():
+            if isinstance(value, Tensor) and isinstance(cast := own.get(key), Tensor) and cast.dtype != value.dtype:
+                own[key] = value.to(cast.device)
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:

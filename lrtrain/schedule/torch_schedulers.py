@@ -14,6 +14,9 @@ from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler
 from lrtrain import lookup
 from lrtrain.schedule.curve import GroupLR, Table
 
+# What optimizers read from their groups beside lr and momentum, which for a schedule is beta1 of Adam's too.
+_SETTINGS = frozenset(("weight_decay", "betas", "eps", "dampening", "nesterov", "alpha"))
+
 
 class StandIn(Optimizer):
     """An optimizer that trains nothing: parameter groups for a scheduler to write to.
@@ -51,6 +54,9 @@ def tabulate(make: Callable[[Optimizer], Any], groups: Sequence[GroupLR], ticks:
 
     Returns:
         LR and momentum, each of shape (ticks, groups); no momentum where the optimizer has none.
+
+    Raises:
+        ValueError: it sets more than these, which nothing would come of.
     """
     optimizer = StandIn(groups)
     scheduler = make(optimizer)
@@ -64,6 +70,8 @@ def tabulate(make: Callable[[Optimizer], Any], groups: Sequence[GroupLR], ticks:
             lrs.append(group["lr"])
             if momenta:
                 momenta.append(group["momentum"])
+    if more := sorted(_SETTINGS.intersection(*written)):
+        raise ValueError(f"it sets {more[0]} of the optimizer's groups, and a schedule sets lr and momentum alone")
     shape = (ticks, len(groups))
     momentum = np.array(momenta, dtype=np.float64).reshape(shape) if momenta else None
     return _without_rounding_below_zero(np.array(lrs, dtype=np.float64).reshape(shape)), momentum

@@ -197,8 +197,9 @@ def check_free(out: Path | None) -> None:
     if out is None:
         refuse_unmakable(Path("runs"), "the run directory cannot be made")
         return
-    inside = (out.absolute(), *out.absolute().parents)
-    run = next((f.parent for f in inside if f.name == RunDir(f.parent).checkpoints.name and is_run(f.parent)), None)
+    whole = Path(os.path.abspath(out))
+    among = [folder.parent for folder in (whole, *whole.parents) if folder == RunDir(folder.parent).checkpoints]
+    run = next((folder for folder in among if RunDir(folder).config.is_file() and is_run(folder)), None)
     if run is not None:
         what = f"{quoted(str(out))} is among the checkpoints of the run {quoted(str(run))}"
         raise RunDirError(what, hint="name another folder with --out")

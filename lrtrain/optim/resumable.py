@@ -1,0 +1,89 @@
+"""Whether an optimizer of anybody's goes on from a checkpoint as if nothing had happened."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lrtrain.optim.groups import ParamGroup
+from lrtrain.optim.kept import kept, put_back
+from lrtrain.random import key, seeded
+
+# Steps before the checkpoint: some things happen every few steps, or after some. What happens every fifth is seen by
+# the first, and what happens every seventh by the second.
+_BEFORE = (7, 25)
+_AFTER = 12
+
+
+def goes_on_otherwise(make: Callable[[list[dict[str, Any]]], Optimizer], groups: Sequence[ParamGroup]) -> str | None:
+    """In which way an optimizer would go on otherwise from a checkpoint; None where it would not.
+
+    It trains stand-ins of two to a side, with as many sides as the parameters have; what it `kept` then is put into a
+    new one, which is what resume does, and both go on.
+
+    Args:
+        make: the optimizer for parameter groups.
+        groups: of the network.
+    """
+    with seeded(key("trial")):  # what is drawn here is not taken from others
+        return next((found for before in _BEFORE if (found := _difference(make, groups, before))), None)
+
+
+def _difference(
+    make: Callable[[list[dict[str, Any]]], Optimizer], groups: Sequence[ParamGroup], before: int
+) -> str | None:
+    first = _Trial(make, groups, "first")
+    for step in range(before):
+        first.step(step)
+    tensors, scalars = kept(first.optimizer, first.names)
+    second = _Trial(make, groups, "second")
+    with torch.no_grad():
+        for mine, theirs in zip(second.weights, first.weights, strict=True):
+            mine.copy_(theirs)
+    put_back(second.optimizer, second.names, {name: tensor.clone() for name, tensor in tensors.items()}, scalars)
+    for step in range(before, before + _AFTER):
+        first.step(step)
+        second.step(step)
+        for name, mine, theirs in zip(first.names, second.weights, first.weights, strict=True):
+            if not _same(mine, theirs):
+                return f"{step + 1 - before} steps after a checkpoint at step {before} it gives {name} another value"
+    return None
+
+
+class _Trial:
+    """An optimizer over stand-ins for a network's parameters."""
+
+    def __init__(self, make: Callable[[list[dict[str, Any]]], Optimizer], groups: Sequence[ParamGroup], which: str):
+        self.weights: list[nn.Parameter] = []
+        self.names: list[str] = []
+        parameters = []
+        for group in groups:
+            own = []
+            for like in {(p.ndim, p.dtype): p for p in group.parameters}.values():
+                # Other weights to begin with: a run that goes on from a checkpoint is not given its pretrained ones.
+                drawn = self._drawn(which, (2,) * like.ndim)
+                own.append(nn.Parameter(drawn.to(like.device, like.dtype)))
+                self.names.append(f"a parameter of {like.ndim} dimensions in group {group.name}")
+            self.weights += own
+            parameters.append({"params": own, "lr": group.lr, **group.options})
+        self.names = [f"{name}, {i}" for i, name in enumerate(self.names)]
+        self.optimizer = make(parameters)
+
+    def step(self, number: int) -> None:
+        """A step with gradients of its own, and random numbers that begin anew as in training."""
+        for i, weight in enumerate(self.weights):
+            weight.grad = self._drawn(f"{number}/{i}", weight.shape).to(weight.device, weight.dtype)
+        with torch.no_grad(), seeded(key("trial", number)):
+            inspect.unwrap(type(self.optimizer).step)(self.optimizer)  # without the hooks that count a training's steps
+
+    def _drawn(self, which: str, shape: Sequence[int]) -> Tensor:
+        return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(key("trial", which)))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
