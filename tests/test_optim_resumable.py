@@ -64,6 +64,13 @@ class Table(Plain):
         return row[1]
 
 
+class Sized(Plain):
+    """For kernels of 3 x 3."""
+
+    def factor(self, p: Any) -> Any:
+        return p.reshape(*p.shape[:2], 9).reshape_as(p) if p.ndim == 4 else 1.0
+
+
 class Ring(Plain):
     def begin(self) -> None:
         self.norms = [0.0] * 5
@@ -163,7 +170,7 @@ def named(monkeypatch: pytest.MonkeyPatch, cls: type) -> str:
     return f"own_optimizers:{cls.__name__}"
 
 
-@pytest.mark.parametrize("cls", [Plain, Averaging, Drawing, Table])
+@pytest.mark.parametrize("cls", [Plain, Averaging, Drawing, Table, Sized])
 def test_what_goes_on_is_taken_and_nothing_is_drawn_from_others(cls: type, monkeypatch: pytest.MonkeyPatch) -> None:
     module = net()
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lrtrain.errors import out_of_memory
 from lrtrain.optim.groups import ParamGroup
 from lrtrain.optim.kept import kept, put_back
-from lrtrain.random import key, seeded
+from lrtrain.random import key, seed_model, seeded
 
 # Steps before the checkpoint: some things happen every few steps, or after some. What happens every fifth is seen by
 # the first, and what happens every seventh by the second.
@@ -38,8 +39,13 @@ def _difference(
     make: Callable[[list[dict[str, Any]]], Optimizer], groups: Sequence[ParamGroup], before: int
 ) -> str | None:
     first = _Trial(make, groups, "first")
-    for step in range(before):
-        first.step(step)
+    try:
+        for step in range(before):
+            first.step(step)
+    except Exception as error:  # it may need the network's own sizes, and nothing is known of it then
+        if out_of_memory(error):
+            raise
+        return None
     tensors, scalars = kept(first.optimizer, first.names)
     second = _Trial(make, groups, "second")
     with torch.no_grad():
@@ -79,6 +85,7 @@ class _Trial:
         for i, weight in enumerate(self.weights):
             weight.grad = self._drawn(f"{number}/{i}", weight.shape).to(weight.device, weight.dtype)
         with torch.no_grad(), seeded(key("trial", number)):
+            seed_model(key("trial", number), self.weights[0].device)  # which each step of training begins with too
             inspect.unwrap(type(self.optimizer).step)(self.optimizer)  # without the hooks that count a training's steps
 
     def _drawn(self, which: str, shape: Sequence[int]) -> Tensor:
