@@ -187,6 +187,17 @@ def test_a_function_of_the_users_that_fails_is_named(own):
     assert "own_data:make failed: KeyError: 'x'" in refused(DataError, name="own_data:make")
 
 
+class Noisy(list):
+    def __getitem__(self, i):
+        image, label = super().__getitem__(i)
+        return image, label if random.random() < 0.7 else 1 - label
+
+
+def test_labels_that_are_drawn_where_they_are_read_are_refused(own):
+    own.make = lambda: (Noisy(pairs(40)), pairs(40))
+    assert "has another label whenever it is read" in refused(DataError, name="own_data:make")
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photo_that_the_dataset_keeps_is_not_turned_there(own, orientation):
     photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (8, 9, 3), dtype=np.uint8))

@@ -58,6 +58,7 @@ def test_a_buffer_that_would_come_back_other_than_it_was_is_refused(net: str, fo
         ("teacher", {}, "its parameter 'teacher.weight' while it trains, and as state_dict"),
         ("sparse_gradients", {}, "has sparse gradients in 0"),
         ("half", {"precision": "fp16"}, "those of group 'default' are float16"),
+        ("Replacing", {}, "replaces its parameter 'head.weight' while it trains"),
         ("first_centre", {}, "changes its buffer 'centre' while it trains, and with `persistent=False`"),
     ],
 )
@@ -188,3 +189,14 @@ def test_a_network_that_keeps_gradients_for_the_next_step_is_told_so() -> None:
     run(job(model={"name": "tests.nets:Keeping", "detach": True}, steps=3))
     with pytest.raises(ConfigError, match="keeps what it made at an earlier step"):
         run(job(model={"name": "tests.nets:Keeping"}, steps=3))
+
+
+def test_a_save_notices_a_parameter_that_was_replaced() -> None:
+    made = job(model={"name": "tests.nets:Replacing", "at": 4})
+    events = (event for event in train(made.state, made.plan, made.batches, made.recipe) if isinstance(event, Stepped))
+    next(events)
+    snapshot(made.state)
+    for _ in range(4):
+        next(events)
+    with pytest.raises(ConfigError, match=r"replaces its parameter 'head\.weight' while"):
+        snapshot(made.state)

@@ -162,6 +162,22 @@ def test_a_scheduler_of_the_users_own_that_draws_draws_the_same_again(
     assert len({lr for (lr,) in rows(one)}) > 100
 
 
+@pytest.mark.parametrize("draw", ["random.Random().random()", "next(COUNT) * 1e-9"])
+def test_a_scheduler_that_does_not_draw_the_same_again_is_refused(
+    draw: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = f"import itertools, random\nCOUNT = itertools.count()\ndef noisy(t, steps):\n    return {draw}\n"
+    (tmp_path / "my_dice.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_dice", raising=False)
+    for schedule in (
+        "{name: 'my_dice:noisy', every: step}",
+        "[{name: LinearLR, for: 20%}, {name: 'my_dice:noisy', every: step}]",
+    ):
+        with pytest.raises(ConfigError, match="the schedule has other LRs whenever it is planned"):
+            plan_of(schedule)
+
+
 @pytest.mark.parametrize("key", ["weight_decay", "betas"])
 def test_a_scheduler_that_sets_more_than_lr_and_momentum_is_refused(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

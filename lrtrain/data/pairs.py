@@ -158,11 +158,24 @@ def refuse_drawing(split: PairSplit) -> None:
                 again = split.read(i)
         except DataError:  # told when it is used
             continue
+        if len({_label_under(seed, split.pairs, i) for seed in (i, i + 1)}) > 1:
+            raise DataError(
+                f"{split.name} draws at random: {split.path(i)} has another label whenever it is read",
+                hint="let __getitem__ give one label, drawn beforehand where it is drawn",
+            )
         if not torch.equal(image, again):
             raise DataError(
                 f"{split.name} draws at random: {split.path(i)} is another one whenever it is read",
                 hint="let __getitem__ give the plain image, and put what is random under dataset.transforms.train",
             )
+
+
+def _label_under(seed: int, pairs: Any, i: int) -> int | None:
+    """The label of item i as it is read with generators that begin at `seed`; None where it is no class."""
+    with suppress(Exception), seeded(seed):  # told when it is used
+        label = _item(pairs, i)[1]
+        return int(label) if _is_index(label) else None
+    return None
 
 
 def channels_of(pairs: Any) -> int:

@@ -19,7 +19,7 @@ from lrtrain.engine.fits import refuse_not_finite, refuse_odd_state, refuse_othe
 from lrtrain.engine.graph import Graphs
 from lrtrain.errors import CheckpointError, ConfigError
 from lrtrain.models.loading import load_unchanged, same_bits
-from lrtrain.optim.kept import kept, put_back
+from lrtrain.optim.kept import kept, parameters_of, put_back
 from lrtrain.schedule.plan import Plan
 from lrtrain.schedule.plateau import Live
 from lrtrain.tensor_header import Described, described
@@ -129,10 +129,12 @@ def snapshot(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str,
 
     Raises:
         CheckpointError: the optimizer keeps what a checkpoint cannot hold.
-        ConfigError: the model has changed a buffer that a checkpoint leaves out, or the shape of one that it holds.
+        ConfigError: the model has changed a buffer that a checkpoint leaves out, or the shape of one that it holds, or
+            has other parameters.
     """
     refuse_lost(state.model, state.built)
     if state.own:
+        refuse_replaced(state.model, dict(zip(state.parameter_names, parameters_of(state.optimizer), strict=True)))
         _refuse_outdated(state.model)
     tensors, scalars = kept(state.optimizer, state.parameter_names)
     parts: dict[str, dict[str, Tensor]] = {"model": dict(state.model.state_dict()), "optimizer": tensors}
@@ -211,6 +213,22 @@ def refuse_lost(module: nn.Module, built: dict[str, Tensor | Described]) -> None
             raise ConfigError(f"{what}, and {why} no checkpoint holds it", hint=hint)
         if not isinstance(old, Tensor) or old.shape != new.shape:
             built[name] = new.detach().clone()
+
+
+def refuse_replaced(module: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Refuse a model that has other parameters by now: the optimizer goes on with those that it was built with.
+
+    Args:
+        module: as training has left it.
+        parameters: those that it had, by name.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    held = set(map(id, module.parameters()))
+    if lost := [name for name, parameter in parameters.items() if id(parameter) not in held]:
+        what = f"the model replaces its parameter {lost[0]!r} while it trains, and the new one is trained by nobody"
+        raise ConfigError(what, hint="write into the one that it has, as `copy_` does")
 
 
 def _refuse_outdated(module: nn.Module) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from lrtrain.config.schema import RunConfig
 from lrtrain.data.build import Pipeline
-from lrtrain.engine.state import refuse_lost, tensors_as_built
+from lrtrain.engine.state import refuse_lost, refuse_replaced, tensors_as_built
 from lrtrain.errors import ConfigError, about, out_of_memory
 from lrtrain.random import key, seeded
 
@@ -44,9 +44,10 @@ def try_forward(
                 _try_shape(config, module, shape, classes, device)
         if own:
             with _untouched(model) as module, about(config.where("model", "name")):
-                before = tensors_as_built(module)
+                before, had = tensors_as_built(module), dict(module.named_parameters())
                 _try_shape(config, module.train(), pipeline.shape, classes, device)
                 refuse_lost(module, before)
+                refuse_replaced(module, had)
             with _untouched(model) as module, about(config.where("model", "name")):
                 # What it made of these images must be no other for others: a resumed run begins with others.
                 with suppress(ConfigError):  # it took others, and may refuse what has no contrast

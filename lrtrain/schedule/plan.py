@@ -148,11 +148,29 @@ def make_plan(config: RunConfig, groups: Sequence[GroupLR], steps_per_epoch: int
         own = [replace(group, frozen_steps=max(0, group.frozen_steps - before)) for group in groups]
         return _planned(config, own, steps_per_epoch)
 
-    # A scheduler of one's own may draw, and is to draw the same in every process and whenever the run goes on.
-    with seeded(key(config.seed, "schedule")):
-        plan = extended(config, planned) if config.extended else planned(config, 0)
+    def drawn() -> Plan:
+        # A scheduler of one's own may draw, and is to draw the same in every process and whenever the run goes on.
+        with seeded(key(config.seed, "schedule")):
+            return extended(config, planned) if config.extended else planned(config, 0)
+
+    plan = drawn()
+    if _names_own(config.dump().get("schedule")) and not _alike(plan.curve, drawn().curve):
+        what = "the schedule has other LRs whenever it is planned: code of your own draws them by itself, or counts"
+        hint = "draw from torch's, numpy's or Python's own generator, which begin alike; keep nothing in the module"
+        raise ConfigError(what, config.where("schedule"), hint)
     frozen = notes.frozen_notes(plan.groups, plan.total_steps, steps_per_epoch)
     return replace(plan, notes=(*plan.notes, *frozen))
+
+
+def _names_own(written: Any) -> bool:
+    if isinstance(written, dict | list):
+        return any(map(_names_own, written.values() if isinstance(written, dict) else written))
+    return isinstance(written, str) and lookup.is_path(written)
+
+
+def _alike(one: Curve, other: Curve) -> bool:
+    tables = ((one.lr, other.lr), (one.momentum, other.momentum))
+    return all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in tables)
 
 
 def _planned(config: RunConfig, groups: Sequence[GroupLR], steps_per_epoch: int) -> Plan:
