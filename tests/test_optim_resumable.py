@@ -64,6 +64,23 @@ class Table(Plain):
         return row[1]
 
 
+class Telling(Plain):
+    """Of what came of it, to whoever asks."""
+
+    def begin(self) -> None:
+        self.history: list[float] = []
+
+    def factor(self, p: Any) -> Any:
+        self.history.append(float(p.grad.norm()))
+        return 1.0
+
+
+class Clipping(Telling):
+    def factor(self, p: Any) -> Any:
+        super().factor(p)
+        return sum(self.history) / len(self.history)
+
+
 class Sized(Plain):
     """For kernels of 3 x 3."""
 
@@ -170,7 +187,7 @@ def named(monkeypatch: pytest.MonkeyPatch, cls: type) -> str:
     return f"own_optimizers:{cls.__name__}"
 
 
-@pytest.mark.parametrize("cls", [Plain, Averaging, Drawing, Table, Sized])
+@pytest.mark.parametrize("cls", [Plain, Averaging, Drawing, Table, Telling, Sized])
 def test_what_goes_on_is_taken_and_nothing_is_drawn_from_others(cls: type, monkeypatch: pytest.MonkeyPatch) -> None:
     module = net()
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
@@ -184,7 +201,7 @@ def test_torchs_own_by_an_import_path_are_taken(name: str) -> None:
     optimizer_of(net(), name=f"torch.optim:{name}")
 
 
-@pytest.mark.parametrize("cls", [Ring, Array, Object, Warm, Every, Around, Start])
+@pytest.mark.parametrize("cls", [Clipping, Ring, Array, Object, Warm, Every, Around, Start])
 def test_what_keeps_more_than_a_checkpoint_holds_is_refused(cls: type, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = error_of(net(), name=named(monkeypatch, cls)).problems[0]
     assert "does not go on from a checkpoint as if nothing had happened" in problem.what

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
@@ -69,7 +68,6 @@ def build_optimizer(
 
 
 _CYCLED = ("momentum", "betas")
-_LENGTH = "the length of "
 _TRIED = 10  # steps
 _KEEP = "use an optimizer that keeps what changes in `state`, as torch's own do"
 
@@ -137,11 +135,8 @@ def _try_step(
             stand_in = cls(parameters, **args)
             before = _beside_state(stand_in)
             with torch.no_grad():
-                for i in range(_TRIED):  # without the hooks that count a training's steps
+                for _ in range(_TRIED):  # without the hooks that count a training's steps
                     inspect.unwrap(type(stand_in).step)(stand_in)
-                    if not i:  # tables may be made at the first step
-                        begun = _beside_state(stand_in)
-                        before |= {key: value for key, value in begun.items() if key.startswith(_LENGTH)}
             after = _beside_state(stand_in)
         except Exception as error:  # of a class that may be anybody's
             if out_of_memory(error):
@@ -149,8 +144,7 @@ def _try_step(
             given = ", ".join(f"{key}={value!r}" for key, value in args.items())
             raise ConfigError(f"{name} cannot make a step with {given}: {error}", at) from error
     if moved := [key for key, value in after.items() if before.get(key) != value]:
-        key = moved[0].removeprefix(_LENGTH)
-        what = f"{name} changes {key!r} of its own or of its param_groups, which a checkpoint does not hold"
+        what = f"{name} changes {moved[0]!r} of its own or of its param_groups, which a checkpoint does not hold"
         raise ConfigError(what, at, _KEEP)
     try:
         tensors, _ = kept(stand_in, [group.name for group in groups])
@@ -226,12 +220,9 @@ def _found(name: str, value: Any, apart: Set[int]) -> Iterator[tuple[str, float 
     elif isinstance(value, Mapping):
         for i, (key, part) in enumerate(value.items()):
             yield from _found(f"{name}[{repr(key) if isinstance(key, str) else i}]", part, apart)
-    elif isinstance(value, list | tuple | deque):
-        yield _LENGTH + name, float(len(value))
+    elif isinstance(value, list | tuple):
         for i, part in enumerate(value):
-            if isinstance(value, deque) or not isinstance(
-                part, int | float
-            ):  # numbers in lists are such as RAdam's table, which it fills again
+            if not isinstance(part, int | float):  # numbers in lists are such as RAdam's table, which it fills again
                 yield from _found(f"{name}[{i}]", part, apart)
 
 
