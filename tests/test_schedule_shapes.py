@@ -192,4 +192,4 @@ def test_a_scheduler_that_sets_more_than_lr_and_momentum_is_refused(
     (tmp_path / f"my_{key}.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match=f"it sets {key} of the optimizer's groups, and a schedule sets lr and"):
-        plan_of(f"{{name: 'my_{key}:Both', every: step}}")
+        plan_of(f"{{name: 'my_{key}:Both', every: step}}", lrs=(0.1, 0.2))

@@ -44,7 +44,8 @@ def try_forward(
                 _try_shape(config, module, shape, classes, device)
         if own:
             with _untouched(model) as module, about(config.where("model", "name")):
-                before, had = tensors_as_built(module), dict(module.named_parameters())
+                before = tensors_as_built(module)
+                had = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
                 _try_shape(config, module.train(), pipeline.shape, classes, device)
                 refuse_lost(module, before)
                 refuse_replaced(module, had)

@@ -70,7 +70,7 @@ def tabulate(make: Callable[[Optimizer], Any], groups: Sequence[GroupLR], ticks:
             lrs.append(group["lr"])
             if momenta:
                 momenta.append(group["momentum"])
-    if more := sorted(_SETTINGS.intersection(*written)):
+    if more := sorted(_SETTINGS & {key for group in written for key in group}):
         raise ValueError(f"it sets {more[0]} of the optimizer's groups, and a schedule sets lr and momentum alone")
     shape = (ticks, len(groups))
     momentum = np.array(momenta, dtype=np.float64).reshape(shape) if momenta else None
