@@ -211,7 +211,8 @@ def test_what_keeps_more_than_a_checkpoint_holds_is_refused(cls: type, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("cls", "words"), [(OfFour, "keeps a list as 'sides'"), (Unfinished, "cannot go on from a checkpoint: Attribute")]
+    ("cls", "words"),
+    [(OfFour, "keeps a list as 'sides'"), (Unfinished, "as if nothing had happened: it cannot be loaded: Attribute")],
 )
 def test_what_cannot_be_saved_or_loaded_is_refused_before(
     cls: type, words: str, monkeypatch: pytest.MonkeyPatch

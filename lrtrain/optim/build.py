@@ -168,11 +168,6 @@ def _refuse_unresumable(cls: Any, groups: Sequence[ParamGroup], args: dict[str, 
         found = goes_on_otherwise(lambda parameters: cls(parameters, **args), groups)
     except CheckpointError as error:
         raise ConfigError([replace(problem, where=at) for problem in error.problems]) from error
-    except Exception as error:  # of a class that may be anybody's
-        if out_of_memory(error):
-            raise
-        what = f"{name} cannot go on from a checkpoint: {type(error).__name__}: {error}"
-        raise ConfigError(what, at, _KEEP) from error
     if found is not None:
         raise ConfigError(f"{name} does not go on from a checkpoint as if nothing had happened: {found}", at, _KEEP)
 

@@ -30,6 +30,10 @@ def goes_on_otherwise(make: Callable[[list[dict[str, Any]]], Optimizer], groups:
     Args:
         make: the optimizer for parameter groups.
         groups: of the network.
+
+    Raises:
+        CheckpointError: it keeps what a checkpoint cannot hold.
+        Exception: what its steps raise after some that went well.
     """
     with seeded(key("trial")):  # what is drawn here is not taken from others
         return next((found for before in _BEFORE if (found := _difference(make, groups, before))), None)
@@ -51,7 +55,12 @@ def _difference(
     with torch.no_grad():
         for mine, theirs in zip(second.weights, first.weights, strict=True):
             mine.copy_(theirs)
-    put_back(second.optimizer, second.names, {name: tensor.clone() for name, tensor in tensors.items()}, scalars)
+    try:
+        put_back(second.optimizer, second.names, {name: tensor.clone() for name, tensor in tensors.items()}, scalars)
+    except Exception as error:  # of a class that may be anybody's
+        if out_of_memory(error):
+            raise
+        return f"it cannot be loaded: {type(error).__name__}: {error}"
     for step in range(before, before + _AFTER):
         first.step(step)
         second.step(step)
