@@ -66,7 +66,7 @@ def _difference(
         second.step(step)
         for name, mine, theirs in zip(first.names, second.weights, first.weights, strict=True):
             if not _same(mine, theirs):
-                return f"{step + 1 - before} steps after a checkpoint at step {before} it gives {name} another value"
+                return f"after a checkpoint at step {before} it gives {name.partition(';')[0]} another value"
     return None
 
 
@@ -83,10 +83,10 @@ class _Trial:
                 # Other weights to begin with: a run that goes on from a checkpoint is not given its pretrained ones.
                 drawn = self._drawn(which, (2,) * like.ndim)
                 own.append(nn.Parameter(drawn.to(like.device, like.dtype)))
-                self.names.append(f"a parameter of {like.ndim} dimensions in group {group.name}")
+                self.names.append(f"a parameter of {like.ndim} dimensions in group {group.name!r}")
             self.weights += own
             parameters.append({"params": own, "lr": group.lr, **group.options})
-        self.names = [f"{name}, {i}" for i, name in enumerate(self.names)]
+        self.names = [f"{name}; {i}" for i, name in enumerate(self.names)]
         self.optimizer = make(parameters)
 
     def step(self, number: int) -> None:
