@@ -12,6 +12,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -139,6 +140,15 @@ def _theirs(kind: Kind) -> tuple[str, ...]:
 def is_path(name: str) -> bool:
     """Whether `name` is an import path, `pkg.mod:attr`."""
     return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name) is not None
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in plain data, such as a config's."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from texts(item)
 
 
 def why_unknown(kind: Kind, name: str, *, guess: bool = True) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from lrtrain.config.load import DEFAULT, load
 from lrtrain.config.schema import Named, RunConfig
 from lrtrain.data.composed import flat
 from lrtrain.errors import CheckpointError, ConfigError, LrtrainError, quoted
-from lrtrain.lookup import is_path
+from lrtrain.lookup import is_path, texts
 from lrtrain.sinks.run_dir import RunDir, check_free, is_run, latest, refuse_lost_link, refuse_other_files, was_begun
 from lrtrain.world import ALONE, World
 from lrtrain.writing import is_of_the_system
@@ -259,7 +259,7 @@ def _is_of_a_run(file: Path) -> bool:
 
 def _files_of(config: RunConfig) -> list[str]:
     """The files that a config names: its weights, and a dataset's manifest, skip list and the like."""
-    named = _texts({"model": config.model.weights, "dataset": config.dataset.args})
+    named = texts({"model": config.model.weights, "dataset": config.dataset.args})
     return [file for file in map(os.path.expanduser, named) if os.path.isfile(file)]
 
 
@@ -281,20 +281,12 @@ def _has_folders(path: Path) -> bool:
 
 def code_of(config: RunConfig) -> list[str]:
     """The import paths that a config names, wherever: also a chain's schedulers and transforms inside transforms."""
-    return list(dict.fromkeys(text for text in _texts(config.dump()) if is_path(text)))
+    return list(dict.fromkeys(text for text in texts(config.dump()) if is_path(text)))
 
 
 def again(run_dir: RunDir, config: RunConfig) -> str:
     """The command that goes on with a run, as it is typed."""
     return f"lrtrain fit --resume --out {run_dir.typed}" + (" --trust" if code_of(config) else "")
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
 
 
 def _refuse_foreign_code(config: RunConfig, hint: str) -> None:

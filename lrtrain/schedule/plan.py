@@ -154,18 +154,13 @@ def make_plan(config: RunConfig, groups: Sequence[GroupLR], steps_per_epoch: int
             return extended(config, planned) if config.extended else planned(config, 0)
 
     plan = drawn()
-    if _names_own(config.dump().get("schedule")) and not _alike(plan.curve, drawn().curve):
+    own = any(map(lookup.is_path, lookup.texts(config.dump().get("schedule"))))
+    if own and not _alike(plan.curve, drawn().curve):
         what = "the schedule has other LRs whenever it is planned: code of your own draws them by itself, or counts"
         hint = "draw from torch's, numpy's or Python's own generator, which begin alike; keep nothing in the module"
         raise ConfigError(what, config.where("schedule"), hint)
     frozen = notes.frozen_notes(plan.groups, plan.total_steps, steps_per_epoch)
     return replace(plan, notes=(*plan.notes, *frozen))
-
-
-def _names_own(written: Any) -> bool:
-    if isinstance(written, dict | list):
-        return any(map(_names_own, written.values() if isinstance(written, dict) else written))
-    return isinstance(written, str) and lookup.is_path(written)
 
 
 def _alike(one: Curve, other: Curve) -> bool:
