@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from lrtrain.errors import GONE, ConfigError, EnvironmentFault, quoted, what_to_do
 
+_MOST_PARTS = 1_000_000  # objects and lists of a JSON text: each takes many times the two bytes that it has there
 _MOST_HOLES = 2**29  # bytes: some file systems and copies make holes of zeros, but hardly of so many
 _holes = 0  # bytes of holes that this process was let read so far, beyond as many as there are of data
 
@@ -112,11 +113,13 @@ def refuse_holes(file: IO[bytes]) -> None:
 
 
 def json_object(data: bytes) -> dict[str, Any]:
-    """The object that is all of a JSON text: without NaN, infinities, keys given twice, or nesting beyond reason.
+    """The object that is all of a JSON text: without NaN, infinities, or keys given twice.
 
     Raises:
         ValueError: it is something else; says what.
     """
+    if data.count(b"{") + data.count(b"[") > _MOST_PARTS:
+        raise ValueError(f"it has more than {_MOST_PARTS:,} objects and lists")
     try:
         found = json.loads(data, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_once)
     except RecursionError:

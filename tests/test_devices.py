@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from unittest.mock import Mock
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from lrtrain.build import _resolved
 from lrtrain.engine.precision import choose_device
-from lrtrain.errors import ConfigError
+from lrtrain.errors import ConfigError, EnvironmentFault
 from lrtrain.world import ALONE, World
 from tests.test_engine import job
 
@@ -72,3 +73,24 @@ def test_several_processes_go_on_by_the_config_that_the_first_one_wrote(current,
     assert [str(choose_device(written.device, "here", world)) for world in worlds] == ["cuda:0", "cuda:1"]
     alone = _resolved(made.config, torch.device("cuda:1"), "fp32", made.pipeline, ALONE)
     assert alone.device == "cuda:1"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "threads", "refused"),
+    [
+        ("OMP_THREAD_LIMIT", "1", 2, True),
+        ("OMP_THREAD_LIMIT", "2", 2, False),
+        ("OMP_DYNAMIC", "TRUE", 2, True),
+        ("OMP_DYNAMIC", "false", 2, False),
+        ("OMP_MAX_ACTIVE_LEVELS", "0", 2, True),
+        ("OMP_MAX_ACTIVE_LEVELS", "0", 1, False),
+    ],
+)
+def test_fewer_threads_than_torch_counts_on_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, threads: int, refused: bool
+) -> None:
+    """With those that are refused, the first step of a convolution never ended."""
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(EnvironmentFault, match=f"{name}={value} lets fewer") if refused else nullcontext():
+        choose_device("cpu", "c.yaml")

@@ -13,7 +13,7 @@ import pytest
 from lrtrain import foreign
 from lrtrain.checkpoint import format
 from lrtrain.errors import CheckpointError
-from lrtrain.sinks.jsonl import _opened_to_append, refuse_other_log
+from lrtrain.sinks.jsonl import _opened_to_append, refuse_other_log, rows
 from tests.hostile import Typed, assert_clear
 from tests.test_hostile_checkpoint import manifest_of, rewrite, trained, typed
 
@@ -194,3 +194,16 @@ def test_of_a_long_log_beginning_and_end_are_looked_at(tmp_path: Path, broken: i
     keep = log.stat().st_size - len("a row that was begun")
     with nullcontext() if fits else pytest.raises(CheckpointError, match="is no row of it"):
         refuse_other_log(log, logged(tmp_path / "checkpoints", 100_000, log, keep))
+
+
+def test_a_row_that_no_run_writes_is_not_read_into_memory(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"event": "eval", "step": 1, "x": [' + "[]," * 700_000 + "0]}\n")
+    checkpoint = logged(tmp_path / "checkpoints", 1, log, log.stat().st_size)
+    with pytest.raises(CheckpointError, match="what begins at byte 0 is no row of it"):
+        next(rows(log, checkpoint, "eval"))
+
+
+def test_a_json_text_of_more_parts_than_any_has_is_not_parsed() -> None:
+    with pytest.raises(ValueError, match="more than 1,000,000 objects and lists"):
+        foreign.json_object(b'{"a": [' + b"[]," * 1_000_000 + b"0]}")

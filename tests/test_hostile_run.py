@@ -149,6 +149,17 @@ def test_a_lock_that_is_a_hard_link_to_a_file_of_others_is_refused(typed: Typed,
     assert (tmp_path / "notes").read_text() == "mine"
 
 
+def test_a_lock_behind_a_link_that_is_a_file_of_others_is_refused(typed: Typed, tmp_path: Path) -> None:
+    run = tmp_path / "begun"
+    run.mkdir()
+    shutil.copy(tmp_path / "run" / "config.yaml", run)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / ".lock").write_text("mine")
+    (run / "checkpoints").symlink_to(tmp_path / "theirs")
+    assert_clear(typed("fit", "--resume", "--out", "begun"), 4, "behind a link, a file of 4 bytes", "remove it")
+    assert (tmp_path / "theirs" / ".lock").read_text() == "mine"
+
+
 def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(typed: Typed, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     (tmp_path / "run" / "metrics.jsonl").unlink()

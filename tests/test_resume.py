@@ -6,6 +6,7 @@ import csv
 import fcntl
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -229,6 +230,20 @@ def test_other_threads_are_refused_and_said_for_ever_where_allowed(done: Path) -
     assert allowed.returncode == 0, allowed.stderr
     checkpoint, _ = format.newest(done / "threads" / "checkpoints")
     assert checkpoint.manifest["exact"] is False
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="torch has these kernels on x86-64")
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [("ATEN_CPU_CAPABILITY", "processor: "), ("ONEDNN_MAX_CPU_ISA", "kernels: '' then, 'ONEDNN_MAX_CPU_ISA=default'")],
+)
+def test_other_kernels_of_the_cpu_are_refused(done: Path, variable: str, words: str) -> None:
+    run = f"kernels-{variable}"
+    assert kill_at_row(done, run, 8, signal.SIGKILL) == -signal.SIGKILL
+    refused = fit(done, RICH, "--resume", "--out", run, env=environment(**{variable: "default"}))
+    assert refused.returncode == 4
+    for part in ("would not be the same bits", words, "--allow-inexact"):
+        assert part in refused.stderr
 
 
 def test_a_schedule_that_gives_another_lr_than_was_trained_with_is_refused(tmp_path: Path) -> None:

@@ -86,6 +86,11 @@ class _LogDigest(_Part):
     metrics: str = Field(alias="metrics.jsonl", pattern="^[0-9a-f]{64}$")
 
 
+class _Images(_Part):
+    images: Count
+    sha256: str = Field(max_length=64)
+
+
 class _Origin(_Part):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Scalar]
@@ -98,6 +103,7 @@ class _Fields(_Part):
     """Everything that a manifest holds; who needs a field finds out whether it is there."""
 
     model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Scalar]
 
     version: int
     step: Count
@@ -123,6 +129,7 @@ class _Fields(_Part):
     steps_per_epoch: int = Field(1, ge=1, le=10**9)
     origin: _Origin = _Origin(threads=1, processes=1)
     config: dict[str, Any] = {}
+    dataset: dict[str, dict[str, _Images]] = {}
     written_by: dict[str, Text] = {}
     exact: bool = True
 

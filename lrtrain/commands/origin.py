@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from contextlib import suppress
 from typing import Any
 
 import PIL
@@ -33,6 +35,19 @@ FACTS = (
 )
 
 
+# What has libraries compute with other kernels than they would take, or by fewer digits.
+_KERNELS = (
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
+
+
 def free_to_change(config: RunConfig) -> tuple[str, ...]:
     """The keys that may differ between a run and its continuation."""
     if config.on_nonfinite != "rollback":
@@ -45,12 +60,23 @@ def origin(job: Job) -> dict[str, Any]:
     """What must be the same for the same bits: sums are split among threads and processes, kernels change."""
     return {
         "device": torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else job.device.type,
+        "processor": _processor() if job.device.type == "cpu" else None,
+        "kernels": " ".join(f"{name}={os.environ[name]:.40}" for name in _KERNELS if os.environ.get(name)),
         "threads": torch.get_num_threads(),
         "processes": job.state.world.size,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "pillow": PIL.__version__,
     }
+
+
+def _processor() -> str:
+    """The CPU, whose kernels are chosen by what it can and by the size of its caches; and what torch takes it for."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:  # Linux
+        named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        name = next(named, name)
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def facts(job: Job) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -305,7 +306,8 @@ def _compared(found: Checkpoint, job: Job, known: Mapping[str, Any], wishes: Wis
         raise CheckpointError(what, str(found.path), COPY)
     differ = [f"{key}: {began.get(key)!r} then, {now[key]!r} now" for key in now if began.get(key) != now[key]]
     if differ:
-        threads = f"set OMP_NUM_THREADS={began['threads']}; or" if began["threads"] != now["threads"] else ""
+        alone = ", and unset MKL_NUM_THREADS" if "MKL_NUM_THREADS" in os.environ else ""
+        threads = f"set OMP_NUM_THREADS={began['threads']}{alone}; or" if began["threads"] != now["threads"] else ""
         _refuse_inexact(found, differ, threads, wishes)
     return bool(found.manifest.get("exact", True)) and not differ
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from lrtrain.errors import ConfigError
+from lrtrain.errors import ConfigError, EnvironmentFault
 from lrtrain.world import ALONE, World
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -22,7 +22,9 @@ def choose_device(name: str, where: str, world: World = ALONE) -> torch.device:
 
     Raises:
         ConfigError: it is not there. Nothing else is taken instead.
+        EnvironmentFault: the environment takes threads away that torch counts on.
     """
+    _refuse_missing_threads()
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
     if name == "auto":
@@ -44,6 +46,22 @@ def choose_device(name: str, where: str, world: World = ALONE) -> torch.device:
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)
     return device
+
+
+def _refuse_missing_threads() -> None:
+    """OneDNN's convolutions wait for as many threads as were asked for; with fewer they wait for ever."""
+    threads = torch.get_num_threads()
+    limit = os.environ.get("OMP_THREAD_LIMIT", "").strip()
+    found = {
+        "OMP_THREAD_LIMIT": limit.isdecimal() and int(limit) < threads,
+        "OMP_MAX_ACTIVE_LEVELS": os.environ.get("OMP_MAX_ACTIVE_LEVELS", "").strip() == "0",
+        "OMP_DYNAMIC": os.environ.get("OMP_DYNAMIC", "").strip().lower() == "true",
+    }
+    if threads > 1 and any(found.values()):
+        name = next(name for name, so in found.items() if so)
+        what = f"{name}={os.environ[name].strip()[:80]} lets fewer threads start than torch counts on, {threads}"
+        hint = f"unset {name}, or set OMP_NUM_THREADS=1: torch's convolutions would wait for the others for ever"
+        raise EnvironmentFault(what, hint=hint)
 
 
 def choose_precision(name: Literal["auto"] | Precision, device: torch.device) -> Precision:

@@ -25,7 +25,7 @@ from lrtrain.foreign import json_object, opened, refuse_holes
 from lrtrain.writing import replacing
 
 _ALONE = "leave a run's files alone while it trains; restore this one from a copy, then `--resume` goes on"
-_ROW_BYTES = 10_000_000
+_ROW_BYTES = 2_000_000  # most of it the LRs of at most 10,000 groups
 _PART_BYTES = 2**20
 _ENDS_BYTES = 2**18  # that are looked at, of a long log's beginning and of its end
 
@@ -239,7 +239,9 @@ def rows(path: Path, checkpoint: Checkpoint, event: str, step: int | None = None
         with opened(path) as file, mmap.mmap(file.fileno(), keep, access=mmap.ACCESS_READ) as log:
             begin = keep
             while (begin := log.rfind(wanted, 0, begin)) >= 0:
-                yield json_object(log[begin : log.find(b"\n", begin)])
+                if (end := log.find(b"\n", begin, begin + _ROW_BYTES)) < 0:
+                    raise ValueError(f"what begins at byte {begin} is no row of it")
+                yield json_object(log[begin:end])
     except OSError as error:
         raise EnvironmentFault(f"cannot read: {error.strerror}", str(path)) from error
     except ValueError as error:

@@ -124,11 +124,13 @@ def refuse_other_files(run: RunDir) -> None:
     if run.checkpoints.is_symlink() and others and not any("step-" in name for name in others):
         what = f"checkpoints is a link to a folder that holds no checkpoints, but {quoted(min(others))}"
         raise CheckpointError(what, str(run.checkpoints), "remove the link, or let it lead to an empty folder")
+    behind = "behind a link," if run.checkpoints.is_symlink() else ""
     for path, status in found.items():
         mode = status.st_mode
+        elsewhere = "a hard link to" if status.st_nlink > 1 else behind
         # Versions of filelock empty it.
-        if path == run.lock and stat.S_ISREG(mode) and status.st_size and status.st_nlink > 1:
-            what = f"a run's lock is empty, and {quoted(path.name)} a hard link to a file of {status.st_size:,} bytes"
+        if path == run.lock and stat.S_ISREG(mode) and status.st_size and elsewhere:
+            what = f"a run's lock is empty, and {quoted(path.name)} is {elsewhere} a file of {status.st_size:,} bytes"
             raise CheckpointError(what, str(path), "remove it")
         if stat.S_ISLNK(mode):
             what = f"a run's files are no symbolic links, and {quoted(path.name)} is one to {quoted(os.readlink(path))}"
