@@ -41,6 +41,7 @@ from lrtrain.models.small_maps import multiply_small_maps
 from lrtrain.models.stem_pool import pool_before_relu
 from lrtrain.optim.build import build_optimizer, momentum_of
 from lrtrain.optim.groups import ParamGroup, make_groups
+from lrtrain.optim.kept import parameters_of
 from lrtrain.schedule.curve import NEVER
 from lrtrain.schedule.extend import former_ends
 from lrtrain.schedule.plan import GroupLR, Plan, make_plan, run_steps
@@ -112,11 +113,14 @@ def build(
     )
     if config.sync_bn and world.size > 1:
         built = replace(built, module=torch.nn.SyncBatchNorm.convert_sync_batchnorm(built.module))  # type: ignore[no-untyped-call]
+    names = {
+        id(own): name for group in groups for own, name in zip(group.parameters, group.parameter_names, strict=True)
+    }
     state = TrainState(
         model=built.module,
         forward=_compiled(built.module, config),
         optimizer=optimizer,
-        parameter_names=tuple(name for group in groups for name in group.parameter_names),
+        parameter_names=tuple(names[id(parameter)] for parameter in parameters_of(optimizer)),
         gate=Gate(optimizer, device),
         graphs=_graphs(config, built.module, device, precision, world),
         losses=LossSums(

@@ -180,6 +180,29 @@ class Unfinished(torch.optim.Optimizer):
         self.inner.step()
 
 
+class Short(Plain):
+    """For runs of at most 30 steps, with rates of its own."""
+
+    def factor(self, p: Any) -> Any:
+        kept = self.state[p]
+        kept["count"] = kept.get("count", -1) + 1
+        return ([0.5] * 30)[kept["count"]]
+
+
+class OfKernels(Plain):
+    def begin(self) -> None:
+        if any(p.ndim == 4 and p.shape[2] != 3 for group in self.param_groups for p in group["params"]):
+            raise ValueError("kernels of 3x3 only")
+
+
+class Regrouping(torch.optim.SGD):
+    """By dimensions, as many groups as it is given."""
+
+    def __init__(self, params: Any, lr: float):
+        every = [p for group in params for p in group["params"]]
+        super().__init__([{"params": [p for p in every if (p.ndim > 1) == flat]} for flat in (False, True)], lr)
+
+
 def named(monkeypatch: pytest.MonkeyPatch, cls: type) -> str:
     module = types.ModuleType("own_optimizers")
     module.__dict__.update({cls.__name__: cls})
@@ -187,7 +210,7 @@ def named(monkeypatch: pytest.MonkeyPatch, cls: type) -> str:
     return f"own_optimizers:{cls.__name__}"
 
 
-@pytest.mark.parametrize("cls", [Plain, Averaging, Drawing, Table, Telling, Sized])
+@pytest.mark.parametrize("cls", [Plain, Averaging, Drawing, Table, Telling, Sized, Short, OfKernels])
 def test_what_goes_on_is_taken_and_nothing_is_drawn_from_others(cls: type, monkeypatch: pytest.MonkeyPatch) -> None:
     module = net()
     before = torch.get_rng_state(), str(np.random.get_state())
@@ -218,3 +241,11 @@ def test_what_cannot_be_saved_or_loaded_is_refused_before(
     cls: type, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert words in error_of(net(), name=named(monkeypatch, cls)).problems[0].what
+
+
+def test_one_with_other_groups_than_it_is_given_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan's LR of a group would be another one's."""
+    groups = [{"params": r"weight$", "lr": 0.2}]
+    problem = error_of(net(), name=named(monkeypatch, Regrouping), groups=groups).problems[0]
+    assert "Regrouping has other param_groups than the 2 that it is given" in problem.what
+    assert problem.where == "optimizer"

@@ -37,8 +37,8 @@ def build_optimizer(
     momentum as uninitialised memory, which the next step then trains with.
 
     Raises:
-        ConfigError: the name leads nowhere, the optimizer refuses its arguments or parameters, or it keeps what no
-            checkpoint holds.
+        ConfigError: the name leads nowhere, the optimizer refuses its arguments or parameters, has other groups, or
+            keeps what no checkpoint holds.
     """
     with about(where("optimizer", "name")):
         cls = lookup.find("optimizer", optimizer.name)
@@ -103,15 +103,19 @@ def declared_momentum(optimizer: schema.Optimizer, where: Where) -> float | None
 def _construct(
     cls: Any, parameters: list[dict[str, Any]], name: str, args: dict[str, Any], at: str
 ) -> torch.optim.Optimizer:
+    given = [set(map(id, group["params"])) for group in parameters]
     try:
         built = cls(parameters, **args)
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
         if out_of_memory(error):
             raise
-        given = ", ".join(f"{key}={value!r}" for key, value in args.items())
-        raise ConfigError(f"{name} cannot be built with {given}: {error}", at) from error
+        shown = ", ".join(f"{key}={value!r}" for key, value in args.items())
+        raise ConfigError(f"{name} cannot be built with {shown}: {error}", at) from error
     if not isinstance(built, torch.optim.Optimizer):
         raise ConfigError(f"{name} must be a torch.optim.Optimizer, not {type(built).__name__}", at)
+    if given != [set(map(id, group["params"])) for group in built.param_groups]:  # LRs are set by a group's place
+        what = f"{name} has other param_groups than the {len(given)} that it is given"
+        raise ConfigError(what, at, "let it keep them as they are, and write the groups that it needs in the config")
     return built
 
 

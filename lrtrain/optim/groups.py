@@ -23,7 +23,7 @@ Where = Callable[..., str]
 
 NORM_AND_BIAS = "norm_and_bias"
 MAX_PATTERN = 1000  # characters
-MATCH_SECONDS = 1.0
+MATCH_SECONDS = 2.0  # for all groups' patterns together
 
 # What optimizers read once for all groups, so that a group's own value would be without effect.
 _FOR_ALL_GROUPS = ("fused", "foreach", "capturable", "differentiable", "initial_accumulator_value")
@@ -61,9 +61,10 @@ def make_groups(module: nn.Module, optimizer: schema.Optimizer, where: Where) ->
     rest = dict(trainable)
     groups: list[ParamGroup] = []
     owner: dict[str, str] = {}
+    patience = _Patience()
     for i, group in enumerate(optimizer.groups):
         name, at = group.name or group.params, where("optimizer", "groups", i, "params")
-        matched = _matching(group.params, trainable, at)
+        matched = _matching(group.params, trainable, at, patience)
         taken = [n for n in matched if n in rest]
         if not taken:
             holders = ", ".join(dict.fromkeys(repr(owner[n]) for n in matched))
@@ -106,18 +107,18 @@ def plain_args(args: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _matching(pattern: str, parameters: dict[str, nn.Parameter], at: str) -> list[str]:
+def _matching(pattern: str, parameters: dict[str, nn.Parameter], at: str, patience: _Patience) -> list[str]:
     """The names that a group's `params` matches, at least one."""
     if pattern == NORM_AND_BIAS:
         matched = [name for name, p in parameters.items() if p.ndim <= 1]
     else:
-        matched = _searched(pattern, parameters, at)
+        matched = _searched(pattern, parameters, at, patience)
     if not matched:
         raise ConfigError(f"no trainable parameter matches {quoted(pattern)}", at, _near(pattern, list(parameters)))
     return matched
 
 
-def _searched(pattern: str, names: Iterable[str], at: str) -> list[str]:
+def _searched(pattern: str, names: Iterable[str], at: str, patience: _Patience) -> list[str]:
     """The names in which a regular expression is found.
 
     Python's engine takes time exponential in a name's length for some, such as `(a+)+$`, and no rule tells which
@@ -135,11 +136,12 @@ def _searched(pattern: str, names: Iterable[str], at: str) -> list[str]:
             r"a dot is written \. and a bracket \(",
         ) from None
     try:
-        with _seconds_of_processor(MATCH_SECONDS):
+        with _bounded(patience):
             return [name for name in names if regex.search(name)]
     except _TookLongError:
         raise ConfigError(
-            f"searching the parameters' names for {quoted(pattern)} takes longer than {MATCH_SECONDS:g} s",
+            f"searching the parameters' names for {quoted(pattern)}, and what is above it, takes longer than "
+            f"{MATCH_SECONDS:g} s",
             at,
             "repeat nothing that repeats: in place of (a+)+ write a+, in place of (.*)* write .*",
         ) from None
@@ -149,8 +151,15 @@ class _TookLongError(Exception):
     """The processor's time is used up."""
 
 
+@dataclass
+class _Patience:
+    """Seconds of computing that are left for patterns."""
+
+    left: float = MATCH_SECONDS
+
+
 @contextmanager
-def _seconds_of_processor(seconds: float) -> Iterator[None]:
+def _bounded(patience: _Patience) -> Iterator[None]:
     """Bound what is done inside by the time that this process computes; Python allows it in the main thread alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -160,11 +169,11 @@ def _seconds_of_processor(seconds: float) -> Iterator[None]:
         raise _TookLongError
 
     before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    signal.setitimer(signal.ITIMER_VIRTUAL, max(patience.left, 1e-6))
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        patience.left, _ = signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
 
 

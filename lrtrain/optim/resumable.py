@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,11 @@ from lrtrain.random import key, seed_model, seeded
 _BEFORE = (7, 25)
 _AFTER = 12
 
+T = TypeVar("T")
+_Make = Callable[[list[dict[str, Any]]], Optimizer]
 
-def goes_on_otherwise(make: Callable[[list[dict[str, Any]]], Optimizer], groups: Sequence[ParamGroup]) -> str | None:
+
+def goes_on_otherwise(make: _Make, groups: Sequence[ParamGroup]) -> str | None:
     """In which way an optimizer would go on otherwise from a checkpoint; None where it would not.
 
     It trains stand-ins of two to a side, with as many sides as the parameters have; what it `kept` then is put into a
@@ -33,47 +37,63 @@ def goes_on_otherwise(make: Callable[[list[dict[str, Any]]], Optimizer], groups:
 
     Raises:
         CheckpointError: it keeps what a checkpoint cannot hold.
-        Exception: what its steps raise after some that went well.
     """
     with seeded(key("trial")):  # what is drawn here is not taken from others
         return next((found for before in _BEFORE if (found := _difference(make, groups, before))), None)
 
 
-def _difference(
-    make: Callable[[list[dict[str, Any]]], Optimizer], groups: Sequence[ParamGroup], before: int
-) -> str | None:
-    first = _Trial(make, groups, "first")
-    try:
-        for step in range(before):
-            first.step(step)
-    except Exception as error:  # it may need the network's own sizes, and nothing is known of it then
-        if out_of_memory(error):
-            raise
+def _difference(make: _Make, groups: Sequence[ParamGroup], before: int) -> str | None:
+    first = _tried(lambda: _trained(make, groups, before))
+    if isinstance(first, Exception):  # it may need the network's own sizes, and nothing is known of it then
         return None
     tensors, scalars = kept(first.optimizer, first.names)
-    second = _Trial(make, groups, "second")
-    with torch.no_grad():
-        for mine, theirs in zip(second.weights, first.weights, strict=True):
-            mine.copy_(theirs)
-    try:
-        put_back(second.optimizer, second.names, {name: tensor.clone() for name, tensor in tensors.items()}, scalars)
-    except Exception as error:  # of a class that may be anybody's
-        if out_of_memory(error):
-            raise
-        return f"it cannot be loaded: {type(error).__name__}: {error}"
+    second = _tried(lambda: _loaded(make, groups, first, tensors, scalars))
+    if isinstance(second, Exception):
+        return f"it cannot be loaded: {type(second).__name__}: {second}"
     for step in range(before, before + _AFTER):
-        first.step(step)
-        second.step(step)
+        if isinstance(_tried(partial(first.step, step)), Exception):  # it may be for shorter runs
+            return None
+        if isinstance(error := _tried(partial(second.step, step)), Exception):
+            return f"after a checkpoint at step {before} its steps raise {type(error).__name__}: {error}"
         for name, mine, theirs in zip(first.names, second.weights, first.weights, strict=True):
             if not _same(mine, theirs):
                 return f"after a checkpoint at step {before} it gives {name.partition(';')[0]} another value"
     return None
 
 
+def _tried(work: Callable[[], T]) -> T | Exception:
+    """What it gives, or what it raises, as a class that may be anybody's may raise anything."""
+    try:
+        return work()
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        return error
+
+
+def _trained(make: _Make, groups: Sequence[ParamGroup], steps: int) -> _Trial:
+    trial = _Trial(make, groups, "first")
+    for step in range(steps):
+        trial.step(step)
+    return trial
+
+
+def _loaded(
+    make: _Make, groups: Sequence[ParamGroup], saved: _Trial, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]
+) -> _Trial:
+    """Another one, as resume would make it of what is saved."""
+    trial = _Trial(make, groups, "second")
+    with torch.no_grad():
+        for mine, theirs in zip(trial.weights, saved.weights, strict=True):
+            mine.copy_(theirs)
+    put_back(trial.optimizer, trial.names, {name: tensor.clone() for name, tensor in tensors.items()}, scalars)
+    return trial
+
+
 class _Trial:
     """An optimizer over stand-ins for a network's parameters."""
 
-    def __init__(self, make: Callable[[list[dict[str, Any]]], Optimizer], groups: Sequence[ParamGroup], which: str):
+    def __init__(self, make: _Make, groups: Sequence[ParamGroup], which: str):
         self.weights: list[nn.Parameter] = []
         self.names: list[str] = []
         parameters = []
