@@ -34,7 +34,7 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
         return
     temporary = temporary or _beside(path, f".{os.getpid()}")
     try:
-        with _in_place_of(temporary) as file:
+        with in_place_of(temporary) as file:
             yield file
         os.replace(temporary, path)
     except BaseException:
@@ -114,7 +114,7 @@ def _beside(path: Path, whose: str = "") -> Path:
     return path.with_name(f".{path.name[:60]}{whose}.tmp")  # a name has at most 255 bytes
 
 
-def _in_place_of(path: Path) -> IO[bytes]:
+def in_place_of(path: Path) -> IO[bytes]:
     """A file that was not there: not what a link of its name leads to, and no pipe."""
     with suppress(FileExistsError):
         return path.open("xb")

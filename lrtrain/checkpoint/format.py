@@ -44,7 +44,7 @@ from lrtrain.checkpoint.move import MANIFEST, move
 from lrtrain.errors import CheckpointError, EnvironmentFault, about, what_to_do
 from lrtrain.foreign import opened, refuse_holes
 from lrtrain.tensor_header import Described, header_of, read_header
-from lrtrain.writing import sync_folder
+from lrtrain.writing import in_place_of, sync_folder
 
 _LARGE = 2**24  # bytes of a file
 _BUFFER = 2**20  # bytes, so that a hundred small tensors are one write
@@ -353,8 +353,8 @@ def steps(root: Path, after: int = -1, before: int | None = None) -> list[Path]:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file, and wait until the disk has it."""
-    with path.open("wb") as file:
+    """Write a file, whatever had its name, and wait until the disk has it."""
+    with in_place_of(path) as file:
         file.write(data)
         _to_disk(file)
 

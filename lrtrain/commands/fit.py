@@ -231,7 +231,7 @@ def follow(
     state, config = job.state, job.config
     metrics, timing = Metrics(run_dir.metrics, log_bytes), Timing(run_dir.timing)
     unplanned = _pruned(run_dir, config.checkpoint.keep)
-    checkpoints = Checkpoints(run_dir.checkpoints, state, config.checkpoint.keep, known, metrics.safe, unplanned)
+    checkpoints = Checkpoints(run_dir.checkpoints, state, config.checkpoint.keep, known, metrics.safe, unplanned, locks)
     status = Status(run_dir, state, job.recipe.best)
     command = again(run_dir, config)
     progress = Progress(screen, job.recipe.total_steps, job.plan.steps_per_epoch, state.step, len(job.groups) > 1)

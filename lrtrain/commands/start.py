@@ -47,8 +47,9 @@ def start(config_path: Path | None, overrides: Sequence[str] | None, *, trust: b
         ConfigError: it is wrong, or it lies in a run directory and names code outside lrtrain, without `trust`.
     """
     path = config_path or DEFAULT
+    foreign = is_from_a_run(path)  # before and after it is read: meanwhile it may be moved out of a run, and back
     config = load(config_path, overrides or ())
-    if is_from_a_run(path):
+    if foreign or is_from_a_run(path):
         config = _without_downloads(config)
         if not trust:
             own = f"name your own config in place of {path}, or if you know the code, say --trust"
@@ -82,7 +83,7 @@ def start_fit(
             if not resume:
                 refuse_lost_link(began)
                 refuse_other_files(began)
-                config = _begun_here(began, config_path or DEFAULT, overrides or ())
+                config = _begun_here(began, config_path or DEFAULT, overrides or (), trust=trust)
                 return Start(config, str(began.config), began.config.stem, began.config), began
             out = began.path
     if not resume and world.leads and out is not None:  # by the time that the others look, it may have begun to write
@@ -117,10 +118,18 @@ def start_fit(
     return Start(config, str(run_dir.config), run_dir.config.stem, run_dir.config), run_dir
 
 
-def _begun_here(run: RunDir, config_path: Path, overrides: Sequence[str]) -> RunConfig:
-    """The config that a run began with, as it is on this machine, whose images may lie elsewhere."""
+def _begun_here(run: RunDir, config_path: Path, overrides: Sequence[str], *, trust: bool) -> RunConfig:
+    """The config that a run began with, as it is on this machine, whose images may lie elsewhere.
+
+    Raises:
+        ConfigError: it names code that the command's own config does not, without `trust`: it was written since.
+    """
     own = [override for override in overrides if override.partition("=")[0] in OWN_OF_A_MACHINE]
     config = load(run.config, own)
+    if not trust and (named := code_of(config)):
+        said = [*overrides, *([config_path.read_text("utf-8", "replace")] if config_path.is_file() else [])]
+        if is_from_a_run(config_path) or any(not any(code in text for text in said) for code in named):
+            _refuse_foreign_code(config, f"see that {config_path} still names it, or if you know the code, say --trust")
     root = config.dataset.root
     if root is not None and not config.overridden("dataset", "root") and not os.path.exists(root):
         with suppress(LrtrainError):  # it may be being edited

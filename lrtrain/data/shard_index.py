@@ -189,7 +189,7 @@ def scanned(path: str, bar: Any) -> tuple[Shard | None, list[Problem]]:
 
     problems: list[Problem] = []
     try:
-        with open(path, "rb") as file:
+        with opened(Path(path), links=True) as file:
             refuse_holes(file)
             before = os.fstat(file.fileno())
             members = _Members(path, file, bar, problems)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from lrtrain.data.decode import decode_bytes, header, upright_size
 from lrtrain.data.pieces import MOST_FILE_BYTES
 from lrtrain.errors import BEYOND_FILES, DataError
+from lrtrain.foreign import opened
 
 # Files that a process keeps open: a quarter of what it may, which is most often 1024.
 _MAY_OPEN = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -126,7 +128,8 @@ class _Descriptor:
     """An open file, closed when nobody has it any more, so that none is closed while it is being read."""
 
     def __init__(self, path: str):
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with opened(Path(path), links=True) as file:
+            self.number = os.dup(file.fileno())
 
     def __del__(self) -> None:
         with suppress(AttributeError, OSError):  # it was not opened

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lrtrain.checkpoint import folder, format
 from lrtrain.engine.events import Event, SaveDue
 from lrtrain.engine.state import TrainState, snapshot
+from lrtrain.sinks import Sink
 
 
 class Checkpoints:
@@ -21,6 +22,7 @@ class Checkpoints:
         facts: what the manifest says besides the state: classes, versions, threads.
         log: what the manifest says of metrics.jsonl at this moment.
         unplanned: checkpoints that are there because the run was interrupted; the next one takes their place.
+        ours: asked before older checkpoints go; refuses where the folder is another one by now.
     """
 
     def __init__(
@@ -31,11 +33,13 @@ class Checkpoints:
         facts: Mapping[str, Any],
         log: Callable[[], Mapping[str, Any]],
         unplanned: Iterable[Path] = (),
+        ours: Sequence[Sink] = (),
     ):
         self.root, self._state, self._keep = root, state, keep
         self._unplanned = set(unplanned)
         self._facts, self._log = facts, log
         self._saved = state.step
+        self._ours = ours
 
     def __call__(self, event: Event) -> None:
         if not isinstance(event, SaveDue):
@@ -46,9 +50,13 @@ class Checkpoints:
         manifest = {**manifest, "planned": event.planned, **self._log(), **self._facts}
         path = format.write(self.root, event.step, parts, manifest)
         (self._unplanned.discard if event.planned else self._unplanned.add)(path)
+        for ours in self._ours:
+            ours(event)
         folder.point(self.root, "last", path)
         if event.best:
             folder.point(self.root, "best", path)
+        for ours in self._ours:
+            ours(event)
         folder.prune(self.root, self._keep, self._unplanned)
         self._saved = event.step
 

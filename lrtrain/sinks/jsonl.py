@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import mmap
 import os
 import resource
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -261,7 +263,20 @@ def _opened_to_append(path: Path) -> io.FileIO:
                 shutil.copyfileobj(shared, own)
                 own.flush()
                 os.fsync(own.fileno())  # what checkpoints say of the log holds after a power cut too
-    return path.open("ab", buffering=0)
+    file = open(path, "ab", buffering=0, opener=_no_link)  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return file
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file, not what a link leads to that another process has put in its place, and wait for no pipe."""
+    flags |= os.O_NOFOLLOW
+    try:
+        return os.open(path, flags | os.O_NONBLOCK, 0o666)
+    except BlockingIOError:  # another process has a lease on it, as file servers do: to wait has it given back
+        return os.open(path, flags, 0o666)
 
 
 def append(file: io.FileIO, path: Path, row: Mapping[str, Any]) -> bytes:

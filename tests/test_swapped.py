@@ -1,0 +1,118 @@
+"""What another process puts in a file's place after it was looked at is not followed out of the run, or waited for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lrtrain.checkpoint import folder, format
+from lrtrain.commands import start
+from lrtrain.data.shard_index import scanned
+from lrtrain.data.shards import _Descriptor
+from lrtrain.engine.events import SaveDue
+from lrtrain.errors import ConfigError, EnvironmentFault
+from lrtrain.sinks.checkpoints import Checkpoints
+from lrtrain.sinks.jsonl import _opened_to_append
+from lrtrain.sinks.lock import locked
+from lrtrain.sinks.run_dir import RunDir, mark_begun
+from lrtrain.world import World
+from tests.test_engine import job
+
+CONFIG = """model: {name: "MODEL"}
+dataset: {name: FakeData, val_fraction: 0.1}
+batch_size: 8
+epochs: 1
+optimizer: {name: SGD, lr: 0.1}
+"""
+
+
+@pytest.mark.parametrize("answers", [(True, False), (False, True)])
+def test_a_config_that_is_moved_out_of_a_run_while_it_is_read_is_no_own_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: tuple[bool, bool]
+) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("MODEL", "subprocess:run"))
+    left = iter(answers)
+    monkeypatch.setattr(start, "is_from_a_run", lambda path: next(left))
+    with pytest.raises(ConfigError, match="names code outside lrtrain: 'subprocess:run'"):
+        start.start(tmp_path / "config.yaml", None)
+
+
+def test_processes_started_again_run_no_code_that_the_config_has_been_given_since(tmp_path: Path) -> None:
+    own = tmp_path / "c.yaml"
+    own.write_text(CONFIG.replace("MODEL", "mine:net"))
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    mark_begun(run, World(0, 2, 0, launch="x"), ["x"])
+
+    def again(model: str, *overrides: str, trust: bool = False) -> str:
+        run.config.write_text(CONFIG.replace("MODEL", model))
+        world = World(0, 2, 0, restarts=1, launch="x")
+        started, _ = start.start_fit(own, overrides, run.path, resume=False, trust=trust, world=world)
+        return started.config.model.name
+
+    for refused in ("subprocess:run", "other:net"):
+        with pytest.raises(ConfigError, match="names code outside lrtrain"):
+            again(refused)
+        assert again(refused, trust=True) == refused
+    assert again("mine:net") == "mine:net"
+    assert again("other:net", "model.name=other:net") == "other:net"
+    own.unlink()
+    assert again("small_cnn") == "small_cnn"
+    with pytest.raises(ConfigError, match=r"see that .*c\.yaml still names it, or if you know the code, say --trust"):
+        again("mine:net")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("elsewhere")])
+def test_a_log_is_no_link_or_pipe_when_it_is_opened_either(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    (tmp_path / "elsewhere").write_text("mine")
+    make(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match=r"symbolic links|No such device"):
+        _opened_to_append(tmp_path / "metrics.jsonl")
+    assert (tmp_path / "elsewhere").read_text() == "mine"
+
+
+def test_a_pointer_is_written_through_no_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("mine")
+    (tmp_path / ".tmp-last.json").symlink_to(tmp_path / "elsewhere")
+    folder.point(tmp_path, "last", tmp_path / "step-00000001")
+    assert (tmp_path / "elsewhere").read_text() == "mine"
+    assert not (tmp_path / "last.json").is_symlink()
+    assert folder.pointed(tmp_path, "last") == tmp_path / "step-00000001"
+
+
+def test_the_checkpoints_of_another_run_are_not_deleted_in_place_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, other = RunDir(tmp_path / "run"), RunDir(tmp_path / "other")
+    other.path.mkdir()
+    state = job().state
+    for step in (1, 2, 3):
+        format.write(other.checkpoints, step, {"model": {}}, {})
+    (other.checkpoints / ".lock").touch()
+    write = format.write
+
+    def swapped(*args: object) -> Path:
+        path = write(*args)  # type: ignore[arg-type]
+        run.checkpoints.rename(tmp_path / "away")
+        run.checkpoints.symlink_to(other.checkpoints)
+        return path
+
+    with locked(run) as still_ours:
+        saved = Checkpoints(run.checkpoints, state, 1, {}, dict, ours=[still_ours])
+        monkeypatch.setattr(format, "write", swapped)
+        with pytest.raises(EnvironmentFault, match="lock was removed or replaced"):
+            saved(SaveDue(0, best=False))
+    names = [".lock", "step-00000001", "step-00000002", "step-00000003"]
+    assert sorted(path.name for path in other.checkpoints.iterdir()) == names
+
+
+def test_a_shard_that_has_become_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(OSError, match="it is no regular file"):
+        _Descriptor(str(tmp_path / "a.tar"))
+    found, problems = scanned(str(tmp_path / "a.tar"), None)
+    assert found is None
+    assert "it is no regular file" in str(problems[0])
