@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from PIL import Image
 from lrtrain.build import Job
 from lrtrain.checkpoint import format
 from lrtrain.commands import resume
-from lrtrain.commands.origin import facts
+from lrtrain.commands.origin import facts, origin
 from lrtrain.commands.rollback import roll_back
 from lrtrain.commands.together import refuse_other_start
 from lrtrain.engine import distributed
@@ -205,3 +207,29 @@ def test_of_several_processes_one_alone_does_what_leaves_no_run(folder: Path, co
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert says in first.stdout
     assert second.stdout + second.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("variables", "compiled", "said"),
+    [
+        ({}, True, ""),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AUTO"}, False, "ONEDNN_MAX_CPU_ISA=AVX2"),
+        ({"NVIDIA_TF32_OVERRIDE": "0"}, False, ""),  # on a CPU
+        ({"TORCH_COMPILE_DISABLE": "1"}, False, ""),
+        ({"TORCH_COMPILE_DISABLE": "1", "TORCHINDUCTOR_CACHE_DIR": "x"}, True, "TORCH_COMPILE_DISABLE=1"),
+        (
+            {"TORCHINDUCTOR_FREEZING": "1", "TORCHDYNAMO_DISABLE": "1"},
+            True,
+            "TORCHDYNAMO_DISABLE=1 TORCHINDUCTOR_FREEZING=1",
+        ),
+    ],
+)
+def test_variables_that_choose_kernels_are_told(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], compiled: bool, said: str
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("TORCH", "ONEDNN", "MKL", "DNNL"))]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    made = job()
+    assert origin(replace(made, config=made.config.model_copy(update={"compile": compiled})))["kernels"] == said

@@ -14,7 +14,6 @@ from lrtrain.commands.evaluate import _data_of
 from lrtrain.config.schema import RunConfig
 from tests.folders import noise
 from tests.hostile import Typed, assert_clear
-from tests.test_hostile_checkpoint import rewrite
 
 CONFIG = """
 seed: 1
@@ -162,20 +161,6 @@ def test_an_image_of_another_size_is_no_other_hold_out(typed: Typed, photos: Pat
     ended = typed("evaluate", "run")
     assert ended.code == 0, ended.err
     assert "warning: these are not the run's images as they were" in " ".join(ended.out.split())
-
-
-@pytest.mark.parametrize("dataset", [[1], {"train": [1]}, {"train": {"a": {}}, "val": {}}])
-@pytest.mark.parametrize("classes", [["a", "b"], ["a", "c"]])
-def test_a_manifest_that_says_nothing_of_images_is_no_bug(
-    typed: Typed, photos: Path, dataset: object, classes: list[str]
-) -> None:
-    assert typed("fit", "c.yaml", "--out", "run").code == 0
-    rewrite(Path("run/checkpoints/step-00000002"), dataset=dataset, classes=classes)
-    ended = typed("evaluate", "run", "--checkpoint", "last")
-    if classes == ["a", "b"]:
-        assert_clear(ended, 4, "the manifest's dataset cannot be read")
-    else:
-        assert_clear(ended, 3, "1 of its classes are gone: 'c'")
 
 
 def test_what_other_arguments_choose_are_other_images() -> None:

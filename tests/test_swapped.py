@@ -7,13 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lrtrain.checkpoint import folder, format
-from lrtrain.commands import start
+from lrtrain.commands import fit, start
+from lrtrain.commands.signals import stop_requests
 from lrtrain.data.shard_index import scanned
 from lrtrain.data.shards import _Descriptor
 from lrtrain.engine.events import SaveDue
-from lrtrain.errors import ConfigError, EnvironmentFault
+from lrtrain.errors import ConfigError, EnvironmentFault, RunDirError
+from lrtrain.models.weights import _safetensors
 from lrtrain.sinks.checkpoints import Checkpoints
 from lrtrain.sinks.jsonl import _opened_to_append
 from lrtrain.sinks.lock import locked
@@ -116,3 +120,46 @@ def test_a_shard_that_has_become_a_pipe_is_not_waited_for(tmp_path: Path) -> Non
     found, problems = scanned(str(tmp_path / "a.tar"), None)
     assert found is None
     assert "it is no regular file" in str(problems[0])
+
+
+@pytest.mark.parametrize("when", ["create", "show_plan"])
+def test_another_run_that_is_put_in_the_place_of_a_new_one_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    other, out = tmp_path / "other", tmp_path / "out"
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(
+        CONFIG.replace("epochs: 1", "steps: 2\nworkers: 0\ncheckpoint: {every: 1step}").replace("MODEL", "small_cnn")
+    )
+    begun = start.start(Path("c.yaml"), ["dataset.size=40", "dataset.num_classes=2", "dataset.image_size=[3,8,8]"])
+
+    def train(path: Path) -> int:
+        with stop_requests() as requests:
+            return fit.run(begun, path, None, requests)
+
+    assert train(other) == 0
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    there = getattr(fit, when)
+
+    def swapped(*args: object, **more: object) -> object:
+        done = there(*args, **more)
+        out.rename(tmp_path / "away")
+        out.symlink_to(other)
+        return done
+
+    monkeypatch.setattr(fit, when, swapped)
+    with pytest.raises((RunDirError, EnvironmentFault), match=r"is not empty|lock was removed or replaced"):
+        train(out)
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds an open file in /proc")
+def test_weights_are_read_from_the_file_that_was_looked_at(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file({"w": torch.ones(3)}, file)
+
+    def swap(_: object) -> None:
+        file.unlink()
+        os.mkfifo(file)
+
+    assert _safetensors(file, swap)[0]["w"].tolist() == [1.0] * 3

@@ -42,6 +42,7 @@ from lrtrain.sinks.run_dir import (
     ORIGIN,
     RunDir,
     begun_with,
+    check_free,
     create,
     mark_begun,
     refuse_among_classes,
@@ -111,6 +112,7 @@ def run(
             refuse_small_disk(out, _checkpoint_bytes(job))
             run_dir = create(out, start.name)
             locks = [held.enter_context(locked(run_dir))]
+            check_free(run_dir.path)  # another process may have put another folder in its place
             mark_begun(run_dir, world, launches)
         run_dir = RunDir(Path(told_by_the_leader(str(run_dir), world)))
         if screen is None:
@@ -229,6 +231,7 @@ def follow(
     """
     show_plan(job, screen, run_dir, drawn=drawn)
     state, config = job.state, job.config
+    _hand(SaveDue(state.step, best=False), locks)  # before anything is cut or deleted
     metrics, timing = Metrics(run_dir.metrics, log_bytes), Timing(run_dir.timing)
     unplanned = _pruned(run_dir, config.checkpoint.keep)
     checkpoints = Checkpoints(run_dir.checkpoints, state, config.checkpoint.keep, known, metrics.safe, unplanned, locks)
@@ -274,7 +277,7 @@ def follow(
     return _conclude(end, job, run_dir, screen, status)
 
 
-def _hand(event: Event, sinks: list[Sink]) -> None:
+def _hand(event: Event, sinks: Sequence[Sink]) -> None:
     for sink in sinks:
         sink(event)
 

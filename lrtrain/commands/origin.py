@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -36,15 +38,23 @@ FACTS = (
 
 
 # What has libraries compute with other kernels than they would take, or by fewer digits.
-_KERNELS = (
-    "ONEDNN_MAX_CPU_ISA",
-    "DNNL_MAX_CPU_ISA",
-    "ONEDNN_DEFAULT_FPMATH_MODE",
-    "DNNL_DEFAULT_FPMATH_MODE",
-    "MKL_CBWR",
-    "MKL_ENABLE_INSTRUCTIONS",
-    "NVIDIA_TF32_OVERRIDE",
-    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+_KERNELS = {
+    "cpu": (
+        "ONEDNN_MAX_CPU_ISA",
+        "DNNL_MAX_CPU_ISA",
+        "ONEDNN_DEFAULT_FPMATH_MODE",
+        "DNNL_DEFAULT_FPMATH_MODE",
+        "MKL_CBWR",
+        "MKL_ENABLE_INSTRUCTIONS",
+    ),
+    "cuda": ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+}
+_COMPILERS = re.compile(r"TORCH(_COMPILE|DYNAMO)_DISABLE|TORCHINDUCTOR_(?!.*CACHE).+")
+_AS_IF_UNSET = ("", "all", "auto", "default")
+# What of a CPU's flags decides which kernels there are.
+_FLAGS = frozenset(
+    ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16")
+    + ("amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16", "sve", "sve2")
 )
 
 
@@ -61,7 +71,7 @@ def origin(job: Job) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else job.device.type,
         "processor": _processor() if job.device.type == "cpu" else None,
-        "kernels": " ".join(f"{name}={os.environ[name]:.40}" for name in _KERNELS if os.environ.get(name)),
+        "kernels": _kernels(job),
         "threads": torch.get_num_threads(),
         "processes": job.state.world.size,
         "torch": torch.__version__,
@@ -71,12 +81,29 @@ def origin(job: Job) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The CPU, whose kernels are chosen by what it can and by the size of its caches; and what torch takes it for."""
-    name = platform.processor() or platform.machine()
+    """The CPU, whose kernels are chosen by what it can and by the size of its caches; and what torch takes it for.
+
+    A virtual machine may be given no more of its name than the maker.
+    """
+    said: dict[str, str] = {}
     with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:  # Linux
-        named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        name = next(named, name)
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+        for line in itertools.takewhile(str.strip, lines):  # the first core's
+            key, _, value = line.partition(":")
+            said[key.strip().lower()] = value.strip()
+    name = said.get("model name") or platform.processor() or platform.machine()
+    which = [f"{key} {said[key]}" for key in ("cpu family", "model", "cpu part", "cache size") if key in said]
+    flags = sorted(_FLAGS.intersection(said.get("flags", said.get("features", "")).split()))
+    return ", ".join([name, *which, torch.backends.cpu.get_cpu_capability(), *flags])
+
+
+def _kernels(job: Job) -> str:
+    """The variables of the environment by which other kernels are taken."""
+    names = [
+        *_KERNELS.get(job.device.type, ()),
+        *(filter(_COMPILERS.fullmatch, os.environ) if job.config.compile else ()),
+    ]
+    given = {name: os.environ.get(name, "") for name in sorted(names)}
+    return " ".join(f"{name}={value:.40}" for name, value in given.items() if value.lower() not in _AS_IF_UNSET)
 
 
 def facts(job: Job) -> dict[str, Any]:

@@ -304,11 +304,16 @@ def _compared(found: Checkpoint, job: Job, known: Mapping[str, Any], wishes: Wis
     if (said := found.manifest["steps_per_epoch"]) != job.plan.steps_per_epoch:
         what = f"the manifest's steps_per_epoch is {said:,}, and an epoch has {job.plan.steps_per_epoch:,} steps"
         raise CheckpointError(what, str(found.path), COPY)
-    differ = [f"{key}: {began.get(key)!r} then, {now[key]!r} now" for key in now if began.get(key) != now[key]]
+    differ = [
+        f"{key}: {repr(began[key]) if key in began else 'not recorded'} then, {now[key]!r} now"
+        for key in now
+        if key not in began or began[key] != now[key]
+    ]
     if differ:
         alone = ", and unset MKL_NUM_THREADS" if "MKL_NUM_THREADS" in os.environ else ""
         threads = f"set OMP_NUM_THREADS={began['threads']}{alone}; or" if began["threads"] != now["threads"] else ""
-        _refuse_inexact(found, differ, threads, wishes)
+        kernels = "set those variables as they were then; or" if began.get("kernels") != now["kernels"] else ""
+        _refuse_inexact(found, differ, threads or kernels, wishes)
     return bool(found.manifest.get("exact", True)) and not differ
 
 

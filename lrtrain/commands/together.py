@@ -62,10 +62,11 @@ def refuse_other_start(known: Mapping[str, Any], world: World) -> None:
             hint="every machine needs the same images, under the same names: copy the dataset once more",
         )
     if differ:
-        kinds = (f"{key} {own} and not {leaders}" for key, (leaders, own) in differ.items())
+        kinds = (f"{key} {own or 'none'} and not {leaders or 'none'}" for key, (leaders, own) in differ.items())
         raise DistributedError(
             f"process {world.rank} would not compute what process 0 does: it has {', '.join(kinds)}",
-            hint="every machine needs the same GPUs and versions, and OMP_NUM_THREADS set to the same number",
+            hint="every machine needs the same GPUs (without any, the same CPU) and versions, and the same environment "
+            "variables, OMP_NUM_THREADS among them",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from typing import Literal
 
@@ -53,7 +54,7 @@ def _refuse_missing_threads() -> None:
     threads = torch.get_num_threads()
     limit = os.environ.get("OMP_THREAD_LIMIT", "").strip()
     found = {
-        "OMP_THREAD_LIMIT": limit.isdecimal() and int(limit) < threads,
+        "OMP_THREAD_LIMIT": re.fullmatch(r"\+?0*[1-9][0-9]{0,9}", limit) is not None and int(limit) < threads,
         "OMP_MAX_ACTIVE_LEVELS": os.environ.get("OMP_MAX_ACTIVE_LEVELS", "").strip() == "0",
         "OMP_DYNAMIC": os.environ.get("OMP_DYNAMIC", "").strip().lower() == "true",
     }

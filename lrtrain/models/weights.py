@@ -109,15 +109,17 @@ def _unreadable(file: Path, error: OSError) -> EnvironmentFault:
 def _safetensors(file: Path, look: Look) -> tuple[dict[str, Tensor], dict[str, str]]:
     with opened(file, links=True) as content:
         header = read_header(content, repr(str(file)))
-    empty = {name: torch.empty(of.shape, dtype=of.dtype, device="meta") for name, of in header.items()}
-    look(_state_dict(empty, file, "meta"))
-    try:
-        with safe_open(file, framework="pt", device="cpu") as held:
-            tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 - no dict
-            return tensors, dict(held.metadata() or {})
-    except SafetensorError as error:
-        what = f"{str(file)!r} is not a whole safetensors file: {error}"
-        raise CheckpointError(what, hint="restore it from a copy") from error
+        empty = {name: torch.empty(of.shape, dtype=of.dtype, device="meta") for name, of in header.items()}
+        look(_state_dict(empty, file, "meta"))
+        # The file that was looked at, whatever has its name by now: for a pipe it would be waited without end.
+        same = f"/proc/self/fd/{content.fileno()}"
+        try:
+            with safe_open(same if os.path.exists(same) else file, framework="pt", device="cpu") as held:
+                tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 - no dict
+                return tensors, dict(held.metadata() or {})
+        except SafetensorError as error:
+            what = f"{str(file)!r} is not a whole safetensors file: {error}"
+            raise CheckpointError(what, hint="restore it from a copy") from error
 
 
 def _torch_file(file: Path) -> object:
