@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from lrtrain import foreign
 from lrtrain.checkpoint import format
+from lrtrain.engine.consistent import refuse_other_story
 from lrtrain.errors import CheckpointError
 from lrtrain.sinks.jsonl import _opened_to_append, refuse_other_log, rows
 from tests.hostile import Typed, assert_clear
+from tests.test_engine import job
 from tests.test_hostile_checkpoint import manifest_of, rewrite, trained, typed
 
 __all__ = ["trained", "typed"]
@@ -207,3 +212,14 @@ def test_a_row_that_no_run_writes_is_not_read_into_memory(tmp_path: Path) -> Non
 def test_a_json_text_of_more_parts_than_any_has_is_not_parsed() -> None:
     with pytest.raises(ValueError, match="more than 1,000,000 objects and lists"):
         foreign.json_object(b'{"a": [' + b"[]," * 1_000_000 + b"0]}")
+
+
+def test_of_a_log_no_more_rows_are_read_than_a_run_can_have() -> None:
+    made = job()
+    endless = {"failed": 9, "step": 1, "factor": 0.5, "loss": None, "acc1": None}
+
+    def endlessly(event: str, step: int | None) -> Iterator[Mapping[str, Any]]:
+        return itertools.repeat(endless) if step is None else iter(())
+
+    with pytest.raises(CheckpointError, match=r"rollbacks: 0 in the manifest, and metrics\.jsonl has more"):
+        refuse_other_story(made.state, made.recipe, endlessly, Mock(path="step-00000001"))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from lrtrain.checkpoint.format import Checkpoint
-from lrtrain.checkpoint.manifest import COPY
+from lrtrain.checkpoint.manifest import COPY, MAX_ROLLBACKS
 from lrtrain.engine.state import Best, TrainState
 from lrtrain.engine.train import Recipe, due
 from lrtrain.errors import CheckpointError
@@ -78,6 +79,9 @@ def refuse_other_story(
         CheckpointError: names what the log says otherwise.
     """
 
+    def evaluations() -> Iterator[Mapping[str, Any]]:
+        return islice(rows("eval", None), state.step + 1)  # there are no more; a log may have been written by anybody
+
     def row(step: int) -> Mapping[str, Any] | None:
         return next(rows("eval", step), None)
 
@@ -87,7 +91,7 @@ def refuse_other_story(
     what = ""
     for name, (best, monitor) in watched.items():
         if best.value is None:
-            if any(said.get(_LOGGED.get(monitor, "")) is not None for said in rows("eval", None)):
+            if any(said.get(_LOGGED.get(monitor, "")) is not None for said in evaluations()):
                 what = f"{name}: there is none in the manifest, and metrics.jsonl has evaluations"
             continue
         found = row(best.step)
@@ -96,16 +100,17 @@ def refuse_other_story(
             what = f"{name}: {monitor} is {best.value} at step {best.step} in the manifest, and metrics.jsonl {said}"
     key = _LOGGED.get(recipe.plateau or "")
     low = math.inf if state.live is None else float(state.live.state()["best"])
-    if key and math.isfinite(low) and not any(said.get(key) == low for said in rows("eval", None)):
+    if key and math.isfinite(low) and not any(said.get(key) == low for said in evaluations()):
         what = f"plateau: its best {recipe.plateau} is {low}, and metrics.jsonl has no such evaluation"
     was_due = state.step and due(state.step, recipe.eval_every, recipe)
     if (state.pending or was_due) and (row(state.step) is None) != state.pending:
         what = (
             f"pending: {state.pending}, and metrics.jsonl has {'an' if state.pending else 'no'} evaluation of its step"
         )
-    logged = sorted(str((one.get("failed"), one.get("step"), one.get("factor"))) for one in rows("rollback", None))
+    back = islice(rows("rollback", None), MAX_ROLLBACKS + 1)
+    logged = sorted(str((one.get("failed"), one.get("step"), one.get("factor"))) for one in back)
     if logged != sorted(str((one.failed, one.to, one.factor)) for one in state.rollbacks):
-        what = f"rollbacks: {len(state.rollbacks)} in the manifest, and metrics.jsonl has {len(logged)}, or other ones"
+        what = f"rollbacks: {len(state.rollbacks)} in the manifest, and metrics.jsonl has more, fewer or other ones"
     if what:
         raise CheckpointError(f"the checkpoint contradicts the log: {what}", str(checkpoint.path), COPY)
 
