@@ -213,7 +213,8 @@ def test_of_several_processes_one_alone_does_what_leaves_no_run(folder: Path, co
     ("variables", "compiled", "said"),
     [
         ({}, True, ""),
-        ({"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AUTO"}, False, "ONEDNN_MAX_CPU_ISA=AVX2"),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AUTO"}, False, "MKL_CBWR=AUTO ONEDNN_MAX_CPU_ISA=AVX2"),
+        ({"ONEDNN_MAX_CPU_ISA": "ALL", "DNNL_MAX_CPU_ISA": ""}, True, ""),
         ({"NVIDIA_TF32_OVERRIDE": "0"}, False, ""),  # on a CPU
         ({"TORCH_COMPILE_DISABLE": "1"}, False, ""),
         ({"TORCH_COMPILE_DISABLE": "1", "TORCHINDUCTOR_CACHE_DIR": "x"}, True, "TORCH_COMPILE_DISABLE=1"),

@@ -51,8 +51,10 @@ def test_processes_started_again_run_no_code_that_the_config_has_been_given_sinc
     run.path.mkdir()
     mark_begun(run, World(0, 2, 0, launch="x"), ["x"])
 
-    def again(model: str, *overrides: str, trust: bool = False) -> str:
+    def again(model: str, *overrides: str, trust: bool = False, mode: int = 0o777) -> str:
         run.config.write_text(CONFIG.replace("MODEL", model))
+        run.path.chmod(mode)
+        run.config.chmod(0o644)
         world = World(0, 2, 0, restarts=1, launch="x")
         started, _ = start.start_fit(own, overrides, run.path, resume=False, trust=trust, world=world)
         return started.config.model.name
@@ -64,6 +66,7 @@ def test_processes_started_again_run_no_code_that_the_config_has_been_given_sinc
     assert again("mine:net") == "mine:net"
     assert again("other:net", "model.name=other:net") == "other:net"
     own.unlink()
+    assert again("other:net", mode=0o755) == "other:net"  # nobody else can have written it
     assert again("small_cnn") == "small_cnn"
     with pytest.raises(ConfigError, match=r"see that .*c\.yaml still names it, or if you know the code, say --trust"):
         again("mine:net")

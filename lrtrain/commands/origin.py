@@ -50,7 +50,7 @@ _KERNELS = {
     "cuda": ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
 }
 _COMPILERS = re.compile(r"TORCH(_COMPILE|DYNAMO)_DISABLE|TORCHINDUCTOR_(?!.*CACHE).+")
-_AS_IF_UNSET = ("", "all", "auto", "default")
+_AS_IF_UNSET = ("", "all", "default")  # for oneDNN; MKL's "auto" changes bits
 # What of a CPU's flags decides which kernels there are.
 _FLAGS = frozenset(
     ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -122,11 +123,12 @@ def _begun_here(run: RunDir, config_path: Path, overrides: Sequence[str], *, tru
     """The config that a run began with, as it is on this machine, whose images may lie elsewhere.
 
     Raises:
-        ConfigError: it names code that the command's own config does not, without `trust`: it was written since.
+        ConfigError: without `trust`, it names code that the command's own config does not, and others may have
+            written it since.
     """
     own = [override for override in overrides if override.partition("=")[0] in OWN_OF_A_MACHINE]
     config = load(run.config, own)
-    if not trust and (named := code_of(config)):
+    if not trust and not _is_ours_alone(run) and (named := code_of(config)):
         said = [*overrides, *([config_path.read_text("utf-8", "replace")] if config_path.is_file() else [])]
         if is_from_a_run(config_path) or any(not any(code in text for text in said) for code in named):
             _refuse_foreign_code(config, f"see that {config_path} still names it, or if you know the code, say --trust")
@@ -136,6 +138,12 @@ def _begun_here(run: RunDir, config_path: Path, overrides: Sequence[str], *, tru
             moved = load(config_path, overrides).dataset.root
             config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"root": moved})})
     return config
+
+
+def _is_ours_alone(run: RunDir) -> bool:
+    """Whether nobody else may write the config of a run, or put another in its place."""
+    found = [os.stat(path) for path in (run.path, run.config)]
+    return all(status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) for status in found)
 
 
 def start_from_run(path: Path, overrides: Sequence[str] | None, *, trust: bool, evaluates: bool = False) -> RunConfig:
