@@ -295,6 +295,22 @@ def test_a_damaged_file_is_no_wrong_argument(tmp_path, name, content):
     assert "cannot open MNIST" in refused(DataError, name="MNIST", root=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("invalid literal for int() with base 10: 'unknown'"),
+        TypeError("list indices must be integers or slices, not str"),
+    ],
+)
+def test_what_a_file_holds_is_no_wrong_argument(error):
+    class Listed(Parts):
+        def __init__(self, split="train"):
+            raise error
+
+    with pytest.raises(DataError, match="cannot open Listed"):
+        torchvision_source(Listed, seed=1)
+
+
 @pytest.mark.parametrize("labels", [60, 20])
 def test_labels_of_another_split_are_counted_against_the_images(tmp_path, labels):
     write_mnist(tmp_path, 40)

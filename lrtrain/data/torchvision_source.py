@@ -56,6 +56,7 @@ _VAL_NAMES = ("val", "valid", "validation")
 # Where arguments are checked, and what is said of them there; whatever else goes wrong is in the files.
 _CHECKS = ("__init__", "verify_str_arg", "_verify_folds")
 _ABOUT_ARGUMENTS = re.compile(r"argument|alid values|xpected type|must be|should be|nknown", re.IGNORECASE)
+_OF_CONTENT = re.compile("invalid literal|could not convert|indices must be")  # what Python says of a file's
 _MOST_MATLAB = 8_000_000  # bytes, some three times what the lists of 8,144 cars take
 _MOST_LABELS = 10_000_000
 _MATLAB_S = 20.0
@@ -433,7 +434,8 @@ def _of_arguments(error: Exception) -> bool:
     """Whether a constructor that was called by the catcher took no such arguments, and read no file yet."""
     _, *inside = traceback.walk_tb(error.__traceback__)
     raised_by = inside[-1][0].f_code.co_name if inside else "__init__"  # none where Python itself refused the call
-    return raised_by in _CHECKS and bool(_ABOUT_ARGUMENTS.search(str(error)))
+    said = str(error)
+    return raised_by in _CHECKS and bool(_ABOUT_ARGUMENTS.search(said)) and not _OF_CONTENT.search(said)
 
 
 def _unopened(cls: type, given: Mapping[str, Any], error: Exception) -> DataError:

@@ -43,6 +43,7 @@ _TIMM_LOADS = {
 
 # Read by every torch.load; it refuses to have both.
 _WEIGHTS_ONLY, _IN_FULL = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+_MOST_MEAN = 10.0  # of pixels, which are from 0 to 1: many publish means of pixels from 0 to 255
 _MOST_PARAMETERS = 10_000  # tensors; the largest of torchvision and timm have some 2,000
 _MOST_LAYERS = 50_000  # as any one number of timm's arguments
 
@@ -405,6 +406,9 @@ def _load_file(model: schema.Model, built: BuiltModel, num_classes: int, in_chan
         loaded = load_into(built.module, state, num_classes, source)
         own = {} if {"mean", "std"} & metadata.keys() else of_its_run(Path(os.path.expanduser(source)))
         known = normalisation_of(metadata | own, source)
+        if not own and any(abs(mean) > _MOST_MEAN for mean in known.get("mean", ())):
+            what = f"{source!r} names a mean of {metadata['mean']!r}, and here pixels are from 0 to 1"
+            raise CheckpointError(what, hint="in the file, divide its mean and std by 255, if its pixels are up to 255")
         if len(known.get("mean", ())) not in (0, in_channels, 3 if in_channels == 1 else in_channels):
             raise CheckpointError(
                 f"{source!r} names a mean and a std of {len(known['mean'])} channels; the images have {in_channels}"
