@@ -342,6 +342,8 @@ def test_an_image_of_one_wide_row_is_read(tmp_path):
             lambda path: path.write_bytes(b"P3 1001 1000 255 " + b"1 " * 9),
             "a PPM in plain text of 3,003,000 numbers; at",
         ),
+        (lambda path: path.write_bytes(b"P2 4 4 255 " + b"#\n" * 500_000 + b"1 " * 16), "more than 10,000 comments"),
+        (lambda path: path.write_bytes(b"P2 40 40 255 " + b"#\n" * 9_000 + b"1 " * 1600), None),
         (lambda path: path.write_bytes(png(12_000, 12_000)), "it has 12,000 x 12,000 pixels, which take"),
         (lambda path: path.write_bytes(png(97_000_000, 1)), "it has 97,000,000 x 1 pixels, which take"),
         (lambda path: tiled(path, 20_000), "it has 8 x 8 pixels, which take"),

@@ -18,7 +18,7 @@ from PIL import Image
 from lrtrain.build import Job
 from lrtrain.checkpoint import format
 from lrtrain.commands import resume
-from lrtrain.commands.origin import facts, origin
+from lrtrain.commands.origin import _processor, facts, origin
 from lrtrain.commands.rollback import roll_back
 from lrtrain.commands.together import refuse_other_start
 from lrtrain.engine import distributed
@@ -214,7 +214,9 @@ def test_of_several_processes_one_alone_does_what_leaves_no_run(folder: Path, co
     [
         ({}, True, ""),
         ({"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AUTO"}, False, "MKL_CBWR=AUTO ONEDNN_MAX_CPU_ISA=AVX2"),
-        ({"ONEDNN_MAX_CPU_ISA": "ALL", "DNNL_MAX_CPU_ISA": ""}, True, ""),
+        ({"ONEDNN_MAX_CPU_ISA": "ALL", "DNNL_MAX_CPU_ISA": "", "ONEDNN_DEFAULT_FPMATH_MODE": "STRICT"}, True, ""),
+        ({"ONEDNN_MAX_CPU_ISA": "\udcff\x1b"}, False, "ONEDNN_MAX_CPU_ISA=\\udcff\\x1b"),
+        ({"TORCHINDUCTOR_COMPILE_THREADS": "1"}, True, ""),
         ({"NVIDIA_TF32_OVERRIDE": "0"}, False, ""),  # on a CPU
         ({"TORCH_COMPILE_DISABLE": "1"}, False, ""),
         ({"TORCH_COMPILE_DISABLE": "1", "TORCHINDUCTOR_CACHE_DIR": "x"}, True, "TORCH_COMPILE_DISABLE=1"),
@@ -234,3 +236,23 @@ def test_variables_that_choose_kernels_are_told(
         monkeypatch.setenv(name, value)
     made = job()
     assert origin(replace(made, config=made.config.model_copy(update={"compile": compiled})))["kernels"] == said
+
+
+def test_a_cpu_is_told_by_more_than_its_name(tmp_path: Path) -> None:
+    """Virtual machines may say no more than the maker's."""
+    known = "processor\t: 0\nmodel name\t: AMD EPYC\ncpu family\t: 25\nmodel\t\t: 17\ncache size\t: 512 KB\nflags\t: fma avx2"
+    others = [
+        known,
+        known.replace("25", "26"),
+        known.replace("17", "1"),
+        known.replace("512", "1024"),
+        known + " amx_tile",
+    ]
+    said = []
+    for text in others:
+        (tmp_path / "cpuinfo").write_text(text + " sse\n\nprocessor\t: 1\nmodel name\t: another\n")
+        said.append(_processor(str(tmp_path / "cpuinfo")))
+    assert said[0].startswith("AMD EPYC, cpu family 25, model 17, cache size 512 KB, ")
+    assert said[0].endswith(", avx2, fma")
+    assert len(set(said)) == len(others)
+    assert _processor(str(tmp_path / "nothing")).endswith(torch.backends.cpu.get_cpu_capability())

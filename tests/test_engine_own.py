@@ -200,3 +200,23 @@ def test_a_save_notices_a_parameter_that_was_replaced() -> None:
         next(events)
     with pytest.raises(ConfigError, match=r"replaces its parameter 'head\.weight' while"):
         snapshot(made.state)
+
+
+class Sorting(torch.optim.SGD):
+    """Muon's own code sorts them by size."""
+
+    def __init__(self, params: Any, lr: float):
+        params = list(params)
+        for group in params:
+            group["params"] = sorted(group["params"], key=lambda parameter: -parameter.numel())
+        super().__init__(params, lr, momentum=0.9)
+
+
+def test_what_an_optimizer_keeps_has_its_parameters_names_in_whichever_order_it_has_them() -> None:
+    made = job(optimizer={"name": f"{__name__}:Sorting", "lr": 0.1})
+    run(made)
+    parameters = dict(made.state.model.named_parameters())
+    parts, _ = snapshot(made.state)
+    for name, kept in parts["optimizer"].items():
+        assert kept is made.state.optimizer.state[parameters[name.rpartition("/")[0]]]["momentum_buffer"]
+    assert len(parts["optimizer"]) == len(parameters)

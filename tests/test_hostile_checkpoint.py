@@ -268,6 +268,7 @@ CASES: list[tuple[str, Change, tuple[str, ...]]] = [
     ("epochs of another length", fields(steps_per_epoch=4), ("steps_per_epoch is 4, and an epoch has 15",)),
     ("no origin", fields(origin=...), ("the manifest lacks origin",)),
     ("an empty origin", fields(origin={}), ("origin.threads: Field required",)),
+    ("an origin of less", fields(origin={"threads": 1, "processes": 1}), ("processor: not recorded then", "and 2 more")),
     ("an origin of lists", fields(origin={"threads": 1, "processes": 1, "device": []}), ("origin.device",)),
     ("an unknown field that is a list", fields(more=[1]), ("not what lrtrain writes: more",)),
     ("a dataset of other parts", fields(dataset={"train": {"cats": {"images": 1, "sha256": "", "more": []}}}), ("dataset.train.cats.more",)),

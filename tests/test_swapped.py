@@ -15,15 +15,11 @@ from lrtrain.commands import fit, start
 from lrtrain.commands.signals import stop_requests
 from lrtrain.data.shard_index import scanned
 from lrtrain.data.shards import _Descriptor
-from lrtrain.engine.events import SaveDue
 from lrtrain.errors import ConfigError, EnvironmentFault, RunDirError
 from lrtrain.models.weights import _safetensors
-from lrtrain.sinks.checkpoints import Checkpoints
 from lrtrain.sinks.jsonl import _opened_to_append
-from lrtrain.sinks.lock import locked
 from lrtrain.sinks.run_dir import RunDir, mark_begun
 from lrtrain.world import World
-from tests.test_engine import job
 
 CONFIG = """model: {name: "MODEL"}
 dataset: {name: FakeData, val_fraction: 0.1}
@@ -31,6 +27,22 @@ batch_size: 8
 epochs: 1
 optimizer: {name: SGD, lr: 0.1}
 """
+
+
+def small_config() -> start.Start:
+    """Of two steps, a checkpoint after each, of which one is kept."""
+    longer = "steps: 2\nworkers: 0\ncheckpoint: {every: 1step, keep: 1}"
+    Path("c.yaml").write_text(CONFIG.replace("epochs: 1", longer).replace("MODEL", "small_cnn"))
+    return start.start(Path("c.yaml"), ["dataset.size=40", "dataset.num_classes=2", "dataset.image_size=[3,8,8]"])
+
+
+def train(begun: start.Start, out: Path) -> int:
+    with stop_requests() as requests:
+        return fit.run(begun, out, None, requests)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("answers", [(True, False), (False, True)])
@@ -51,12 +63,14 @@ def test_processes_started_again_run_no_code_that_the_config_has_been_given_sinc
     run.path.mkdir()
     mark_begun(run, World(0, 2, 0, launch="x"), ["x"])
 
-    def again(model: str, *overrides: str, trust: bool = False, mode: int = 0o777) -> str:
-        run.config.write_text(CONFIG.replace("MODEL", model))
+    def again(
+        model: str, *overrides: str, trust: bool = False, mode: int = 0o777, data: str = "FakeData", given: Path = own
+    ) -> str:
+        run.config.write_text(CONFIG.replace("MODEL", model).replace("FakeData", data))
         run.path.chmod(mode)
         run.config.chmod(0o644)
         world = World(0, 2, 0, restarts=1, launch="x")
-        started, _ = start.start_fit(own, overrides, run.path, resume=False, trust=trust, world=world)
+        started, _ = start.start_fit(given, overrides, run.path, resume=False, trust=trust, world=world)
         return started.config.model.name
 
     for refused in ("subprocess:run", "other:net"):
@@ -64,6 +78,14 @@ def test_processes_started_again_run_no_code_that_the_config_has_been_given_sinc
             again(refused)
         assert again(refused, trust=True) == refused
     assert again("mine:net") == "mine:net"
+    with pytest.raises(ConfigError, match="names code outside lrtrain"):
+        again("mine:net", data="other:images")
+    sent = tmp_path / "sent" / "config.yaml"
+    sent.parent.mkdir()
+    sent.write_text(own.read_text())
+    (sent.parent / "metrics.jsonl").touch()
+    with pytest.raises(ConfigError, match="names code outside lrtrain"):
+        again("mine:net", given=sent)
     assert again("other:net", "model.name=other:net") == "other:net"
     own.unlink()
     assert again("other:net", mode=0o755) == "other:net"  # nobody else can have written it
@@ -72,12 +94,19 @@ def test_processes_started_again_run_no_code_that_the_config_has_been_given_sinc
         again("mine:net")
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("elsewhere")])
-def test_a_log_is_no_link_or_pipe_when_it_is_opened_either(tmp_path: Path, make: Callable[[Path], object]) -> None:
+def pipe(path: Path) -> int:
+    os.mkfifo(path)
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # that somebody reads
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, pipe, lambda path: path.symlink_to("elsewhere")])
+def test_a_log_is_no_link_or_pipe_when_it_is_opened_either(tmp_path: Path, make: Callable[[Path], int | None]) -> None:
     (tmp_path / "elsewhere").write_text("mine")
-    make(tmp_path / "metrics.jsonl")
-    with pytest.raises(OSError, match=r"symbolic links|No such device"):
+    reader = make(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match=r"symbolic links|No such device|no regular file"):
         _opened_to_append(tmp_path / "metrics.jsonl")
+    if reader is not None:
+        os.close(reader)
     assert (tmp_path / "elsewhere").read_text() == "mine"
 
 
@@ -90,30 +119,29 @@ def test_a_pointer_is_written_through_no_link(tmp_path: Path) -> None:
     assert folder.pointed(tmp_path, "last") == tmp_path / "step-00000001"
 
 
+@pytest.mark.parametrize("after", ["write", "point"])
 def test_the_checkpoints_of_another_run_are_not_deleted_in_place_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
 ) -> None:
-    run, other = RunDir(tmp_path / "run"), RunDir(tmp_path / "other")
-    other.path.mkdir()
-    state = job().state
-    for step in (1, 2, 3):
-        format.write(other.checkpoints, step, {"model": {}}, {})
-    (other.checkpoints / ".lock").touch()
-    write = format.write
+    monkeypatch.chdir(tmp_path)
+    begun = small_config()
+    other, out = RunDir(tmp_path / "other"), RunDir(tmp_path / "out")
+    assert train(begun, other.path) == 0
+    before = contents(other.path)
+    module = {"write": format, "point": folder}[after]
+    there = getattr(module, after)
 
-    def swapped(*args: object) -> Path:
-        path = write(*args)  # type: ignore[arg-type]
-        run.checkpoints.rename(tmp_path / "away")
-        run.checkpoints.symlink_to(other.checkpoints)
-        return path
+    def swapped(root: Path, *args: object) -> object:
+        done = there(root, *args)
+        if not root.is_symlink() and (root / "step-00000002").exists():
+            root.rename(tmp_path / "away")
+            root.symlink_to(other.checkpoints)
+        return done
 
-    with locked(run) as still_ours:
-        saved = Checkpoints(run.checkpoints, state, 1, {}, dict, ours=[still_ours])
-        monkeypatch.setattr(format, "write", swapped)
-        with pytest.raises(EnvironmentFault, match="lock was removed or replaced"):
-            saved(SaveDue(0, best=False))
-    names = [".lock", "step-00000001", "step-00000002", "step-00000003"]
-    assert sorted(path.name for path in other.checkpoints.iterdir()) == names
+    monkeypatch.setattr(module, after, swapped)
+    with pytest.raises(EnvironmentFault, match="lock was removed or replaced"):
+        train(begun, out.path)
+    assert contents(other.path) == before
 
 
 def test_a_shard_that_has_become_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
@@ -129,19 +157,11 @@ def test_a_shard_that_has_become_a_pipe_is_not_waited_for(tmp_path: Path) -> Non
 def test_another_run_that_is_put_in_the_place_of_a_new_one_is_left_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    other, out = tmp_path / "other", tmp_path / "out"
     monkeypatch.chdir(tmp_path)
-    Path("c.yaml").write_text(
-        CONFIG.replace("epochs: 1", "steps: 2\nworkers: 0\ncheckpoint: {every: 1step}").replace("MODEL", "small_cnn")
-    )
-    begun = start.start(Path("c.yaml"), ["dataset.size=40", "dataset.num_classes=2", "dataset.image_size=[3,8,8]"])
-
-    def train(path: Path) -> int:
-        with stop_requests() as requests:
-            return fit.run(begun, path, None, requests)
-
-    assert train(other) == 0
-    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    begun = small_config()
+    other, out = tmp_path / "other", tmp_path / "out"
+    assert train(begun, other) == 0
+    before = contents(other)
     there = getattr(fit, when)
 
     def swapped(*args: object, **more: object) -> object:
@@ -152,8 +172,8 @@ def test_another_run_that_is_put_in_the_place_of_a_new_one_is_left_as_it_is(
 
     monkeypatch.setattr(fit, when, swapped)
     with pytest.raises((RunDirError, EnvironmentFault), match=r"is not empty|lock was removed or replaced"):
-        train(out)
-    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+        train(begun, out)
+    assert contents(other) == before
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds an open file in /proc")

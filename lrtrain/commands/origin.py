@@ -17,6 +17,7 @@ import lrtrain
 from lrtrain.build import Job
 from lrtrain.config.schema import RunConfig
 from lrtrain.data.fingerprint import fingerprint
+from lrtrain.errors import printable
 
 # What may differ between a run and its continuation, because no result depends on it.
 _FREE_TO_CHANGE = ("workers", "cache", "log_every", "checkpoint.disk_full_wait", "dataset.download")
@@ -49,8 +50,8 @@ _KERNELS = {
     ),
     "cuda": ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
 }
-_COMPILERS = re.compile(r"TORCH(_COMPILE|DYNAMO)_DISABLE|TORCHINDUCTOR_(?!.*CACHE).+")
-_AS_IF_UNSET = ("", "all", "default")  # for oneDNN; MKL's "auto" changes bits
+_COMPILERS = re.compile(r"TORCH(_COMPILE|DYNAMO)_DISABLE|TORCHINDUCTOR_(?!.*CACHE|COMPILE_THREADS).+")
+_AS_IF_UNSET = ("", "all", "default", "strict")  # for oneDNN; MKL's "auto" changes bits
 # What of a CPU's flags decides which kernels there are.
 _FLAGS = frozenset(
     ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16")
@@ -80,13 +81,13 @@ def origin(job: Job) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _processor(cpuinfo: str = "/proc/cpuinfo") -> str:
     """The CPU, whose kernels are chosen by what it can and by the size of its caches; and what torch takes it for.
 
     A virtual machine may be given no more of its name than the maker.
     """
     said: dict[str, str] = {}
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:  # Linux
+    with suppress(OSError), open(cpuinfo, encoding="utf-8", errors="replace") as lines:  # Linux
         for line in itertools.takewhile(str.strip, lines):  # the first core's
             key, _, value = line.partition(":")
             said[key.strip().lower()] = value.strip()
@@ -103,7 +104,9 @@ def _kernels(job: Job) -> str:
         *(filter(_COMPILERS.fullmatch, os.environ) if job.config.compile else ()),
     ]
     given = {name: os.environ.get(name, "") for name in sorted(names)}
-    return " ".join(f"{name}={value:.40}" for name, value in given.items() if value.lower() not in _AS_IF_UNSET)
+    return " ".join(
+        f"{name}={printable(value[:40])}" for name, value in given.items() if value.lower() not in _AS_IF_UNSET
+    )
 
 
 def facts(job: Job) -> dict[str, Any]:

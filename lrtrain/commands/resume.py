@@ -33,6 +33,7 @@ from lrtrain.sinks.run_dir import RunDir
 from lrtrain.world import World
 
 _LENGTH = ("epochs", "steps", "extended")
+_MOST_SHOWN = 4
 
 Policy = Literal["hold", "rescale", "restart"]
 
@@ -319,8 +320,10 @@ def _compared(found: Checkpoint, job: Job, known: Mapping[str, Any], wishes: Wis
 
 def _refuse_inexact(found: Checkpoint, differ: Sequence[str], instead: str, wishes: Wishes) -> None:
     if not wishes.allow_inexact:
+        more = [f"and {len(differ) - _MOST_SHOWN} more"] if len(differ) > _MOST_SHOWN else []
+        shown = "\n".join([*differ[:_MOST_SHOWN], *more])
         raise CheckpointError(
-            "the results would not be the same bits as those of an uninterrupted run:\n" + "\n".join(differ),
+            f"the results would not be the same bits as those of an uninterrupted run:\n{shown}",
             str(found.path),
             f"{instead} go on all the same with --allow-inexact, which the checkpoints will say for ever".lstrip(),
         )

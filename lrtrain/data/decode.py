@@ -193,7 +193,9 @@ def header(file: IO[bytes]) -> Image.Image:
     file.seek(0)
     pieces = Pieces(file)
     image = Image.open(cast(IO[bytes], pieces), formats=FORMATS)
-    pieces.tiles = len(getattr(image, "tile", ()))
+    tiles = getattr(image, "tile", ())
+    pieces.tiles = len(tiles)
+    pieces.counts_comments = any(tile[0] == "ppm_plain" for tile in tiles)
     return image
 
 

@@ -277,7 +277,7 @@ class _Members:
 
         self._refuse_compressed()
         behind = 0
-        with tarfile.open(fileobj=self._file, mode="r:", tarinfo=_Header) as tar:
+        with tarfile.open(self.path, "r:", self._file, tarinfo=_Header) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else they fill the memory; webdataset does it too
                 self.latest = name = member.name
