@@ -320,6 +320,17 @@ def test_an_image_of_one_wide_row_is_read(tmp_path):
     assert (made == np.rint(pixels / 257)).all()
 
 
+def test_an_image_is_turned_without_writing_its_exif_anew(tmp_path, monkeypatch):
+    """Of 20 MB that takes 9 s."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.new("RGB", (4, 8)).save(tmp_path / "a.png", exif=exif)
+    written = []
+    monkeypatch.setattr(Image.Exif, "tobytes", lambda *args: written.append(args) or b"")
+    assert decode(tmp_path / "a.png", 3).shape == (3, 4, 8)
+    assert not written
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

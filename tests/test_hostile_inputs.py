@@ -136,6 +136,12 @@ def test_a_chain_that_takes_hours_to_plan_is_refused(typed: Typed) -> None:
     assert_clear(ended, 2, "of 2 schedulers would be asked 30,000,000 times; at most 20,000,000 are planned")
 
 
+def test_a_plan_of_many_steps_of_many_groups_is_refused(typed: Typed) -> None:
+    more = ("steps=20000000", "model={name: resnet18}", "optimizer.layer_decay=0.9")
+    ended = typed("preview", "c.yaml", *(part for value in more for part in ("--set", value)))
+    assert_clear(ended, 2, "LRs, of ", "groups; at most 100,000,000 are planned", "no layer_decay")
+
+
 def test_a_group_has_no_argument_before_its_value_is_wrong(typed: Typed) -> None:
     ended = typed("preview", "c.yaml", "--set", "optimizer.groups=[{params: conv, betas: 3}]")
     assert_clear(ended, 2, "SGD has no argument 'betas'")

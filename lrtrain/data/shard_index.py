@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -398,8 +399,8 @@ class _Fields(dict[str, Any]):
 
     def __init__(self, pairs: list[tuple[str, Any]]):
         super().__init__(pairs)
-        names = [name for name, _ in pairs if name in ("label", "cls")]
-        self.twice = sorted({name for name in names if names.count(name) > 1})
+        names = Counter(name for name, _ in pairs if name in ("label", "cls"))
+        self.twice = sorted(name for name, count in names.items() if count > 1)
 
 
 def _json_label(data: Any) -> str:

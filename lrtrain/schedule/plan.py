@@ -25,6 +25,8 @@ from lrtrain.schedule.layout import MOST_STEPS, Stretch, lay_out
 from lrtrain.schedule.plateau import Live, Plateau
 from lrtrain.schedule.segments import is_shape, joined, segment
 
+_MOST_LRS = 100_000_000  # two minutes, and 800 MB
+
 __all__ = ["Curve", "GroupLR", "Live", "Plan", "Span", "make_plan"]
 
 
@@ -194,6 +196,9 @@ def _planned(config: RunConfig, groups: Sequence[GroupLR], steps_per_epoch: int)
 def _assemble(config: RunConfig, groups: tuple[GroupLR, ...], resolved: list[tuple[Stretch, Scheduler]]) -> Plan:
     columns, speakers = _shared_columns(groups, [scheduler for _, scheduler in resolved])
     distinct = [groups[g] for g in speakers]
+    if (lrs := sum(stretch.ticks for stretch, _ in resolved) * len(distinct)) > _MOST_LRS:
+        what = f"the plan would have {lrs:,} LRs, of {len(distinct):,} groups; at most {_MOST_LRS:,} are planned"
+        raise ConfigError(what, config.where("optimizer"), "take fewer groups, no layer_decay, or fewer steps")
     problems: list[Problem] = []
     segments: list[Curve] = []
     for stretch, scheduler in resolved:

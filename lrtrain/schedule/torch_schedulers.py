@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,8 +63,8 @@ def tabulate(make: Callable[[Optimizer], Any], groups: Sequence[GroupLR], ticks:
     scheduler = make(optimizer)
     optimizer.step()
     step, written = _stepper(scheduler), optimizer.param_groups
-    lrs = [group["lr"] for group in written]
-    momenta = [] if groups[0].momentum is None else [group["momentum"] for group in written]
+    lrs = array("d", [group["lr"] for group in written])  # eight bytes each, where a list takes 32
+    momenta = array("d", [] if groups[0].momentum is None else [group["momentum"] for group in written])
     for _ in range(ticks - 1):
         step()
         for group in written:
