@@ -15,7 +15,9 @@ import pytest
 
 from lrtrain import foreign
 from lrtrain.checkpoint import format
+from lrtrain.checkpoint.manifest import MAX_ROLLBACKS
 from lrtrain.engine.consistent import refuse_other_story
+from lrtrain.engine.state import Rollback
 from lrtrain.errors import CheckpointError
 from lrtrain.sinks.jsonl import _opened_to_append, refuse_other_log, rows
 from tests.hostile import Typed, assert_clear
@@ -223,3 +225,19 @@ def test_of_a_log_no_more_rows_are_read_than_a_run_can_have() -> None:
 
     with pytest.raises(CheckpointError, match=r"rollbacks: 0 in the manifest, and metrics\.jsonl has more"):
         refuse_other_story(made.state, made.recipe, endlessly, Mock(path="step-00000001"))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_every_row_that_a_run_can_have_is_looked_at(more: int) -> None:
+    """The oldest of its evaluations, and as many times that it went back as it may."""
+    made = job()
+    made.state.step = 9
+    made.state.rollbacks = [Rollback(failed=5, to=4, factor=0.5)] * MAX_ROLLBACKS
+    back = [{"failed": 5, "step": 4, "factor": 0.5}] * (MAX_ROLLBACKS + more)
+    evaluations = [{"loss": None, "acc1": None}] * 8 + [{"loss": 1.0, "acc1": 0.5}] * (1 - more)
+    log = {"eval": evaluations, "rollback": back}
+    wanted = "rollbacks: 3 in the manifest" if more else "best: there is none in the manifest"
+    with pytest.raises(CheckpointError, match=wanted):
+        refuse_other_story(
+            made.state, made.recipe, lambda event, step: iter(log[event] if step is None else ()), Mock(path="x")
+        )

@@ -398,6 +398,12 @@ def test_a_network_of_layers_without_end_is_refused(
         built(name, **args)
 
 
+@pytest.mark.parametrize("width", [10_000_000, 65_000_000])  # of the second the sizes are beyond 64 bits
+def test_a_network_that_would_fill_the_memory_is_refused_before_it_does(width: int) -> None:
+    with pytest.raises(EnvironmentFault, match=r"has weights of .* GiB, and this machine has"):
+        built("resnet9", width=width)
+
+
 def test_a_network_of_timms_that_would_fill_the_memory_is_refused_before_it_does() -> None:
     pytest.importorskip("timm")
     with pytest.raises(EnvironmentFault, match=r"has weights of .* GiB, and this machine has"):

@@ -56,7 +56,9 @@ def test_a_config_that_is_moved_out_of_a_run_while_it_is_read_is_no_own_one(
         start.start(tmp_path / "config.yaml", None)
 
 
-def test_processes_started_again_run_no_code_that_the_config_has_been_given_since(tmp_path: Path) -> None:
+def test_processes_started_again_run_no_code_that_the_config_has_been_given_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = tmp_path / "c.yaml"
     own.write_text(CONFIG.replace("MODEL", "mine:net"))
     run = RunDir(tmp_path / "run")
@@ -89,6 +91,12 @@ def test_processes_started_again_run_no_code_that_the_config_has_been_given_sinc
     assert again("other:net", "model.name=other:net") == "other:net"
     own.unlink()
     assert again("other:net", mode=0o755) == "other:net"  # nobody else can have written it
+    for mode in (0o775, 0o757):
+        with pytest.raises(ConfigError, match="names code outside lrtrain"):
+            again("other:net", mode=mode)
+    monkeypatch.setattr("os.geteuid", lambda: 12_345)
+    with pytest.raises(ConfigError, match="names code outside lrtrain"):
+        again("other:net", mode=0o755)
     assert again("small_cnn") == "small_cnn"
     with pytest.raises(ConfigError, match=r"see that .*c\.yaml still names it, or if you know the code, say --trust"):
         again("mine:net")

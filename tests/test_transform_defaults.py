@@ -316,6 +316,19 @@ def test_normalisation_of_the_weights_goes_before_that_of_the_dataset():
     assert gray.resolved_transforms["val"][-1]["mean"] == list(source.mean)
 
 
+def test_a_normalisation_of_weights_for_pixels_up_to_255_is_refused_where_it_is_used(folder):
+    def made(**given):
+        section = Dataset(name="imagefolder", root=str(folder), **given)
+        source = open_source(section, 1, where)
+        return make_pipeline(source, section, seed=1, where=where, mean_std=((-123.7, 1.0, 1.0), (58.4, 1.0, 1.0)))
+
+    with pytest.raises(ConfigError, match=r"the weights name a mean of -123\.7, 1\.0, 1\.0, and here") as caught:
+        made()
+    assert caught.value.problems[0].where.endswith("weights")
+    assert "divide their mean and std by 255" in caught.value.problems[0].hint
+    assert made(**lists(train=[BARE, OWN])).resolved_transforms["val"][-2:] == [BARE, OWN]
+
+
 @pytest.mark.parametrize(
     ("given", "what", "place"),
     [

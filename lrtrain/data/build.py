@@ -37,6 +37,7 @@ from lrtrain.data.transforms import (
 )
 from lrtrain.errors import ConfigError, DataError, Problem, about
 
+_MOST_MEAN = 10.0  # of pixels, which are from 0 to 1: many publish means of pixels from 0 to 255
 _TRIED = 4  # images that a transform list is tried on before training
 
 
@@ -100,6 +101,10 @@ def make_pipeline(
             return shared
         fitting = mean_std is not None and len(mean_std[0]) == channels
         mean, std = mean_std if mean_std is not None and fitting else default_statistics(source, channels)
+        if max(map(abs, mean)) > _MOST_MEAN:
+            what = f"the weights name a mean of {', '.join(map(str, mean))}, and here pixels are from 0 to 1"
+            hint = "divide their mean and std by 255 if they are of pixels up to 255; or write Normalize in transforms"
+            raise ConfigError(what, where("model", "weights"), hint)
         return [TO_FLOAT, {"name": "Normalize", "mean": list(mean), "std": list(std)}]
 
     def made(name: str, entries: Sequence[Entry]) -> tuple[list[Entry], list[Step]]:

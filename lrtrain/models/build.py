@@ -43,7 +43,6 @@ _TIMM_LOADS = {
 
 # Read by every torch.load; it refuses to have both.
 _WEIGHTS_ONLY, _IN_FULL = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-_MOST_MEAN = 10.0  # of pixels, which are from 0 to 1: many publish means of pixels from 0 to 255
 _MOST_PARAMETERS = 10_000  # tensors; the largest of torchvision and timm have some 2,000
 _MOST_LAYERS = 50_000  # as any one number of timm's arguments
 
@@ -218,8 +217,10 @@ def _refuse_huge(builder: Callable[..., Any], model: schema.Model, where: Where,
         size = sum(tensor.numel() * tensor.element_size() for tensor in (*shapes.parameters(), *shapes.buffers()))
     except LrtrainError:
         raise
-    except Exception:  # the real call will tell, and code that computes with its weights cannot without them
-        return
+    except Exception as error:  # the real call will tell, and code that computes with its weights cannot without them
+        if "Storage size calculation overflowed" not in str(error):
+            return
+        size = 2**63  # or more
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
         given = ", ".join(f"{name}={quoted(value)}" for name, value in model.args.items())
@@ -406,9 +407,6 @@ def _load_file(model: schema.Model, built: BuiltModel, num_classes: int, in_chan
         loaded = load_into(built.module, state, num_classes, source)
         own = {} if {"mean", "std"} & metadata.keys() else of_its_run(Path(os.path.expanduser(source)))
         known = normalisation_of(metadata | own, source)
-        if not own and any(abs(mean) > _MOST_MEAN for mean in known.get("mean", ())):
-            what = f"{source!r} names a mean of {metadata['mean']!r}, and here pixels are from 0 to 1"
-            raise CheckpointError(what, hint="in the file, divide its mean and std by 255, if its pixels are up to 255")
         if len(known.get("mean", ())) not in (0, in_channels, 3 if in_channels == 1 else in_channels):
             raise CheckpointError(
                 f"{source!r} names a mean and a std of {len(known['mean'])} channels; the images have {in_channels}"
