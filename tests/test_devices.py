@@ -97,3 +97,5 @@ def test_fewer_threads_than_torch_counts_on_are_refused(
     monkeypatch.setenv(name, value)
     with pytest.raises(EnvironmentFault, match=re.escape(f"{name}={value} lets fewer")) if refused else nullcontext():
         choose_device("cpu", "c.yaml")
+    gpus(1, monkeypatch)
+    assert choose_device("cuda", "c.yaml").type == "cuda"  # which needs none of them

@@ -25,7 +25,6 @@ def choose_device(name: str, where: str, world: World = ALONE) -> torch.device:
         ConfigError: it is not there. Nothing else is taken instead.
         EnvironmentFault: the environment takes threads away that torch counts on.
     """
-    _refuse_missing_threads()
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
     if name == "auto":
@@ -44,6 +43,8 @@ def choose_device(name: str, where: str, world: World = ALONE) -> torch.device:
             where,
             f"available: {found}; `device: auto` takes the best of them",
         )
+    if device.type == "cpu":
+        _refuse_missing_threads()
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)
     return device
