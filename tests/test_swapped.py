@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -29,11 +30,13 @@ optimizer: {name: SGD, lr: 0.1}
 """
 
 
-def small_config() -> start.Start:
+def small_config(*more: str) -> start.Start:
     """Of two steps, a checkpoint after each, of which one is kept."""
     longer = "steps: 2\nworkers: 0\ncheckpoint: {every: 1step, keep: 1}"
     Path("c.yaml").write_text(CONFIG.replace("epochs: 1", longer).replace("MODEL", "small_cnn"))
-    return start.start(Path("c.yaml"), ["dataset.size=40", "dataset.num_classes=2", "dataset.image_size=[3,8,8]"])
+    return start.start(
+        Path("c.yaml"), ["dataset.size=40", "dataset.num_classes=2", "dataset.image_size=[3,8,8]", *more]
+    )
 
 
 def train(begun: start.Start, out: Path) -> int:
@@ -127,31 +130,6 @@ def test_a_pointer_is_written_through_no_link(tmp_path: Path) -> None:
     assert folder.pointed(tmp_path, "last") == tmp_path / "step-00000001"
 
 
-@pytest.mark.parametrize("after", ["write", "point"])
-def test_the_checkpoints_of_another_run_are_not_deleted_in_place_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    begun = small_config()
-    other, out = RunDir(tmp_path / "other"), RunDir(tmp_path / "out")
-    assert train(begun, other.path) == 0
-    before = contents(other.path)
-    module = {"write": format, "point": folder}[after]
-    there = getattr(module, after)
-
-    def swapped(root: Path, *args: object) -> object:
-        done = there(root, *args)
-        if not root.is_symlink() and (root / "step-00000002").exists():
-            root.rename(tmp_path / "away")
-            root.symlink_to(other.checkpoints)
-        return done
-
-    monkeypatch.setattr(module, after, swapped)
-    with pytest.raises(EnvironmentFault, match="lock was removed or replaced"):
-        train(begun, out.path)
-    assert contents(other.path) == before
-
-
 def test_a_shard_that_has_become_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.tar")
     with pytest.raises(OSError, match="it is no regular file"):
@@ -161,24 +139,36 @@ def test_a_shard_that_has_become_a_pipe_is_not_waited_for(tmp_path: Path) -> Non
     assert "it is no regular file" in str(problems[0])
 
 
-@pytest.mark.parametrize("when", ["create", "show_plan"])
-def test_another_run_that_is_put_in_the_place_of_a_new_one_is_left_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+@pytest.mark.parametrize(
+    ("module", "name", "part", "since"),
+    [
+        (fit, "create", "", ""),
+        (fit, "show_plan", "", ""),
+        (format, "write", "checkpoints", "step-00000002/manifest.json"),
+        (folder, "point", "checkpoints", "last.json"),
+        (folder, "point", "checkpoints", "best.json"),
+    ],
+)
+def test_another_run_that_is_put_in_the_place_of_this_one_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, part: str, since: str
 ) -> None:
+    """Once it says `since` that there is step 2."""
     monkeypatch.chdir(tmp_path)
     begun = small_config()
     other, out = tmp_path / "other", tmp_path / "out"
-    assert train(begun, other) == 0
+    assert train(small_config("steps=4", "checkpoint.keep=9"), other) == 0
     before = contents(other)
-    there = getattr(fit, when)
+    there, said = getattr(module, name), out / part / since
 
     def swapped(*args: object, **more: object) -> object:
         done = there(*args, **more)
-        out.rename(tmp_path / "away")
-        out.symlink_to(other)
+        if not since or (said.exists() and "step-00000002" in f"{said}{said.read_text()}"):
+            (out / part).rename(tmp_path / "away")
+            (out / part).symlink_to(other / part)
+            monkeypatch.setattr(module, name, there)
         return done
 
-    monkeypatch.setattr(fit, when, swapped)
+    monkeypatch.setattr(module, name, swapped)
     with pytest.raises((RunDirError, EnvironmentFault), match=r"is not empty|lock was removed or replaced"):
         train(begun, out)
     assert contents(other) == before

@@ -22,7 +22,7 @@ class Checkpoints:
         facts: what the manifest says besides the state: classes, versions, threads.
         log: what the manifest says of metrics.jsonl at this moment.
         unplanned: checkpoints that are there because the run was interrupted; the next one takes their place.
-        ours: asked before older checkpoints go; refuses where the folder is another one by now.
+        ours: asked before each change but the first; refuses where the folder is another one by now.
     """
 
     def __init__(
@@ -50,15 +50,16 @@ class Checkpoints:
         manifest = {**manifest, "planned": event.planned, **self._log(), **self._facts}
         path = format.write(self.root, event.step, parts, manifest)
         (self._unplanned.discard if event.planned else self._unplanned.add)(path)
-        for ours in self._ours:
-            ours(event)
-        folder.point(self.root, "last", path)
-        if event.best:
-            folder.point(self.root, "best", path)
-        for ours in self._ours:
-            ours(event)
+        for name in ("last", "best") if event.best else ("last",):
+            self._refuse_lost(event)
+            folder.point(self.root, name, path)
+        self._refuse_lost(event)
         folder.prune(self.root, self._keep, self._unplanned)
         self._saved = event.step
+
+    def _refuse_lost(self, event: Event) -> None:
+        for ours in self._ours:
+            ours(event)
 
 
 def point_again(root: Path, checkpoint: format.Checkpoint) -> str | None:
